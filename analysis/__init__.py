@@ -1,0 +1,1 @@
+"""Results to tables, figures and a report; needs neither torch nor Ray."""

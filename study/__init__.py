@@ -1,0 +1,1 @@
+"""Many trials: configuration, search, launch, resume, console and command line."""

@@ -1,0 +1,1 @@
+"""One trial of a study: what is trained, sampled, checked and evaluated."""

@@ -1,0 +1,271 @@
+"""What a trial reports: names, types, units and meanings. Standard library only.
+
+This module is the one thing that `analysis` and `trainables` share, so results can be read on a machine without
+torch or Ray. Every table a study writes (`trials.parquet`, `epochs.parquet`, `signals/*.parquet`) has its columns here.
+null means "not measured"; NaN is never written as a number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+SCHEMA_VERSION = 1
+
+ColumnType = Literal["string", "int64", "float64", "bool"]
+
+
+class Outcome(StrEnum):
+    """How a trial stands or ended. A run is "stable for n iterations", never "stable"."""
+
+    PENDING = "pending"
+    """Proposed, not started."""
+    RUNNING = "running"
+    COMPLETED = "completed"
+    """Trained for its whole budget without tripping the detector's verdict."""
+    DIVERGED = "diverged"
+    """Non-finite or blown-up energies: a measured result, not an error."""
+    COLLAPSED = "collapsed"
+    """Bounded energies, useless model: the L2 term's trivial optimum, or samples worse than p0's own."""
+    STOPPED = "stopped"
+    """Cut off by the study's budget; censored at its last iteration."""
+    INTERRUPTED = "interrupted"
+    """Cut off by an interrupt, a kill or a lost machine; `mebm resume` goes on with it."""
+    FAILED = "failed"
+    """An error: a bug, out of memory, a lost worker. Says nothing about stability."""
+
+    @property
+    def finished(self) -> bool:
+        """True where a resumed study does not run the trial again."""
+        return self not in (Outcome.PENDING, Outcome.RUNNING, Outcome.INTERRUPTED)
+
+
+class Cause(StrEnum):
+    """Why a trial diverged or collapsed, or why the detector raised its alarm."""
+
+    NONFINITE_LOSS = "nonfinite_loss"
+    """The loss is NaN or infinite. The released check `|loss| > 1e5` is False for NaN."""
+    NONFINITE_ENERGY = "nonfinite_energy"
+    """An energy in the batch is NaN or infinite."""
+    NONFINITE_GRADIENT = "nonfinite_gradient"
+    """The norm of the parameters' gradient is NaN or infinite."""
+    LOSS_LIMIT = "loss_limit"
+    """|generative loss| above the released limit of 1e5."""
+    ENERGY_MAGNITUDE = "energy_magnitude"
+    """max |E| over the batch above its limit (off by default: energies have a free offset)."""
+    GRADIENT_NORM = "gradient_norm"
+    """Norm of the parameters' gradient above its limit (off by default)."""
+    ENERGY_GAP_HARD = "energy_gap_hard"
+    """|E+ - E-| above the hard limit, once."""
+    ENERGY_GAP = "energy_gap"
+    """|E+ - E-| above min(gap_limit, l2_fraction / lambda) for `gap_patience` iterations in a row."""
+    TRIVIAL_OPTIMUM = "trivial_optimum"
+    """The energy gap sits at the L2 term's own optimum, -1 / lambda."""
+    WORSE_THAN_P0 = "worse_than_p0"
+    """At the end of its budget the trial's samples score worse than its untrained initial distribution."""
+
+
+CAUSE_TEXT: dict[Cause, str] = {
+    Cause.NONFINITE_LOSS: "loss is not finite",
+    Cause.NONFINITE_ENERGY: "an energy is not finite",
+    Cause.NONFINITE_GRADIENT: "gradient is not finite",
+    Cause.LOSS_LIMIT: "|loss| above its limit",
+    Cause.ENERGY_MAGNITUDE: "max |E| above its limit",
+    Cause.GRADIENT_NORM: "gradient norm above its limit",
+    Cause.ENERGY_GAP_HARD: "energy gap above the hard limit",
+    Cause.ENERGY_GAP: "energy gap ran away",
+    Cause.TRIVIAL_OPTIMUM: "energy gap at the L2 term's trivial optimum",
+    Cause.WORSE_THAN_P0: "samples worse than p0's own",
+}
+"""A cause in words, for the console and the report."""
+
+
+@dataclass(frozen=True)
+class DetectorRule:
+    """Thresholds of the divergence detector, free of the energies' arbitrary offset.
+
+    Alarm when |gap| > min(gap_limit, l2_fraction / lambda) for `gap_patience` iterations in a row (lambda > 0; else
+    gap_limit alone), |gap| > hard_gap_limit once, |generative loss| > loss_limit once, or any of the checked signals
+    is not finite. gap = mean E(x+) - mean E(x-), low energy on data.
+    """
+
+    gap_limit: float = 2.0
+    """Largest |energy gap| a healthy run keeps, in energy units."""
+    gap_patience: int = 3
+    """Iterations in a row the gap must stay beyond its limit."""
+    l2_fraction: float = 0.5
+    """With an L2 term of weight lambda the limit is at most this fraction of its trivial optimum 1 / lambda."""
+    hard_gap_limit: float = 20.0
+    """|energy gap| that raises the alarm at once."""
+    loss_limit: float = 1e5
+    """The released scripts' own check on |generative loss| (sndnyang/mebm train_maebm.py)."""
+
+    def limit_for(self, l2_weight: float) -> float:
+        """The limit on |energy gap| for a run whose L2 term has weight `l2_weight` (lambda >= 0)."""
+        return min(self.gap_limit, self.l2_fraction / l2_weight) if l2_weight > 0 else self.gap_limit
+
+    def __post_init__(self) -> None:
+        for name in ("gap_limit", "l2_fraction", "hard_gap_limit", "loss_limit"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be > 0, but got {getattr(self, name)}")
+        if self.gap_patience < 1:
+            raise ValueError(f"gap_patience must be >= 1, but got {self.gap_patience}")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a results table."""
+
+    name: str
+    type: ColumnType
+    meaning: str
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A quality number a trial can report. It always travels with the id of its protocol."""
+
+    name: str
+    label: str
+    direction: Literal["minimize", "maximize"]
+    meaning: str
+    unit: str = ""
+
+    @property
+    def protocol_column(self) -> str:
+        """Name of the column with the protocol id."""
+        return f"{self.name}_protocol"
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric(
+        "fd_buffer", "FD (buffer)", "minimize", "small-classifier Frechet distance of replay-buffer samples; not FID"
+    ),
+    Metric("fd_fresh", "FD (fresh)", "minimize", "small-classifier Frechet distance of fresh chains from p0; not FID"),
+    Metric("fid_buffer", "FID (buffer)", "minimize", "Frechet inception distance of replay-buffer samples"),
+    Metric("fid_fresh", "FID (fresh)", "minimize", "Frechet inception distance of fresh chains from p0"),
+    Metric("isc_buffer", "IS (buffer)", "maximize", "inception score of replay-buffer samples"),
+    Metric("isc_fresh", "IS (fresh)", "maximize", "inception score of fresh chains from p0"),
+    Metric("accuracy", "accuracy", "maximize", "test accuracy of the class head, eval-mode norm", "fraction"),
+)
+METRIC_BY_NAME: dict[str, Metric] = {m.name: m for m in METRICS}
+
+SIGNALS: tuple[Column, ...] = (
+    Column("energy_data_mean", "float64", "mean E(x+) over the batch", "energy"),
+    Column("energy_sample_mean", "float64", "mean E(x-) over the batch", "energy"),
+    Column("energy_gap", "float64", "energy_data_mean - energy_sample_mean", "energy"),
+    Column(
+        "loss", "float64", "generative loss, L2 term included; its size is what the released check looks at", "energy"
+    ),
+    Column("energy_abs_max", "float64", "max |E| over x+ and x-", "energy"),
+    Column("grad_param_norm", "float64", "L2 norm of the parameters' gradient"),
+    Column("clamped_pixel_share", "float64", "share of pixels of x- at the box's edge", "fraction"),
+    Column("cross_entropy", "float64", "cross-entropy of the labelled batch; null without a classifier", "nat"),
+)
+"""What is recorded of every iteration, in the order of the device-side record."""
+SIGNAL_NAMES: tuple[str, ...] = tuple(s.name for s in SIGNALS)
+
+SIGNAL_COLUMNS: tuple[Column, ...] = (
+    Column("trial_id", "string", "the trial"),
+    Column("iteration", "int64", "training iteration, from 0"),
+    *SIGNALS,
+)
+
+EPOCH_COLUMNS: tuple[Column, ...] = (
+    Column("study", "string", "name of the study"),
+    Column("trial_id", "string", "the trial; unique in its study"),
+    Column("epoch", "int64", "epochs finished; 0 is the untrained model, whose buffer is p0"),
+    Column("attempt", "int64", "which start of the trial produced the row, from 1"),
+    Column("iteration", "int64", "iterations finished"),
+    Column("seconds", "float64", "wall time of the trial so far, training and evaluation, replays not counted", "s"),
+    Column("train_seconds", "float64", "wall time of this epoch's training", "s"),
+    Column("evaluation_seconds", "float64", "wall time of this epoch's evaluation", "s"),
+    Column("learning_rate", "float64", "learning rate of the epoch's last iteration"),
+    Column("loss", "float64", "mean generative loss over the epoch's iterations", "energy"),
+    Column("energy_gap", "float64", "energy gap at the epoch's last iteration", "energy"),
+    Column("energy_gap_abs_max", "float64", "largest |energy gap| of the epoch", "energy"),
+    Column("grad_param_norm", "float64", "mean norm of the parameters' gradient over the epoch"),
+    Column("cross_entropy", "float64", "mean cross-entropy of the labelled batches", "nat"),
+    Column("peak_memory_bytes", "int64", "peak device memory; null on a CPU", "byte"),
+    *(
+        c
+        for m in METRICS
+        for c in (
+            Column(m.name, "float64", m.meaning, m.unit),
+            Column(m.protocol_column, "string", f"protocol id of {m.name}"),
+        )
+    ),
+    Column("reported_at", "string", "UTC time of the report, ISO 8601"),
+)
+
+SETTING_FIELDS: tuple[Column, ...] = (
+    Column("method", "string", "training method: m-ebm, m-jem, lse-jem, softmax"),
+    Column("dataset", "string", "name of the data set"),
+    Column("network", "string", "wrn-DEPTH-WIDTH or conv-16"),
+    Column("norm", "string", "normalisation layers: batch or none"),
+    Column("initial", "string", "the sampler's initial distribution p0: gaussian or uniform"),
+    Column("sampling_steps", "int64", "K: Langevin steps per iteration"),
+    Column("step_size", "float64", "alpha: Langevin step size"),
+    Column("noise_std", "float64", "sigma: standard deviation of the Langevin noise"),
+    Column("gradient_clamp", "float64", "elementwise clamp of the sampler's gradient; null without"),
+    Column("buffer_size", "int64", "|B|: slots of the replay buffer", "image"),
+    Column("reinit_probability", "float64", "rho: probability that a chain restarts from p0", "fraction"),
+    Column("l2_weight", "float64", "lambda: weight of the L2 term on the energies"),
+    Column("l2_form", "string", "form of the L2 term: paper, released or batch_means"),
+    Column("learning_rate", "float64", "base learning rate"),
+    Column("batch_size", "int64", "images per energy batch", "image"),
+    Column("precision", "string", "fp32, tf32 or bf16"),
+    Column("epochs", "int64", "planned epochs"),
+    Column("iterations_per_epoch", "int64", "iterations in an epoch"),
+)
+"""The settings of a trial as columns; the complete configuration is in `config` as JSON."""
+SETTING_NAMES: tuple[str, ...] = tuple(c.name for c in SETTING_FIELDS)
+
+TRIAL_COLUMNS: tuple[Column, ...] = (
+    Column("study", "string", "name of the study"),
+    Column("trial_id", "string", "the trial; unique in its study"),
+    Column("setting_id", "string", "equal for trials that differ in their seed alone"),
+    Column("seed", "int64", "seed of every random draw of the trial"),
+    Column("outcome", "string", "one of Outcome"),
+    Column("cause", "string", "one of Cause: why it diverged or collapsed; null otherwise"),
+    Column("iteration", "int64", "iteration at which it diverged or collapsed; null otherwise"),
+    Column("alarm_iteration", "int64", "first iteration at which the detector raised its alarm; null if never"),
+    Column("alarm_cause", "string", "one of Cause: what raised the alarm"),
+    Column("loss_limit_iteration", "int64", "first iteration at which the released check would stop; null if never"),
+    Column("epochs_done", "int64", "epochs finished"),
+    Column("iterations_done", "int64", "iterations finished"),
+    Column("iterations_planned", "int64", "iterations of the whole budget"),
+    *SETTING_FIELDS,
+    *(
+        c
+        for m in METRICS
+        for c in (
+            Column(
+                f"{m.name}_best", "float64", f"best {m.name}; of a diverged trial the best before it diverged", m.unit
+            ),
+            Column(f"{m.name}_best_epoch", "int64", f"epoch of {m.name}_best"),
+            Column(f"{m.name}_last", "float64", f"last {m.name}", m.unit),
+            Column(f"{m.name}_initial", "float64", f"{m.name} at epoch 0: p0's own", m.unit),
+            Column(m.protocol_column, "string", f"protocol id of {m.name}"),
+        )
+    ),
+    Column("seconds", "float64", "wall time spent on the trial in all attempts", "s"),
+    Column("train_seconds", "float64", "of which training that counts", "s"),
+    Column("evaluation_seconds", "float64", "of which evaluation that counts", "s"),
+    Column("replayed_seconds", "float64", "of which spent in attempts whose work was lost and done again", "s"),
+    Column(
+        "saved_seconds", "float64", "training time the early stop saved: iterations left times time per iteration", "s"
+    ),
+    Column("seconds_per_iteration", "float64", "median over epochs, evaluation not counted", "s"),
+    Column("gpus", "float64", "GPUs reserved for the trial; 0 on a CPU", "GPU"),
+    Column("attempts", "int64", "times the trial was started"),
+    Column("device", "string", "device it trained on: cpu or cuda"),
+    Column("hardware", "string", "name of that device"),
+    Column("data_source", "string", "where the images came from, with a fingerprint of them"),
+    Column("message", "string", "the error of a failed trial, or a remark (a metric that could not be taken)"),
+    Column("started_at", "string", "UTC time of the first start, ISO 8601"),
+    Column("ended_at", "string", "UTC time of the end, ISO 8601"),
+    Column("config", "string", "the complete trial configuration as JSON with sorted keys"),
+)
