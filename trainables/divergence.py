@@ -1,0 +1,155 @@
+"""The on-device divergence latch: looks at every iteration, never makes the host wait, and keeps its first verdict.
+
+The thresholds come from 265 recorded small runs (README, "When a trial is called diverged"). Three findings shape it:
+energies have a free offset, so the rule looks at their gap; the released check `|loss| > 1e5` is False for NaN; and an
+L2 term turns many divergences into a collapse on its own trivial optimum, where |loss| = 1/(2 lambda) never fires it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trainables.config import DivergenceConfig
+from trainables.schema import Cause, Outcome
+
+_CAUSES: tuple[Cause, ...] = tuple(Cause)
+_CODE: dict[Cause, int] = {cause: code for code, cause in enumerate(_CAUSES, start=1)}
+# Slots of the latch's int64 state. Iterations are -1 and codes 0 until set.
+_GAP_RUN, _OPTIMUM_RUN, _ALARM, _ALARM_CODE, _VERDICT, _VERDICT_CODE, _LOSS_LIMIT = range(7)
+_OPTIMUM_BAND = 0.5
+"""The trivial optimum is reached when the gap is within this fraction of -1 / lambda."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How and when a trial ended badly."""
+
+    outcome: Outcome
+    cause: Cause
+    iteration: int
+
+
+@dataclass(frozen=True)
+class LatchReading:
+    """What the latch had seen when the host looked."""
+
+    verdict: Verdict | None
+    alarm_iteration: int | None
+    alarm_cause: Cause | None
+    loss_limit_iteration: int | None
+    """First iteration at which the released check would have stopped the run."""
+
+
+class DivergenceLatch:
+    """Watches the signals of every iteration on the device.
+
+    Args:
+        config: thresholds, and whether a verdict stops the trial.
+        l2_weight: lambda of the trial's L2 term; its trivial optimum has the gap -1 / lambda.
+        device: where the signals live.
+    """
+
+    def __init__(self, config: DivergenceConfig, l2_weight: float, device: torch.device) -> None:
+        self.config, self.l2_weight = config, l2_weight
+        self._state = torch.tensor([0, 0, -1, 0, -1, 0, -1], dtype=torch.int64, device=device)
+        self._codes: dict[tuple[Cause, ...], Tensor] = {}
+
+    def update(
+        self, iteration: int, *, loss: Tensor, total: Tensor, gap: Tensor, energy_max: Tensor, grad: Tensor
+    ) -> None:
+        """Look at one iteration; all arguments are scalars on the latch's device.
+
+        Args:
+            iteration: its number, from 0.
+            loss: generative loss.
+            total: everything that is propagated back, cross-entropy included.
+            gap: mean E(x+) - mean E(x-).
+            energy_max: max |E| over x+ and x-.
+            grad: L2 norm of the parameters' gradient.
+        """
+        c, rule, state = self.config, self.config.rule, self._state
+        size = gap.abs()
+        gap_run = torch.where(size > rule.limit_for(self.l2_weight), state[_GAP_RUN] + 1, 0)
+        bad: dict[Cause, Tensor] = {
+            Cause.NONFINITE_LOSS: ~(torch.isfinite(loss) & torch.isfinite(total)),
+            Cause.NONFINITE_ENERGY: ~(torch.isfinite(energy_max) & torch.isfinite(gap)),
+            Cause.NONFINITE_GRADIENT: ~torch.isfinite(grad),
+            Cause.LOSS_LIMIT: loss.abs() > rule.loss_limit,
+        }
+        if c.energy_limit is not None:
+            bad[Cause.ENERGY_MAGNITUDE] = energy_max > c.energy_limit
+        if c.gradient_norm_limit is not None:
+            bad[Cause.GRADIENT_NORM] = grad > c.gradient_norm_limit
+        alarm = bad | {
+            Cause.ENERGY_GAP_HARD: size > rule.hard_gap_limit,
+            Cause.ENERGY_GAP: gap_run >= rule.gap_patience,
+        }
+        optimum_run = state[_OPTIMUM_RUN]
+        if c.action == "record":
+            released = (Cause.NONFINITE_LOSS, Cause.NONFINITE_ENERGY, Cause.NONFINITE_GRADIENT, Cause.LOSS_LIMIT)
+            verdict = {cause: bad[cause] for cause in released}
+        elif self.l2_weight == 0:
+            verdict = alarm
+        else:
+            # With an L2 term the alarm cannot tell a blow-up from a collapse: at that moment both have a gap of a few
+            # tenths of -1/lambda. A blow-up passes anything the L2 optimum allows; a collapse settles there.
+            at_optimum = (gap * self.l2_weight + 1).abs() <= _OPTIMUM_BAND
+            optimum_run = torch.where(at_optimum, optimum_run + 1, 0)
+            verdict = bad | {
+                Cause.ENERGY_GAP_HARD: size > max(rule.hard_gap_limit, 2 / self.l2_weight),
+                Cause.TRIVIAL_OPTIMUM: optimum_run >= c.collapse_patience,
+            }
+        alarm_code, verdict_code = self._first(alarm), self._first(verdict)
+        new_alarm = (state[_ALARM] < 0) & (alarm_code > 0)
+        new_verdict = (state[_VERDICT] < 0) & (verdict_code > 0)
+        self._state = torch.stack(
+            [
+                gap_run,
+                optimum_run,
+                torch.where(new_alarm, iteration, state[_ALARM]),
+                torch.where(new_alarm, alarm_code, state[_ALARM_CODE]),
+                torch.where(new_verdict, iteration, state[_VERDICT]),
+                torch.where(new_verdict, verdict_code, state[_VERDICT_CODE]),
+                torch.where((state[_LOSS_LIMIT] < 0) & bad[Cause.LOSS_LIMIT], iteration, state[_LOSS_LIMIT]),
+            ]
+        )
+
+    def _first(self, conditions: Mapping[Cause, Tensor]) -> Tensor:
+        """Code of the first condition that holds, 0 where none does."""
+        stacked = torch.stack(list(conditions.values()))
+        causes = tuple(conditions)
+        if causes not in self._codes:  # copied to the device once, not at every iteration
+            self._codes[causes] = torch.tensor([_CODE[cause] for cause in causes], device=stacked.device)
+        return torch.where(stacked.any(), self._codes[causes][stacked.to(torch.uint8).argmax()], 0)
+
+    @property
+    def tripped(self) -> Tensor:
+        """float32 scalar on the device: 1 once there is a verdict, else 0; what a fused optimiser calls `found_inf`."""
+        return (self._state[_VERDICT] >= 0).to(torch.float32)
+
+    def read(self) -> LatchReading:
+        """Copy the state to the host; on a GPU this waits for the iterations issued so far."""
+        state = self._state.tolist()
+        verdict = None
+        if state[_VERDICT] >= 0:
+            cause = _CAUSES[state[_VERDICT_CODE] - 1]
+            outcome = Outcome.COLLAPSED if cause is Cause.TRIVIAL_OPTIMUM else Outcome.DIVERGED
+            verdict = Verdict(outcome, cause, state[_VERDICT])
+        return LatchReading(
+            verdict,
+            state[_ALARM] if state[_ALARM] >= 0 else None,
+            _CAUSES[state[_ALARM_CODE] - 1] if state[_ALARM] >= 0 else None,
+            state[_LOSS_LIMIT] if state[_LOSS_LIMIT] >= 0 else None,
+        )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything the latch remembers."""
+        return {"state": self._state}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue where `state_dict` was taken."""
+        self._state = state["state"].to(self._state.device)

@@ -1,0 +1,267 @@
+"""Quality numbers and the protocols that define them. A number never travels without its protocol's id."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from trainables.config import TrialConfig
+from trainables.datasets import ImageData, cache_dir, to_float
+from trainables.features import small_extractor
+from trainables.networks import EnergyModel
+
+INCEPTION_VARIABLE = "MEBM_INCEPTION_WEIGHTS"
+"""Environment variable with a local file of torch-fidelity's Inception weights."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How samples are chosen and scored.
+
+    Attributes:
+        source: `buffer`, the replay buffer as the paper does, or `fresh`, new chains from p0.
+        features: `small` (the data set's small classifier, gives FD) or `inception` (gives FID and IS).
+        count: images to score; None: all of them. A buffer with fewer images is scored whole, and the id says so.
+        top_share: keep this share of each predicted class, by the class head's confidence; None keeps all.
+        rounding: how [-1, 1] becomes uint8; the released code truncates (eval_buffer.py:55).
+        citation: where the protocol comes from.
+    """
+
+    name: str
+    source: Literal["buffer", "fresh"]
+    features: Literal["small", "inception"]
+    count: int | None
+    top_share: float | None
+    rounding: Literal["truncate", "round"]
+    citation: str
+
+
+PROTOCOLS: dict[str, Protocol] = {
+    p.name: p
+    for p in (
+        Protocol("small-buffer", "buffer", "small", 1000, None, "round", "this package; FD on small images"),
+        Protocol("small-fresh", "fresh", "small", 1000, None, "round", "this package; FD on small images"),
+        Protocol(
+            "paper-mebm", "buffer", "inception", None, 0.9, "truncate",
+            "sndnyang/mebm train_maebm.py:275, eval_buffer.py:39-55: top 90% of each predicted class; train set",
+        ),
+        Protocol(
+            "paper-mjem", "buffer", "inception", None, 0.1, "truncate",
+            "sndnyang/mebm train_maebm.py:275 with --pyx: top 10% of each predicted class; train set",
+        ),
+        Protocol("buffer-all", "buffer", "inception", None, None, "truncate", "sndnyang/mebm readme.md, --ratio 10000"),
+        Protocol("fresh-10k", "fresh", "inception", 10_000, None, "round", "this package; chains the buffer never saw"),
+    )
+}  # fmt: skip
+
+
+def protocols_for(config: TrialConfig, data: ImageData) -> tuple[Protocol, ...]:
+    """The protocols a trial is scored under.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    wanted = config.evaluation.protocols
+    if wanted == "none" or not config.samples:
+        return ()
+    if wanted == "auto":
+        channels, side, _ = data.shape
+        if channels != 3 or side < 32:
+            wanted = ("small-buffer", "small-fresh")
+        else:
+            wanted = ("paper-mebm" if config.method == "m-ebm" else "paper-mjem", "fresh-10k")
+    unknown = [name for name in wanted if name not in PROTOCOLS]
+    if unknown:
+        raise ValueError(f"unknown protocol {unknown[0]!r}; known: {', '.join(PROTOCOLS)}")
+    return tuple(PROTOCOLS[name] for name in wanted)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one protocol gave: numbers by metric name (`schema.METRICS`), the protocol's id, and what went wrong."""
+
+    values: dict[str, float]
+    protocol_id: str
+    remark: str | None = None
+
+
+def to_uint8(images: Tensor, rounding: Literal["truncate", "round"]) -> Tensor:
+    """float (N, C, H, W) in [-1, 1] to uint8, clamped."""
+    scaled = (images.clamp(-1, 1) + 1) * 127.5
+    return (scaled.round() if rounding == "round" else scaled).to(torch.uint8)
+
+
+@contextmanager
+def frozen_statistics(model: nn.Module) -> Iterator[None]:
+    """Batch norm in train mode with the batch's statistics, leaving the running ones as they are."""
+    layers = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    was_training = model.training
+    model.train()
+    for layer in layers:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.track_running_stats = True
+        model.train(was_training)
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode (batch norm uses its running statistics), put back afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def accuracy(model: EnergyModel, data: ImageData, batch_size: int) -> float:
+    """Share of test images classified right, eval-mode norm, no noise (utils.py:279-322 of the released code)."""
+    right = 0
+    with eval_mode(model):
+        for images, labels in zip(data.test_images.split(batch_size), data.test_labels.split(batch_size), strict=True):
+            right += int((model.logits(to_float(images)).argmax(1) == labels).sum())
+    return right / len(data.test_labels)
+
+
+def most_confident(model: EnergyModel, images: Tensor, share: float, batch_size: int) -> Tensor:
+    """Of each predicted class the `share` most confident images (eval_buffer.py:18-53), in class order.
+
+    Args:
+        images: float (N, C, H, W) in [-1, 1].
+        share: in (0, 1); each class keeps floor(n_c * share).
+    """
+    with eval_mode(model):
+        probabilities = torch.cat([model.logits(part).softmax(1) for part in images.split(batch_size)])
+    confidence, predicted = probabilities.max(1)
+    kept = []
+    for label in predicted.unique():
+        members = (predicted == label).nonzero().squeeze(1)
+        best = confidence[members].topk(int(len(members) * share)).indices
+        kept.append(members[best])
+    return images[torch.cat(kept)] if kept else images[:0]
+
+
+class _Uint8Images(Dataset[Tensor]):
+    """uint8 (N, 3, H, W) as torch-fidelity wants its input."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images.expand(-1, 3, -1, -1).cpu()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.images[index]
+
+
+def _weights_key(path: str | None) -> str:
+    if path is None:
+        return "pt"  # torch-fidelity's own download
+    file = Path(path).stat()
+    return hashlib.sha256(f"{Path(path).resolve()}:{file.st_size}:{file.st_mtime_ns}".encode()).hexdigest()[:8]
+
+
+_WITHOUT_WEIGHTS: dict[str | None, str] = {}
+"""Weights that could not be had in this process, and why: asked for once, not at every evaluation."""
+
+
+def inception_scores(images: Tensor, data: ImageData, device: torch.device) -> tuple[dict[str, float], str | None]:
+    """FID against the training images and IS, both by torch-fidelity with its defaults (10 splits, seed 2020).
+
+    Args:
+        images: uint8 (N, C, H, W).
+
+    Returns:
+        `fid` and `isc` where they could be taken, and one line that says why one could not.
+    """
+    path = os.environ.get(INCEPTION_VARIABLE) or None
+    if path in _WITHOUT_WEIGHTS:
+        return {}, _WITHOUT_WEIGHTS[path]
+    if path is not None and not Path(path).is_file():
+        return {}, f"no FID: {INCEPTION_VARIABLE}={path} is not a file"
+    if len(images) < 2:
+        return {}, f"no FID: {len(images)} image(s) left to score"
+    from torch_fidelity import calculate_metrics
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            result = calculate_metrics(
+                input1=_Uint8Images(images),
+                input2=_Uint8Images(data.images),
+                input2_cache_name=f"mebm-{data.name}-{data.fingerprint}-{_weights_key(path)}",
+                cache_root=str(cache_dir() / "fidelity"),
+                cuda=device.type == "cuda",
+                fid=True,
+                isc=True,
+                isc_splits=min(10, len(images)),
+                feature_extractor_weights_path=path,
+                verbose=False,
+            )
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if path is None:
+            reason += (
+                f"; put the file pt_inception-2015-12-05-6726825d.pth somewhere and set {INCEPTION_VARIABLE} to it"
+            )
+            _WITHOUT_WEIGHTS[path] = f"no FID: Inception weights not to be had ({reason})"
+            return {}, _WITHOUT_WEIGHTS[path]
+        return {}, f"no FID: {reason}"
+    values = {"fid": result["frechet_inception_distance"], "isc": result["inception_score_mean"]}
+    finite = {name: float(value) for name, value in values.items() if math.isfinite(value)}
+    missing = [{"fid": "FID", "isc": "IS"}[name] for name in values if name not in finite]
+    remark = (
+        f"no {' and '.join(missing)}: torch-fidelity gave NaN (do the weights hold the classifier?)"
+        if missing
+        else None
+    )
+    return finite, remark
+
+
+def score(
+    protocol: Protocol,
+    samples: Tensor,
+    model: EnergyModel,
+    data: ImageData,
+    *,
+    chain_steps: int,
+    batch_size: int,
+) -> Scores:
+    """Score samples under a protocol.
+
+    Args:
+        samples: float (N, C, H, W) in [-1, 1], drawn from the protocol's source, at least `count`.
+        chain_steps: length of the fresh chains; part of a fresh protocol's id.
+    """
+    chosen = samples[: protocol.count] if protocol.count is not None else samples
+    if protocol.top_share is not None:
+        chosen = most_confident(model, chosen, protocol.top_share, batch_size)
+    suffix = protocol.source
+    length = f"{chain_steps}steps-" if suffix == "fresh" else ""
+    if protocol.features == "small":
+        extractor = small_extractor(data)
+        identity = f"{extractor.id}-{suffix}-{length}n{len(chosen)}"
+        if not bool(torch.isfinite(chosen).all()):
+            return Scores({}, identity, "no FD: the samples are not finite")
+        return Scores({f"fd_{suffix}": extractor.frechet_distance(chosen)}, identity)
+    identity = f"{protocol.name}-{chain_steps}steps" if suffix == "fresh" else protocol.name
+    if not bool(torch.isfinite(chosen).all()):
+        return Scores({}, identity, "no FID: the samples are not finite")
+    values, remark = inception_scores(to_uint8(chosen, protocol.rounding), data, samples.device)
+    return Scores({f"{name}_{suffix}": value for name, value in values.items()}, identity, remark)

@@ -1,0 +1,113 @@
+"""Files a trial writes itself, in its study's folder: signals per iteration, sample grids, a forensic record.
+
+Rows of `epochs.parquet` and `trials.parquet` do not pass through here: they are reported, and the study writes them.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from trainables.schema import SIGNAL_NAMES
+
+_WRITE_SECONDS = 10.0
+"""Least time between two writes of the signals, which are written whole."""
+_PIXELS = 256
+"""Grids are enlarged to about this side."""
+
+
+class Recorder:
+    """Writes `signals/<trial_id>.parquet` and `samples/<trial_id>_<set>.png` below a study's folder.
+
+    Args:
+        folder: the study's folder.
+        trial_id: the trial.
+        every: keep every n-th iteration's signals.
+    """
+
+    def __init__(self, folder: Path, trial_id: str, every: int = 1) -> None:
+        self.folder, self.trial_id, self.every = folder, trial_id, every
+        self._iterations: list[NDArray[np.int64]] = []
+        self._signals: list[NDArray[np.float64]] = []
+        self._written = 0.0
+
+    @property
+    def signals_path(self) -> Path:
+        """Where the signals go."""
+        return self.folder / "signals" / f"{self.trial_id}.parquet"
+
+    def resume(self, iteration: int) -> None:
+        """Take up what an earlier attempt recorded before `iteration`; what it recorded later is trained again."""
+        self._iterations, self._signals = [], []
+        if iteration == 0 or not self.signals_path.is_file():
+            return
+        table = pq.read_table(self.signals_path)
+        iterations = table["iteration"].to_numpy()
+        keep = iterations < iteration
+        columns = [table[name].to_numpy(zero_copy_only=False) for name in SIGNAL_NAMES]
+        self._iterations.append(iterations[keep].astype(np.int64))
+        self._signals.append(np.stack(columns, axis=1).astype(np.float64)[keep])
+
+    def add_signals(self, iterations: NDArray[np.int64], signals: NDArray[np.float64]) -> None:
+        """Append an epoch's signals, int64 (n,) and float64 (n, len(SIGNAL_NAMES)); keeps every n-th and the last."""
+        keep = iterations % self.every == 0
+        if len(keep):
+            keep[-1] = True
+        self._iterations.append(iterations[keep])
+        self._signals.append(signals[keep])
+
+    def write_signals(self, *, force: bool = False) -> None:
+        """Write what has been added, unless it was done a moment ago."""
+        now = time.monotonic()
+        if not self._iterations or (not force and now - self._written < _WRITE_SECONDS):
+            return
+        iterations, signals = np.concatenate(self._iterations), np.concatenate(self._signals)
+        columns: dict[str, pa.Array] = {
+            "trial_id": pa.array([self.trial_id] * len(iterations), pa.string()),
+            "iteration": pa.array(iterations, pa.int64()),
+        }
+        for i, name in enumerate(SIGNAL_NAMES):
+            # A signal the method does not have is null throughout. One that was measured and is not finite keeps its
+            # value: here NaN and infinity are the measurement.
+            values = signals[:, i]
+            missing = bool(np.isnan(values).all())
+            columns[name] = pa.nulls(len(values), pa.float64()) if missing else pa.array(values, pa.float64())
+        self.signals_path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.signals_path.with_suffix(".part")
+        pq.write_table(pa.table(columns), part, compression="zstd")
+        part.replace(self.signals_path)
+        self._written = now
+
+    def write_grids(self, grids: dict[str, Tensor]) -> None:
+        """Write the sample grids: uint8 (n, C, H, W) per sample set."""
+        for name, images in grids.items():
+            path = self.folder / "samples" / f"{self.trial_id}_{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(".part")
+            save_grid(images, part)
+            part.replace(path)
+
+
+def save_grid(images: Tensor, path: Path) -> None:
+    """Save images as a square grid in a PNG file, enlarged without smoothing to about 256 pixels.
+
+    Args:
+        images: uint8 (n, C, H, W), C = 1 or 3.
+    """
+    pixels = images.cpu().numpy()
+    count, channels, height, width = pixels.shape
+    side = int(np.ceil(np.sqrt(count)))
+    canvas = np.full((side * (height + 1) + 1, side * (width + 1) + 1, channels), 255, dtype=np.uint8)
+    for i, image in enumerate(pixels):
+        top, left = (i // side) * (height + 1) + 1, (i % side) * (width + 1) + 1
+        canvas[top : top + height, left : left + width] = image.transpose(1, 2, 0)
+    picture = Image.fromarray(canvas.squeeze(2) if channels == 1 else canvas)
+    factor = max(1, round(_PIXELS / picture.width))
+    picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST).save(path, "PNG")

@@ -1,0 +1,242 @@
+"""`Trial`: a `Trainer` with its evaluations, its outcome and its accounts, one report per epoch.
+
+A study runs it through Ray (`ray_trainable`), `mebm train` runs it directly; both see the same reports.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from trainables.config import TrialConfig
+from trainables.datasets import ImageData
+from trainables.divergence import LatchReading
+from trainables.recorder import Recorder
+from trainables.schema import METRIC_BY_NAME, METRICS, Cause, Outcome
+from trainables.trainer import EpochReport, Evaluation, Trainer
+
+Value = float | int | str | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a step of a trial showed.
+
+    Attributes:
+        row: the step's columns of `epochs.parquet`, but for study, trial_id, attempt and reported_at; None where the
+            step ended in a verdict before its epoch was over.
+        trial: the trial's columns of `trials.parquet` as far as a trial knows them.
+        outcome: `RUNNING` until the trial is over.
+    """
+
+    row: dict[str, Value] | None
+    trial: dict[str, Value]
+    outcome: Outcome
+
+    @property
+    def done(self) -> bool:
+        """True for the trial's last report."""
+        return self.outcome is not Outcome.RUNNING
+
+
+class Trial:
+    """One trial of a study.
+
+    Args:
+        config: what to train.
+        data: its images; read by name where not given.
+        recorder: takes signals and sample grids; None: they are dropped.
+    """
+
+    def __init__(self, config: TrialConfig, data: ImageData | None = None, recorder: Recorder | None = None) -> None:
+        self.config = config
+        self.trainer = Trainer(config, data)
+        self.recorder = recorder
+        self._evaluated_at = -1
+        self._best: dict[str, tuple[float, int]] = {}
+        self._last: dict[str, float] = {}
+        self._initial: dict[str, float] = {}
+        self._protocols: dict[str, str] = {}
+        self._remarks: list[str] = []
+        self._train_seconds = self._evaluation_seconds = 0.0
+        self._iteration_seconds: list[float] = []
+
+    def step(self, on_iteration: Callable[[int], None] | None = None) -> Report:
+        """Score the untrained model (first call), then train one epoch per call.
+
+        Args:
+            on_iteration: see `Trainer.train_epoch`.
+
+        Returns:
+            The step's report; after one that is `done` the trial must not be stepped again.
+        """
+        trainer = self.trainer
+        if self._evaluated_at < 0:
+            spent = self._evaluate()
+            latch = trainer.latch.read()
+            return Report(self._row(None, spent), self._trial_values(latch, Outcome.RUNNING, None), Outcome.RUNNING)
+        epoch = trainer.train_epoch(on_iteration)
+        self._train_seconds += epoch.seconds
+        if len(epoch.iterations):
+            self._iteration_seconds.append(epoch.seconds / len(epoch.iterations))
+        if self.recorder:
+            self.recorder.add_signals(epoch.iterations, epoch.signals)
+        if verdict := epoch.latch.verdict:
+            self._write(force=True)
+            values = self._trial_values(epoch.latch, verdict.outcome, verdict.cause, verdict.iteration)
+            return Report(None, values, verdict.outcome)
+        last = trainer.epoch >= self.config.epochs
+        seconds = None
+        if last or trainer.epoch % self.config.evaluation.every == 0:
+            seconds = self._evaluate()
+        self._write(force=last)
+        row = self._row(epoch, seconds)
+        if not last:
+            return Report(row, self._trial_values(epoch.latch, Outcome.RUNNING, None), Outcome.RUNNING)
+        if self._worse_than_p0():
+            values = self._trial_values(epoch.latch, Outcome.COLLAPSED, Cause.WORSE_THAN_P0, trainer.iteration)
+            return Report(row, values, Outcome.COLLAPSED)
+        return Report(row, self._trial_values(epoch.latch, Outcome.COMPLETED, None), Outcome.COMPLETED)
+
+    def _evaluate(self) -> float:
+        started = time.perf_counter()
+        evaluation: Evaluation = self.trainer.evaluate()
+        epoch = self._evaluated_at = self.trainer.epoch
+        self._last = evaluation.values
+        self._protocols |= evaluation.protocols
+        self._remarks += [r for r in evaluation.remarks if r not in self._remarks]
+        if epoch == 0:
+            self._initial = evaluation.values
+        else:
+            for name, value in evaluation.values.items():
+                best = self._best.get(name)
+                sign = 1 if METRIC_BY_NAME[name].direction == "minimize" else -1
+                if best is None or sign * value < sign * best[0]:
+                    self._best[name] = (value, epoch)
+        if self.recorder:
+            self.recorder.write_grids(evaluation.grids)
+        seconds = time.perf_counter() - started
+        self._evaluation_seconds += seconds
+        return seconds
+
+    def _write(self, *, force: bool) -> None:
+        if self.recorder:
+            self.recorder.write_signals(force=force)
+
+    def _worse_than_p0(self) -> bool:
+        """Samples of the buffer score worse than p0's own, which filled the buffer before training."""
+        for name in ("fd_buffer", "fid_buffer"):
+            if name in self._last and name in self._initial:
+                return self._last[name] > self.config.divergence.collapse_ratio * self._initial[name]
+        return False
+
+    def _row(self, epoch: EpochReport | None, evaluation_seconds: float | None) -> dict[str, Value]:
+        trainer = self.trainer
+        row: dict[str, Value] = {
+            "epoch": trainer.epoch,
+            "iteration": trainer.iteration,
+            "seconds": self._train_seconds + self._evaluation_seconds,
+            "train_seconds": epoch.seconds if epoch else None,
+            "evaluation_seconds": evaluation_seconds,
+            "learning_rate": epoch.learning_rate if epoch else None,
+            "loss": epoch.mean("loss") if epoch else None,
+            "energy_gap": epoch.last("energy_gap") if epoch else None,
+            "energy_gap_abs_max": epoch.largest("energy_gap") if epoch else None,
+            "grad_param_norm": epoch.mean("grad_param_norm") if epoch else None,
+            "cross_entropy": epoch.mean("cross_entropy") if epoch else None,
+            "peak_memory_bytes": trainer.peak_memory(),
+        }
+        fresh = evaluation_seconds is not None
+        for metric in METRICS:
+            value = self._last.get(metric.name) if fresh else None
+            row[metric.name] = value
+            row[metric.protocol_column] = self._protocols.get(metric.name) if value is not None else None
+        return row
+
+    def _trial_values(
+        self, latch: LatchReading, outcome: Outcome, cause: Cause | None, iteration: int | None = None
+    ) -> dict[str, Value]:
+        trainer = self.trainer
+        per_iteration = statistics.median(self._iteration_seconds) if self._iteration_seconds else None
+        cut = outcome in (Outcome.DIVERGED, Outcome.COLLAPSED) and per_iteration is not None
+        left = trainer.iterations_planned - trainer.iteration
+        values: dict[str, Value] = {
+            "outcome": outcome.value,
+            "cause": cause.value if cause else None,
+            "iteration": iteration,
+            "alarm_iteration": latch.alarm_iteration,
+            "alarm_cause": latch.alarm_cause.value if latch.alarm_cause else None,
+            "loss_limit_iteration": latch.loss_limit_iteration,
+            "epochs_done": trainer.epoch,
+            "iterations_done": trainer.iteration,
+            "iterations_planned": trainer.iterations_planned,
+            "iterations_per_epoch": trainer.iterations_per_epoch,
+            "train_seconds": self._train_seconds,
+            "evaluation_seconds": self._evaluation_seconds,
+            "saved_seconds": left * per_iteration if cut and per_iteration is not None else 0.0,
+            "seconds_per_iteration": per_iteration,
+            "device": trainer.device.type,
+            "hardware": trainer.hardware(),
+            "data_source": trainer.data.source,
+            "message": "; ".join(self._remarks) or None,
+        }
+        for metric in METRICS:
+            best = self._best.get(metric.name)
+            values[f"{metric.name}_best"] = best[0] if best else None
+            values[f"{metric.name}_best_epoch"] = best[1] if best else None
+            values[f"{metric.name}_last"] = self._last.get(metric.name)
+            values[f"{metric.name}_initial"] = self._initial.get(metric.name)
+            values[metric.protocol_column] = self._protocols.get(metric.name)
+        assert not any(isinstance(v, float) and math.isnan(v) for v in values.values())
+        return values
+
+    def state_dict(self) -> dict[str, Any]:
+        """The trainer and everything the trial has found so far; tensors and plain Python only."""
+        self._write(force=True)
+        return {
+            "config": self.config.to_json(),
+            "data_source": self.trainer.data.source,
+            "trainer": self.trainer.state_dict(),
+            "evaluated_at": self._evaluated_at,
+            "best": {name: list(best) for name, best in self._best.items()},
+            "last": dict(self._last),
+            "initial": dict(self._initial),
+            "protocols": dict(self._protocols),
+            "remarks": list(self._remarks),
+            "train_seconds": self._train_seconds,
+            "evaluation_seconds": self._evaluation_seconds,
+            "iteration_seconds": list(self._iteration_seconds),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state_dict` was taken.
+
+        Raises:
+            ValueError: the state is of another configuration or of other images.
+        """
+        if state["config"] != self.config.to_json():
+            raise ValueError("the checkpoint is of another trial configuration")
+        if state["data_source"] != self.trainer.data.source:
+            raise ValueError(
+                f"the checkpoint was trained on {state['data_source']}, but the images here are "
+                f"{self.trainer.data.source}"
+            )
+        self.trainer.load_state_dict(state["trainer"])
+        self._evaluated_at = int(state["evaluated_at"])
+        self._best = {name: (float(value), int(epoch)) for name, (value, epoch) in state["best"].items()}
+        self._last, self._initial = dict(state["last"]), dict(state["initial"])
+        self._protocols, self._remarks = dict(state["protocols"]), list(state["remarks"])
+        self._train_seconds = float(state["train_seconds"])
+        self._evaluation_seconds = float(state["evaluation_seconds"])
+        self._iteration_seconds = [float(s) for s in state["iteration_seconds"]]
+        if self.recorder:
+            self.recorder.resume(self.trainer.iteration)
+
+    def close(self) -> None:
+        """Write what is left and give the device's memory back."""
+        self._write(force=True)
+        self.trainer.close()
