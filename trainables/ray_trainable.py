@@ -22,7 +22,7 @@ ROW, TRIAL = "row", "trial"
 class MebmTrainable(tune.Trainable):
     """Runs one `Trial`; each `train()` is one step of it.
 
-    Its `config` holds plain values: `trial` (a complete `TrialConfig`), `trial_id`, `folder` (the study's, absolute),
+    Its `config` holds plain values: `trial` (a complete `TrialConfig` as JSON), `trial_id`, `folder` (the study's, absolute),
     `cpus`, `gpus`, `checkpoint_seconds`, `resume_from` (a checkpoint folder of an earlier run, or None) and `attempt`.
     """
 
@@ -33,7 +33,7 @@ class MebmTrainable(tune.Trainable):
         if 0 < gpus < 1 and torch.cuda.is_available():
             # Ray's fractions are bookkeeping; this is the limit one trial cannot cross.
             torch.cuda.set_per_process_memory_fraction(gpus)
-        settings = TrialConfig.model_validate(config["trial"])
+        settings = TrialConfig.model_validate_json(config["trial"])
         recorder = Recorder(Path(config["folder"]), config["trial_id"], settings.signal_every)
         self._trial = Trial(settings, recorder=recorder)
         self._checkpoint_seconds = float(config["checkpoint_seconds"])

@@ -1,0 +1,254 @@
+"""The data of the figures: which points, curves and images a figure shows. Nothing here draws."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from pandas.api.types import is_numeric_dtype
+
+from analysis.aggregate import ENDED_BADLY, Trial, group_by
+from analysis.compare import brief, symbol, text
+from analysis.load import Results, current_epochs, records
+from analysis.stability import sort_key
+from analysis.summary import objective, varied_or_all
+from trainables.schema import CAUSE_TEXT, Cause, Metric, Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import ArrayLike, NDArray
+
+MAX_POINTS = 400
+"""Most points of one trace of a training curve."""
+MAX_POINTS_OF_STUDY = 24_000
+"""Most points of all training curves of a study, so that a report of hundreds of trials stays small."""
+_MAX_CATEGORIES = 12
+_GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Where the values of a field are drawn: positions on a linear axis and its ticks."""
+
+    field: str
+    ticks: list[float]
+    labels: list[str]
+    discrete: bool
+    logarithmic: bool
+
+    def position(self, value: Any) -> float:
+        """Position of a value of the field."""
+        if self.discrete:
+            return float(self.labels.index(text(value)))
+        return math.log10(value) if self.logarithmic else float(value)
+
+
+def axis(values: Sequence[Any], field: str) -> Axis:
+    """An axis for a field's values: even steps for few values or text, else linear or logarithmic."""
+    distinct = sorted(set(values), key=sort_key)
+    numeric = all(isinstance(v, (int, float)) for v in distinct)
+    if not numeric or len(distinct) <= _MAX_CATEGORIES:
+        labels = list(dict.fromkeys(text(v) for v in distinct))
+        return Axis(field, [float(i) for i in range(len(labels))], labels, discrete=True, logarithmic=False)
+    low, high = distinct[0], distinct[-1]
+    if low > 0 and high / low >= 20:
+        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        steps = [m * 10.0**d for d in decades for m in (1, 2, 5) if low / 1.5 <= m * 10.0**d <= high * 1.5]
+        return Axis(field, [math.log10(v) for v in steps], [f"{v:g}" for v in steps], discrete=False, logarithmic=True)
+    steps = [float(v) for v in np.linspace(low, high, 6)]
+    return Axis(field, steps, [f"{v:.3g}" for v in steps], discrete=False, logarithmic=False)
+
+
+def outcome_fields(results: Results, study: str) -> tuple[str, str]:
+    """The two fields of the outcome figure: K and alpha if the study varied both, else those of most values."""
+    varied = varied_or_all(results, study)
+    trials = results.trials[results.trials["study"] == study]
+    if {"sampling_steps", "step_size"} <= set(varied):
+        return "sampling_steps", "step_size"
+    counts = {field: len(trials[field].unique()) for field in varied}
+    ranked = sorted(varied, key=lambda field: (field != "sampling_steps", -counts[field]))
+    ranked += [f for f in ("sampling_steps", "step_size") if f not in ranked]
+    return ranked[0], ranked[1]
+
+
+def outcome_points(trials: pd.DataFrame, x: str, y: str) -> tuple[pd.DataFrame, Axis, Axis]:
+    """Every trial as a point over two fields.
+
+    Trials of one cell are spread over a sunflower around its centre, in the order of the trials, so that seeds do not
+    hide each other and the same trials give the same figure.
+
+    Returns:
+        `study`, `trial_id`, `outcome`, `x`, `y` (positions on the axes) and `hover` (text), and the two axes.
+    """
+    rows = records(trials)
+    horizontal, vertical = axis([t[x] for t in rows], x), axis([t[y] for t in rows], y)
+    width, height = (_cell(a, [a.position(t[a.field]) for t in rows]) for a in (horizontal, vertical))
+    points = []
+    for group in group_by(rows, (x, y)).values():
+        for index, trial in enumerate(group):
+            radius = math.sqrt((index + 0.5) / len(group)) if len(group) > 1 else 0.0
+            angle = index * _GOLDEN_ANGLE
+            points.append(
+                {
+                    "study": trial["study"],
+                    "trial_id": trial["trial_id"],
+                    "outcome": trial["outcome"],
+                    "x": horizontal.position(trial[x]) + width * radius * math.cos(angle),
+                    "y": vertical.position(trial[y]) + height * radius * math.sin(angle),
+                    "hover": hover(trial, (x, y)),
+                }
+            )
+    frame = pd.DataFrame(points, columns=["study", "trial_id", "outcome", "x", "y", "hover"])
+    return frame, horizontal, vertical
+
+
+def _cell(place: Axis, positions: Sequence[float]) -> float:
+    """Radius of a cell along an axis: a third of a step, or one in a hundred of a continuous range."""
+    if place.discrete:
+        return 0.33
+    return (max(positions) - min(positions)) / 100
+
+
+def hover(trial: Trial, fields: Sequence[str] = ()) -> str:
+    """What a pointer over a trial shows: its name, setting, seed, how and when it ended and why."""
+    settings = ", ".join(
+        f"{symbol(f)} {brief(trial[f])}"
+        for f in dict.fromkeys((*fields, "sampling_steps", "step_size", "initial", "norm", "l2_weight"))
+    )
+    lines = [f"<b>{trial['trial_id']}</b> {ending(trial)}", settings, f"seed {trial['seed']}, {trial['setting_id']}"]
+    return "<br>".join(lines)
+
+
+def ending(trial: Trial) -> str:
+    """How a trial ended, in words: outcome, iteration, cause."""
+    if trial["outcome"] not in ENDED_BADLY:
+        done = f" ({trial['iterations_done']} iterations)" if trial["iterations_done"] is not None else ""
+        return f"{trial['outcome']}{done}"
+    when = f" at iteration {trial['iteration']}" if trial["iteration"] is not None else ""
+    why = f": {CAUSE_TEXT[Cause(trial['cause'])]}" if trial["cause"] is not None else ""
+    return f"{trial['outcome']}{when}{why}"
+
+
+def survival_fields(results: Results, study: str) -> list[str]:
+    """Fields to draw survival curves by: varied ones of two to eight values or of numbers, K and p0 first."""
+    trials = results.trials[results.trials["study"] == study]
+    first = {"sampling_steps": 0, "initial": 1}
+    varied = sorted(varied_or_all(results, study), key=lambda f: first.get(f, 2))
+    return [f for f in varied if is_numeric_dtype(trials[f]) or 2 <= len(trials[f].unique()) <= 8]
+
+
+def thin(x: ArrayLike, y: ArrayLike, most: int = MAX_POINTS) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """At most `most` points of a curve that keep its shape: the smallest and largest y of each stretch of it.
+
+    Args:
+        x: Ascending, shape (n,).
+        y: Shape (n,); a point that is not finite is left out.
+        most: At least 4.
+    """
+    xs, ys = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    finite = np.isfinite(ys)
+    xs, ys = xs[finite], ys[finite]
+    if len(xs) <= most:
+        return xs, ys
+    keep = {0, len(xs) - 1}
+    for part in np.array_split(np.arange(len(xs)), (most - 2) // 2):
+        keep |= {int(part[np.argmin(ys[part])]), int(part[np.argmax(ys[part])])}
+    chosen = np.array(sorted(keep))
+    return xs[chosen], ys[chosen]
+
+
+def symlog(values: ArrayLike) -> NDArray[np.float64]:
+    """sign(v) log10(1 + |v|): linear around 0, logarithmic far from it, so healthy and runaway gaps share an axis."""
+    v = np.asarray(values, dtype=np.float64)
+    return np.asarray(np.copysign(np.log10(1 + np.abs(v)), v))
+
+
+@dataclass(frozen=True)
+class TrainingCurve:
+    """The course of one trial."""
+
+    trial: dict[str, Any]
+    iteration: NDArray[np.float64]
+    energy_gap: NDArray[np.float64]
+    """At `iteration`; from the signals where they were kept, else from the epochs."""
+    epoch: NDArray[np.float64]
+    quality: NDArray[np.float64]
+    """At `epoch`."""
+
+
+def training_curves(results: Results, study: str, metric: Metric | None) -> list[TrainingCurve]:
+    """Curves of every trial that trained, thinned, in the order of the trials; a diverged one ends there."""
+    part = results.of(study)
+    trials = [t for t in records(part.trials) if t["iterations_done"]]
+    most = max(24, min(MAX_POINTS, MAX_POINTS_OF_STUDY // max(1, len(trials))))
+    by_trial = {str(name): group for name, group in current_epochs(part.epochs).groupby("trial_id")}
+    curves = []
+    for trial in trials:
+        epochs = by_trial.get(trial["trial_id"], part.epochs.iloc[:0])
+        signals = results.signals(study, trial["trial_id"])
+        source = signals if signals is not None and len(signals) else epochs
+        iteration, gap = thin(_floats(source["iteration"]), _floats(source["energy_gap"]), most)
+        quality = _floats(epochs[metric.name]) if metric is not None else np.full(len(epochs), np.nan)
+        epoch, values = thin(_floats(epochs["epoch"]), quality, most)
+        curves.append(TrainingCurve(trial, iteration, gap, epoch, values))
+    return curves
+
+
+def _floats(column: pd.Series[Any]) -> NDArray[np.float64]:
+    return column.to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+@dataclass(frozen=True)
+class SampleGrid:
+    """A grid of samples to show, with what it is."""
+
+    trial_id: str
+    kind: str
+    caption: str
+    path: Path
+
+
+def sample_grids(results: Results, study: str, best: int = 2) -> list[SampleGrid]:
+    """Sample grids of the best completed trials by the study's objective, then of one diverged and one collapsed."""
+    metric = objective(results, study)
+    trials = records(results.trials[results.trials["study"] == study])
+    completed = [t for t in trials if t["outcome"] == Outcome.COMPLETED]
+    if metric is not None:
+        sign = 1 if metric.direction == "minimize" else -1
+        scored = [t for t in completed if t[f"{metric.name}_best"] is not None]
+        completed = sorted(scored, key=lambda t: sign * t[f"{metric.name}_best"])
+    grids = _grids(results, study, completed, metric, best)
+    for outcome in (Outcome.DIVERGED, Outcome.COLLAPSED):
+        grids += _grids(results, study, [t for t in trials if t["outcome"] == outcome], metric, 1)
+    return grids
+
+
+def _grids(results: Results, study: str, trials: Sequence[Trial], metric: Metric | None, most: int) -> list[SampleGrid]:
+    grids: list[SampleGrid] = []
+    shown = 0
+    for trial in trials:
+        paths = {kind: results.sample_grid(study, trial["trial_id"], kind) for kind in ("buffer", "fresh")}
+        found = [(kind, path) for kind, path in paths.items() if path is not None]
+        if not found:
+            continue
+        value = "" if metric is None or trial[f"{metric.name}_best"] is None else _quality(trial, metric)
+        varied = ", ".join(f"{symbol(f)} {brief(trial[f])}" for f in varied_or_all(results, study))
+        for kind, path in found:
+            what = "replay buffer" if kind == "buffer" else "fresh chains from p0"
+            caption = f"{trial['trial_id']}, {what}: {varied or trial['setting_id']}, seed {trial['seed']}; "
+            grids.append(SampleGrid(trial["trial_id"], kind, f"{caption}{ending(trial)}{value}", path))
+        shown += 1
+        if shown == most:
+            break
+    return grids
+
+
+def _quality(trial: Trial, metric: Metric) -> str:
+    return (
+        f"; best {metric.label} {trial[f'{metric.name}_best']:.3g} ({trial[metric.protocol_column] or 'no protocol'})"
+    )

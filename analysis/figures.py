@@ -1,0 +1,365 @@
+"""The figures of the report, drawn with plotly from `analysis.figure_data`, `analysis.stability`, `analysis.tradeoff`.
+
+A figure carries no colours of its surroundings: `template("light")` or `template("dark")` brings them, so one figure
+serves both. An outcome has a shape as well as a colour (Okabe and Ito's palette, told apart by colour-blind readers).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from analysis.aggregate import ENDED_BADLY, group_by
+from analysis.compare import ITERATIONS_PER_EPOCH, symbol, text
+from analysis.figure_data import (
+    Axis,
+    TrainingCurve,
+    ending,
+    hover,
+    outcome_fields,
+    outcome_points,
+    symlog,
+    training_curves,
+)
+from analysis.load import Results, records
+from analysis.stability import SurvivalCurve, logrank_p, survival_by
+from analysis.tradeoff import published_points, tradeoff
+from trainables.schema import METRIC_BY_NAME, Metric, Outcome
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MARKS: dict[Outcome, tuple[str, str]] = {
+    Outcome.COMPLETED: ("#2f8fce", "circle"),
+    Outcome.DIVERGED: ("#e05f00", "x"),
+    Outcome.COLLAPSED: ("#c869a0", "triangle-down"),
+    Outcome.STOPPED: ("#009e73", "square"),
+    Outcome.INTERRUPTED: ("#b79a00", "diamond"),
+    Outcome.RUNNING: ("#56b4e9", "circle-open"),
+    Outcome.PENDING: ("#8c8c8c", "circle-open-dot"),
+    Outcome.FAILED: ("#8c8c8c", "cross-thin-open"),
+}
+"""Colour and shape of every outcome."""
+_CYCLE = ("#2f8fce", "#e05f00", "#009e73", "#c869a0", "#b79a00", "#7f6fd0", "#56b4e9", "#8c8c8c")
+_DASHES = ("solid", "dash", "dot", "dashdot")
+_STEPS_SCALE = [[0.0, "#2f8fce"], [0.35, "#1aa39a"], [0.65, "#d9a400"], [1.0, "#d9420b"]]
+_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+
+
+def template(scheme: Literal["light", "dark"]) -> go.layout.Template:
+    """The figures' common look on a light or a dark page."""
+    ink, grid, line = ("#1f2328", "#dfe3e8", "#8b949e") if scheme == "light" else ("#e6edf3", "#30363d", "#7d8590")
+    axis = {
+        "gridcolor": grid,
+        "linecolor": line,
+        "zeroline": False,
+        "showline": True,
+        "ticks": "outside",
+        "tickcolor": line,
+        "title": {"standoff": 10},
+        "automargin": True,
+    }
+    return go.layout.Template(
+        layout={
+            "font": {"family": _FONT, "size": 14, "color": ink},
+            "paper_bgcolor": "rgba(0,0,0,0)",
+            "plot_bgcolor": "rgba(0,0,0,0)",
+            "xaxis": axis,
+            "yaxis": axis,
+            "colorway": list(_CYCLE),
+            "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0, "bgcolor": "rgba(0,0,0,0)"},
+            "margin": {"l": 60, "r": 20, "t": 70, "b": 60},
+            "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": line, "activecolor": ink},
+            "hoverlabel": {"font": {"family": _FONT, "size": 13}, "align": "left"},
+            "hovermode": "closest",
+        }
+    )
+
+
+def outcome_figure(results: Results, study: str, fields: tuple[str, str] | None = None) -> go.Figure:
+    """Outcome of every trial over two fields, K and alpha unless the study varied others."""
+    x, y = fields or outcome_fields(results, study)
+    points, horizontal, vertical = outcome_points(results.trials[results.trials["study"] == study], x, y)
+    figure = go.Figure()
+    for outcome, (colour, shape) in MARKS.items():
+        part = points[points["outcome"] == outcome.value]
+        if len(part):
+            figure.add_scatter(
+                x=_array(part["x"]),
+                y=_array(part["y"]),
+                mode="markers",
+                name=f"{outcome.value} ({len(part)})",
+                marker=_marker(colour, shape, 10),
+                hovertext=part["hover"].tolist(),
+                hoverinfo="text",
+            )
+    return figure.update_layout(xaxis=_ticks(horizontal), yaxis=_ticks(vertical), height=480, showlegend=True)
+
+
+def survival_figure(trials: pd.DataFrame, by: str) -> go.Figure:
+    """Survival curves by the values of a field with their 95% bands; a tick marks a censored trial."""
+    curves = survival_by(trials, by)
+    figure = go.Figure()
+    for index, curve in enumerate(curves):
+        _add_survival(figure, curve, by, index, band=0.15 if len(curves) <= 3 else 0.08)
+    title = ""
+    if len(curves) == 2:
+        p = logrank_p(trials, by, curves[0].value, curves[1].value)
+        title = "" if p is None else f"log-rank test: p = {p:.2g}"
+    return figure.update_layout(
+        xaxis={"title": {"text": "training iterations"}, "rangemode": "tozero"},
+        yaxis={"title": {"text": "share not diverged"}, "range": [-0.03, 1.05], "tickformat": ".0%"},
+        annotations=[_corner(title)] if title else [],
+        height=420,
+        showlegend=True,
+    )
+
+
+def _add_survival(figure: go.Figure, curve: SurvivalCurve, by: str, index: int, *, band: float) -> None:
+    colour, dash = _CYCLE[index % len(_CYCLE)], _DASHES[index % len(_DASHES)]
+    name = f"{symbol(by)} {text(curve.value)} ({curve.events}/{curve.trials} diverged)"
+    common: dict[str, Any] = {"legendgroup": name, "line": {"shape": "hv", "width": 0}, "mode": "lines"}
+    figure.add_scatter(x=curve.iterations, y=curve.low, showlegend=False, hoverinfo="skip", **common)
+    figure.add_scatter(
+        x=curve.iterations,
+        y=curve.high,
+        fill="tonexty",
+        fillcolor=_transparent(colour, band),
+        showlegend=False,
+        hoverinfo="skip",
+        **common,
+    )
+    figure.add_scatter(
+        x=curve.iterations,
+        y=curve.survival,
+        mode="lines",
+        name=name,
+        legendgroup=name,
+        line={"shape": "hv", "color": colour, "dash": dash, "width": 2.5},
+        customdata=np.stack([curve.low, curve.high, curve.at_risk], axis=1),
+        hovertemplate="%{y:.0%} [%{customdata[0]:.0%}, %{customdata[1]:.0%}] at iteration %{x}, "
+        "%{customdata[2]} at risk<extra></extra>",
+    )
+    where = np.searchsorted(curve.iterations, curve.censored, side="right") - 1
+    figure.add_scatter(
+        x=curve.censored,
+        y=curve.survival[where],
+        mode="markers",
+        legendgroup=name,
+        showlegend=False,
+        marker={"symbol": "line-ns-open", "size": 9, "color": colour, "line": {"width": 1.5, "color": colour}},
+        hovertemplate="stable for %{x} iterations (censored)<extra></extra>",
+    )
+
+
+def tradeoff_figure(results: Results, study: str, metric: str) -> go.Figure:
+    """Quality against time per iteration, coloured by K, with the Pareto front; the paper's points beside where it has.
+
+    Diverged trials stand at their best value before they diverged and are never on the front.
+    """
+    trials = results.trials[results.trials["study"] == study]
+    frame = tradeoff(trials, metric)
+    info = METRIC_BY_NAME[metric]
+    by_id = {t["trial_id"]: t for t in records(trials)}
+    rows = [r for r in records(frame) if r["seconds_per_iteration"] is not None]
+    figure = go.Figure()
+    for outcome, (_, shape) in MARKS.items():
+        part = [r for r in rows if r["outcome"] == outcome.value]
+        if part:
+            name = f"{outcome.value} ({len(part)})"
+            _add_legend(figure, name, shape, 10)
+            figure.add_scatter(
+                x=[1000 * r["seconds_per_iteration"] for r in part],
+                y=[r["quality"] for r in part],
+                mode="markers",
+                name=name,
+                legendgroup=name,
+                showlegend=False,
+                marker=_marker([_log2(r["sampling_steps"]) for r in part], shape, 10) | {"coloraxis": "coloraxis"},
+                hovertext=[
+                    f"{hover(by_id[r['trial_id']])}<br>{info.label} {r['quality']:.3g} ({r['protocol']}), "
+                    f"{1000 * r['seconds_per_iteration']:.3g} ms per iteration"
+                    for r in part
+                ],
+                hoverinfo="text",
+            )
+    fronts = group_by([r for r in rows if r["on_front"]], ("dataset", "protocol", "hardware"))
+    for index, front in enumerate(fronts.values()):
+        line = sorted((1000 * r["seconds_per_iteration"], r["quality"]) for r in front)
+        figure.add_scatter(
+            x=[x for x, _ in line],
+            y=[y for _, y in line],
+            mode="lines",
+            name="Pareto front",
+            legendgroup="Pareto front",
+            showlegend=index == 0,
+            line={"shape": "hv", "color": "#8c8c8c", "width": 2, "dash": "dot"},
+            hoverinfo="skip",
+        )
+    steps = [int(r["sampling_steps"]) for r in rows if r["sampling_steps"] is not None]
+    if any(r["dataset"] == "cifar10" for r in rows):
+        steps += _add_published(figure, metric)
+    better = "lower" if info.direction == "minimize" else "higher"
+    return figure.update_layout(
+        xaxis={"title": {"text": "time per iteration [ms]"}, "type": "log", "minor": {"ticks": "outside"}},
+        yaxis={"title": {"text": f"best {info.label}, {better} is better"}},
+        coloraxis=_steps_axis(steps),
+        height=480,
+        showlegend=True,
+    )
+
+
+def _add_legend(figure: go.Figure, name: str, shape: str, size: int) -> None:
+    """A legend entry of a group whose points have many colours; plotly would draw it black on any page."""
+    figure.add_scatter(
+        x=[None], y=[None], mode="markers", name=name, legendgroup=name, marker=_marker("#8c8c8c", shape, size)
+    )
+
+
+def _add_published(figure: go.Figure, metric: str) -> list[int]:
+    points = [p for p in records(published_points(metric)) if p["minutes_per_epoch"] is not None]
+    if points:
+        name = "published (Titan GPU; * diverged)"
+        _add_legend(figure, name, "star", 12)
+        figure.add_scatter(
+            x=[1000 * 60 * p["minutes_per_epoch"] / ITERATIONS_PER_EPOCH for p in points],
+            y=[p["quality"] for p in points],
+            mode="markers+text",
+            text=[p["model"] + ("*" if p["diverges"] else "") for p in points],
+            textposition="top center",
+            textfont={"size": 11},
+            name=name,
+            legendgroup=name,
+            showlegend=False,
+            marker=_marker([_log2(p["sampling_steps"]) for p in points], "star", 12) | {"coloraxis": "coloraxis"},
+            hovertemplate="%{text}: %{y}, %{x:.0f} ms per iteration<extra>published</extra>",
+        )
+    return [int(p["sampling_steps"]) for p in points]
+
+
+def training_figure(results: Results, study: str, metric: Metric | None) -> go.Figure:
+    """Energy gap per iteration (symlog) and quality per epoch of every trial; a cross marks a divergence."""
+    curves = training_curves(results, study, metric)
+    with_quality = metric is not None and any(len(c.epoch) for c in curves)
+    titles = ["energy gap E(x⁺) − E(x⁻)"] + ([metric.label] if metric is not None and with_quality else [])
+    figure = make_subplots(rows=len(titles), cols=1, vertical_spacing=0.14)
+    named: set[Outcome] = set()
+    # Completed trials first, so that the few that ended badly are drawn over them.
+    for curve in sorted(curves, key=lambda c: c.trial["outcome"] in ENDED_BADLY):
+        outcome = Outcome(curve.trial["outcome"])
+        _add_curve(figure, curve, 1, curve.iteration, symlog(curve.energy_gap), outcome not in named)
+        named.add(outcome)
+        if with_quality:
+            _add_curve(figure, curve, 2, curve.epoch, curve.quality, False)
+    gaps = np.concatenate([c.energy_gap for c in curves]) if curves else np.array([0.0])
+    figure.update_yaxes(title_text=titles[0], row=1, col=1, **_symlog_ticks(gaps))
+    figure.update_xaxes(title_text="training iterations", row=1, col=1)
+    if with_quality:
+        scale = "log" if metric is not None and metric.direction == "minimize" else "linear"
+        figure.update_yaxes(title_text=titles[1], type=scale, row=2, col=1)
+        figure.update_xaxes(title_text="epoch", row=2, col=1)
+    return figure.update_layout(height=780 if with_quality else 420, showlegend=True)
+
+
+def _add_curve(figure: go.Figure, curve: TrainingCurve, row: int, x: Any, y: Any, named: bool) -> None:
+    if not len(x):
+        return
+    outcome = Outcome(curve.trial["outcome"])
+    colour, shape = MARKS[outcome]
+    bad = outcome in ENDED_BADLY
+    sizes = [0.0] * (len(x) - 1) + [9.0] if bad else 0.0
+    figure.add_scatter(
+        # Single precision is finer than a pixel and half the size in the report.
+        x=np.asarray(x, dtype=np.int32),
+        y=np.asarray(y, dtype=np.float32),
+        mode="lines+markers" if bad or len(x) == 1 else "lines",
+        name=outcome.value,
+        legendgroup=outcome.value,
+        showlegend=named,
+        opacity=0.9 if bad else 0.55,
+        line={"color": colour, "width": 1.3},
+        marker={"color": colour, "symbol": shape, "size": sizes if len(x) > 1 else 7, "opacity": 1},
+        text=f"{curve.trial['trial_id']} {ending(curve.trial)}<br>"
+        f"K {curve.trial['sampling_steps']}, p0 {curve.trial['initial']}, seed {curve.trial['seed']}",
+        hovertemplate="%{text}<br>at %{x}<extra></extra>",
+        row=row,
+        col=1,
+    )
+
+
+def _symlog_ticks(values: Any) -> dict[str, Any]:
+    finite = np.abs(values[np.isfinite(values)])
+    largest = float(finite.max()) if len(finite) else 1.0
+    decades = [0.0, 1.0, *(10.0**d for d in range(1, max(1, int(np.ceil(np.log10(1 + largest)))) + 1))]
+    step = max(1, len(decades) // 8)
+    decades = decades[:2] + decades[2::step]
+    ticks = sorted({0.0} | {sign * d for d in decades if d for sign in (-1, 1)})
+    return {"tickvals": symlog(ticks), "ticktext": [f"{t:g}" for t in ticks]}
+
+
+def _ticks(axis: Axis) -> dict[str, Any]:
+    shown: dict[str, Any] = {"tickvals": axis.ticks, "ticktext": axis.labels, "title": {"text": _title(axis.field)}}
+    if axis.discrete:
+        shown["range"] = [-0.6, len(axis.ticks) - 0.4]
+    return shown
+
+
+def _title(field: str) -> str:
+    names = {
+        "sampling_steps": "Langevin steps",
+        "step_size": "step size",
+        "reinit_probability": "reinitialisation probability",
+        "buffer_size": "buffer slots",
+        "noise_std": "noise",
+        "l2_weight": "L2 weight",
+        "initial": "initial distribution",
+    }
+    return f"{symbol(field)} ({names[field]})" if field in names else symbol(field)
+
+
+def _marker(colour: Any, shape: str, size: int) -> dict[str, Any]:
+    return {
+        "color": colour,
+        "symbol": shape,
+        "size": size,
+        "opacity": 0.85,
+        "line": {"width": 1.2 if "open" in shape else 0},
+    }
+
+
+def _steps_axis(steps: list[int]) -> dict[str, Any]:
+    distinct = sorted(set(steps)) or [1]
+    shown = distinct if len(distinct) <= 8 else [distinct[round(i * (len(distinct) - 1) / 6)] for i in range(7)]
+    return {
+        "colorscale": _STEPS_SCALE,
+        "cmin": _log2(distinct[0]),
+        "cmax": _log2(distinct[-1]) + (1 if len(distinct) == 1 else 0),
+        "colorbar": {
+            "title": {"text": "K"},
+            "tickvals": [_log2(s) for s in shown],
+            "ticktext": [str(s) for s in shown],
+            "thickness": 14,
+            "outlinewidth": 0,
+        },
+    }
+
+
+def _log2(steps: int | None) -> float:
+    return float(np.log2(steps)) if steps else 0.0
+
+
+def _corner(words: str) -> dict[str, Any]:
+    place = {"xref": "paper", "yref": "paper", "x": 0.99, "y": 0.04, "xanchor": "right", "yanchor": "bottom"}
+    return {"text": words, "showarrow": False, **place}
+
+
+def _transparent(colour: str, alpha: float) -> str:
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{alpha})"
+
+
+def _array(column: pd.Series[Any]) -> Any:
+    return column.to_numpy(dtype=np.float64)

@@ -1,0 +1,286 @@
+"""Tables as people read them: one display frame of text per table, then Markdown, LaTeX (booktabs) or HTML of it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from analysis.aggregate import wilson
+from analysis.compare import brief, symbol, text
+from analysis.load import records
+from trainables.schema import METRICS, SETTING_NAMES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+
+CAPTIONS: dict[str, str] = {
+    "table_1": "Table 1: inception score and FID of unconditional models on CIFAR-10",
+    "table_2": "Table 2: FID of unconditional models on CIFAR-100, CelebA-HQ 128 and ImageNet 32x32",
+    "table_3": "Table 3: accuracy, inception score and FID of hybrid models on CIFAR-10",
+    "table_4": "Table 4: accuracy, inception score and FID of hybrid models on CIFAR-100",
+    "table_5": "Table 5: hyperparameters of the paper beside those of the measured trials",
+    "table_6": "Table 6: minutes per epoch (390 iterations), run time and speed-up",
+    "settings": "Measured settings",
+}
+NOTHING = "–"
+_STAR = "*"
+_NUMBERS = {
+    "accuracy_percent": ("Acc. %", 1, 1),
+    "inception_score": ("IS", 2, 2),
+    "fid": ("FID", 2, 1),
+    "minutes_per_epoch": ("min/epoch", 2, 1),
+    "runtime_hours": ("hours", 1, 1),
+    "speedup": ("speed-up", 2, 2),
+}
+"""Label of a number, decimals of a measured and fewest decimals of a published one."""
+
+
+@dataclass(frozen=True)
+class Display:
+    """A table as text: header, rows in groups, footnotes."""
+
+    caption: str
+    header: list[str]
+    groups: list[tuple[str, list[list[str]]]]
+    """Heading ("" for none) and rows; a cell is text."""
+    notes: list[str]
+
+    @property
+    def rows(self) -> list[list[str]]:
+        """All rows, without the headings."""
+        return [row for _, rows in self.groups for row in rows]
+
+
+def display(name: str, frame: pd.DataFrame) -> Display:
+    """The display form of a table of `build_tables`.
+
+    Args:
+        name: `table_1` ... `table_6` or `settings`.
+        frame: That table.
+    """
+    rows = records(frame)
+    if name == "table_5":
+        return _hyperparameters(rows)
+    if name == "settings":
+        return _settings(rows)
+    return _paper_table(name, rows)
+
+
+def spread_text(mean: float | None, sd: float | None, n: int, digits: int) -> str:
+    """A measured number as "mean ± sd (n)", without "± sd" for one value."""
+    if mean is None:
+        return NOTHING
+    middle = "" if sd is None else f" ± {sd:.{digits}f}"
+    return f"{mean:.{digits}f}{middle} ({n})"
+
+
+def _paper_table(name: str, rows: list[dict[str, Any]]) -> Display:
+    numbers = [n for n in _NUMBERS if any(f"{n}_published" in row for row in rows)]
+    # A number that neither the paper nor a trial has (IS of Table 2) would be an empty pair of columns.
+    numbers = [n for n in numbers if any(row[f"{n}_published"] is not None or row[f"{n}_n"] for row in rows)]
+    runtime = name == "table_6"
+    header = ["Model"]
+    for number in numbers:
+        header += [f"{_NUMBERS[number][0]} published", f"{_NUMBERS[number][0]} measured"]
+    header += ["Hardware" if runtime else "Diverged", "Comparable"]
+    groups: list[tuple[str, list[list[str]]]] = []
+    notes: list[str] = []
+    reasons: dict[str, int] = {}
+    for row in rows:
+        if not groups or groups[-1][0] != row["group"]:
+            groups.append((row["group"], []))
+        published_star = _STAR if "diverges; best" in (row["published_note"] or "") else ""
+        measured_star = _STAR if row.get("best_before_divergence") else ""
+        cells = [row["model"].replace("alpha=", "α=")]
+        for number in numbers:
+            _, digits, fewest = _NUMBERS[number]
+            published = row[f"{number}_published"]
+            cells.append(NOTHING if published is None else _published(published, fewest) + published_star)
+            value = spread_text(row[f"{number}_mean"], row[f"{number}_sd"], row[f"{number}_n"], digits)
+            cells.append(value + (measured_star if value != NOTHING else ""))
+        cells.append((row["hardware"] or NOTHING) if runtime else _diverged(row))
+        cells.append(_comparable(row, reasons))
+        groups[-1][1].append(cells)
+    if any(_STAR in cell for _, body in groups for cells in body for cell in cells):
+        notes.append(f"{_STAR} diverged; best value before it diverged.")
+    if any(row.get("trials") for row in rows):
+        notes.append(
+            "Measured: mean ± standard deviation (trials)" + ("." if runtime else "; diverged k/n [95% Wilson].")
+        )
+    notes += [f"{row['model'].replace('alpha=', 'α=')}: {row['published_note']}." for row in rows if _plain_note(row)]
+    notes += [f"[{number}] {reason}." for reason, number in reasons.items()]
+    return Display(CAPTIONS[name], header, groups, notes)
+
+
+def _published(value: float, fewest: int) -> str:
+    """A published number as the paper prints it: all its decimals, and no fewer than its column has."""
+    decimals = len(f"{value:g}".partition(".")[2])
+    return f"{value:.{max(decimals, fewest)}f}"
+
+
+def _plain_note(row: dict[str, Any]) -> bool:
+    return row["published_note"] is not None and "diverges; best" not in row["published_note"]
+
+
+def _diverged(row: dict[str, Any]) -> str:
+    if not row["trials"]:
+        return NOTHING
+    collapsed = f", {row['collapsed']} collapsed" if row["collapsed"] else ""
+    return f"{row['diverged']}/{row['trials']} [{row['divergence_low']:.2f}, {row['divergence_high']:.2f}]{collapsed}"
+
+
+def _comparable(row: dict[str, Any], reasons: dict[str, int]) -> str:
+    if row["comparable"] is None and row["comparable_reason"] is None:
+        return NOTHING
+    word = {True: "yes", False: "no", None: NOTHING}[row["comparable"]]
+    if row["comparable_reason"] is None:
+        return word
+    number = reasons.setdefault(row["comparable_reason"], len(reasons) + 1)
+    return f"{word} [{number}]"
+
+
+def _hyperparameters(rows: list[dict[str, Any]]) -> Display:
+    header = ["Hyperparameter", "Symbol", "Published", "Measured", "Trials", "with the paper's value"]
+    symbols = {"rho": "ρ", "alpha": "α", "sigma": "σ"}
+    body = [
+        [
+            row["variable"],
+            symbols.get(row["symbol"], row["symbol"]),
+            text(row["published"]),
+            row["measured_values"] or NOTHING,
+            str(row["trials"]),
+            f"{row['trials_matching']}/{row['trials']}" if row["trials"] else NOTHING,
+        ]
+        for row in rows
+    ]
+    return Display(CAPTIONS["table_5"], header, [("", body)], [])
+
+
+def _settings(rows: list[dict[str, Any]]) -> Display:
+    # What all settings share is said once below the table; the columns show where they differ.
+    varied = [f for f in SETTING_NAMES if len({row[f] for row in rows}) > 1]
+    common = [f"{symbol(f)} {text(rows[0][f])}" for f in SETTING_NAMES if rows and f not in varied]
+    studies = len({row["study"] for row in rows}) > 1
+    metrics = [m for m in METRICS if any(row[f"{m.name}_best_n"] for row in rows)]
+    header = ["Study"] if studies else []
+    header += ["Setting", *(symbol(f) for f in varied), "Trials", "Diverged", "Median it.", "Collapsed"]
+    header += [f"{m.label} best" for m in metrics] + ["Time/it. [ms]", "Saved [s]"]
+    body = []
+    for row in rows:
+        judged = row["completed"] + row["diverged"] + row["collapsed"]
+        cells = [row["study"]] if studies else []
+        cells += [
+            row["setting_id"],
+            *(NOTHING if row[f] is None else brief(row[f]) for f in varied),
+            str(row["trials"]),
+        ]
+        interval = wilson(row["diverged"], judged)
+        rate = "" if interval.low is None else f" [{interval.low:.2f}, {interval.high:.2f}]"
+        cells += [f"{row['diverged']}/{judged}{rate}" if judged else NOTHING]
+        cells += [_number(row["divergence_iteration_median"], 0), str(row["collapsed"])]
+        for m in metrics:
+            mean, sd, n = (row[f"{m.name}_best_{k}"] for k in ("mean", "sd", "n"))
+            cells.append(spread_text(mean, sd, n, 3 if m.name == "accuracy" else 2))
+        pace = row["seconds_per_iteration_mean"]
+        cells += [NOTHING if pace is None else f"{1000 * pace:.1f}", _number(row["saved_seconds_sum"], 1)]
+        body.append(cells)
+    notes = [f"All settings: {', '.join(common)}."] if common else []
+    for m in metrics:
+        protocols = sorted({row[m.protocol_column] for row in rows if row[m.protocol_column]})
+        notes.append(f"{m.label}: {m.meaning}; protocol {', '.join(protocols) or 'not recorded'}.")
+    if rows:
+        notes.append("Diverged: k/n of the completed, diverged and collapsed trials [95% Wilson interval].")
+    return Display(CAPTIONS["settings"], header, [("", body)], notes)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return NOTHING if value is None else f"{value:.{digits}f}"
+
+
+def markdown(name: str, frame: pd.DataFrame) -> str:
+    """A table as GitHub Markdown with caption and footnotes."""
+    table = display(name, frame)
+    lines = [f"**{_md(table.caption)}**", "", _md_row(table.header), _md_row(["---"] * len(table.header))]
+    for heading, rows in table.groups:
+        if heading:
+            lines.append(_md_row([f"*{_md(heading)}*"] + [""] * (len(table.header) - 1), escape=False))
+        lines += [_md_row(row) for row in rows]
+    if table.notes:
+        lines += ["", *(f"- {_md(note)}" for note in table.notes)]
+    return "\n".join(lines) + "\n"
+
+
+def _md(value: str) -> str:
+    return re.sub(r"([\\|*_<>\[\]`])", r"\\\1", value)
+
+
+def _md_row(cells: Sequence[str], *, escape: bool = True) -> str:
+    return "| " + " | ".join(_md(c) if escape and c != "---" else c for c in cells) + " |"
+
+
+_TEX: dict[str, str] = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "|": r"$|$",
+    "<": r"$<$",
+    ">": r"$>$",
+    # A bracket at a row's start would be read as the optional argument of the line break before it.
+    "[": "{[}",
+    "]": "{]}",
+    "α": r"$\alpha$",
+    "λ": r"$\lambda$",
+    "ρ": r"$\rho$",
+    "σ": r"$\sigma$",
+    "±": r"$\pm$",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "–": "--",
+    "—": "---",
+}
+
+
+def escape_latex(value: str) -> str:
+    """Text for LaTeX: special characters escaped, Greek letters in math mode, other non-ASCII as a question mark."""
+    return "".join(_TEX.get(c, c if c.isascii() else "?") for c in value)
+
+
+def latex(name: str, frame: pd.DataFrame) -> str:
+    r"""A table as a LaTeX `table` environment; the document needs `\usepackage{booktabs}`."""
+    table = display(name, frame)
+    width = len(table.header)
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{escape_latex(table.caption.partition(': ')[2] or table.caption)}}}",
+        rf"\label{{tab:{name.replace('_', '-')}}}",
+        rf"\begin{{tabular}}{{l{'r' * (width - 2)}l}}",
+        r"\toprule",
+        _tex_row(table.header),
+        r"\midrule",
+    ]
+    for index, (heading, rows) in enumerate(table.groups):
+        if heading:
+            lines += [r"\addlinespace"] if index else []
+            lines.append(rf"\multicolumn{{{width}}}{{l}}{{\emph{{{escape_latex(heading)}}}}} \\")
+        lines += [_tex_row(row) for row in rows]
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    if table.notes:
+        lines += [r"\par\smallskip", r"\begin{minipage}{\linewidth}\footnotesize"]
+        lines += [rf"{escape_latex(note)}\par" for note in table.notes]
+        lines.append(r"\end{minipage}")
+    return "\n".join([*lines, r"\end{table}"]) + "\n"
+
+
+def _tex_row(cells: Sequence[str]) -> str:
+    return " & ".join(escape_latex(c) for c in cells) + r" \\"

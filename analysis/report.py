@@ -1,0 +1,240 @@
+"""The report of one or many studies: one HTML file that needs nothing beside it, with figures and tables."""
+
+from __future__ import annotations
+
+import base64
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+from plotly.offline import get_plotlyjs
+
+from analysis.aggregate import ENDED_BADLY
+from analysis.compare import brief, symbol, text
+from analysis.figure_data import SampleGrid, ending, outcome_fields, sample_grids, survival_fields
+from analysis.figures import outcome_figure, survival_figure, template, tradeoff_figure, training_figure
+from analysis.load import Results, records
+from analysis.render import display
+from analysis.stability import compute_ledger, divergence_by, seeds_note
+from analysis.summary import StudySummary, duration, explanatory_fields, objective, summarise, varied_or_all
+from analysis.tables import build_tables
+from analysis.tradeoff import measured_metrics
+from trainables.schema import METRICS, Outcome
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+_MAX_RATES = 8
+"""Most values of a field that gets a table of divergence rates."""
+_SHOWN_ROWS = 25
+"""Rows of the table of failed trials that are open; the rest is one click away."""
+
+
+def write_report(results: Results, out_file: Path | str) -> Path:
+    """Write the report as one self-contained HTML file; the same results give the same bytes.
+
+    Args:
+        results: One or many studies, finished, running or empty.
+        out_file: Where to; its folder is made if it is missing.
+
+    Returns:
+        The file.
+    """
+    out_file = Path(out_file)
+    page = report_html(results)
+    out_file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out_file.with_name(f".{out_file.name}.tmp")
+    temporary.write_text(page, encoding="utf-8", newline="\n")
+    temporary.replace(out_file)
+    return out_file
+
+
+def report_html(results: Results) -> str:
+    """The report as text."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    source = (files("analysis") / "templates" / "report.html.j2").read_text(encoding="utf-8")
+    tables = {name: display(name, frame) for name, frame in build_tables(results).items()}
+    return environment.from_string(source).render(
+        title=", ".join(results.studies) or "no studies",
+        studies=[_study(results, name, index) for index, name in enumerate(results.studies)],
+        tables=[(name, table) for name, table in tables.items() if name != "settings"],
+        settings=tables["settings"],
+        protocols=_protocols(results),
+        templates=_script_json({s: template(s).to_plotly_json() for s in ("light", "dark")}),
+        plotly_js=get_plotlyjs(),
+    )
+
+
+def _study(results: Results, study: str, index: int) -> dict[str, Any]:
+    """Everything the template shows of one study."""
+    part = results.of(study)
+    trials = records(part.trials)
+    summary = summarise(part).studies[0]
+    figures: dict[str, list[dict[str, Any]]] = {n: [] for n in ("outcomes", "survival", "tradeoff", "training")}
+    metric = objective(part, study)
+    if trials:
+        x, y = outcome_fields(part, study)
+        caption = f"Outcome of every trial over {symbol(x)} and {symbol(y)}"
+        figures["outcomes"] = [_figure(outcome_figure(part, study), caption)]
+        figures["survival"] = [
+            _figure(survival_figure(part.trials, field), f"Share of trials not diverged, by {symbol(field)}")
+            for field in survival_fields(part, study)
+        ]
+        figures["tradeoff"] = [
+            _figure(tradeoff_figure(part, study, m.name), f"{m.label} against time per iteration and K")
+            for m in measured_metrics(part.trials)
+        ]
+        training = training_figure(part, study, metric)
+        if training.data:
+            figures["training"] = [_figure(training, "Course of every trial")]
+    return {
+        "id": f"study-{index}",
+        "name": study,
+        "description": results.manifests[study].get("description") or "",
+        "cards": _cards(summary),
+        "lines": summarise(part).lines(),
+        "figures": figures,
+        "ended_badly": _ended_badly(part, study),
+        "failed": [
+            {"trial": t["trial_id"], "message": t["message"] or "no message"}
+            for t in trials
+            if t["outcome"] == Outcome.FAILED
+        ],
+        "rates": _rates(part, study),
+        "grids": [_grid(g) for g in sample_grids(part, study)],
+        "ledger": _ledger(part),
+        "provenance": _provenance(results.manifests[study], trials),
+        "finished": sum(n for o, n in summary.outcomes if o.finished),
+        "total": len(trials),
+        "planned": results.manifests[study].get("planned_trials"),
+    }
+
+
+def _figure(figure: go.Figure, caption: str) -> dict[str, Any]:
+    # The page brings the template for its colour scheme; plotly's own default would be embedded once per figure.
+    figure.layout.template = None
+    return {
+        "caption": caption,
+        "height": figure.layout.height or 450,
+        "json": _escape_script(figure.to_json()),
+    }
+
+
+def _script_json(value: Any) -> str:
+    return _escape_script(json.dumps(value, sort_keys=True))
+
+
+def _escape_script(text_json: str) -> str:
+    # Inside a script element only "<" can end it early; in JSON it occurs in strings alone.
+    return text_json.replace("<", "\\u003c")
+
+
+def _cards(summary: StudySummary) -> list[dict[str, str]]:
+    """The headline numbers of a study."""
+    counts = dict(summary.outcomes)
+    total = sum(counts.values())
+    cards = [("trials", str(total), f"{counts.get(Outcome.COMPLETED, 0)} completed")]
+    cards += [(o.value, str(counts.get(o, 0)), f"of {total} trials") for o in (Outcome.DIVERGED, Outcome.COLLAPSED)]
+    best = summary.best
+    if best is not None:
+        cards.append((f"best {best.metric.label}", f"{best.mean:.3g}", f"{best.setting} (n = {best.n})"))
+    cards.append(("trial time", duration(summary.seconds), "training and evaluation"))
+    cards.append(("saved", duration(summary.saved_seconds), "by stopping failing trials early"))
+    return [{"label": label, "value": value, "note": note} for label, value, note in cards]
+
+
+def _ended_badly(results: Results, study: str) -> dict[str, Any] | None:
+    """Table of the diverged and collapsed trials: setting, when, why."""
+    trials = [t for t in records(results.trials) if t["outcome"] in ENDED_BADLY]
+    if not trials:
+        return None
+    fields = varied_or_all(results, study)
+    metric = objective(results, study)
+    before = [f"{metric.label} before"] if metric is not None else []
+    header = ["Trial", "Outcome", *(symbol(f) for f in fields), "Seed", "Alarm", "Ended", "of", "Saved", *before, "Why"]
+    rows = []
+    for t in sorted(trials, key=lambda t: (t["outcome"] != Outcome.DIVERGED, t["iteration"] or 0)):
+        row = [t["trial_id"], t["outcome"], *(brief(t[f]) for f in fields), text(t["seed"])]
+        row += [_or_dash(t["alarm_iteration"]), _or_dash(t["iteration"]), _or_dash(t["iterations_planned"])]
+        row += ["–" if t["saved_seconds"] is None else duration(t["saved_seconds"])]
+        if metric is not None:
+            best = t[f"{metric.name}_best"]
+            row.append("–" if best is None else f"{best:.3g}*")
+        rows.append([*row, ending(t).partition(": ")[2] or "not recorded"])
+    return {"header": header, "rows": rows, "open": len(rows) <= _SHOWN_ROWS}
+
+
+def _rates(results: Results, study: str) -> list[dict[str, Any]]:
+    """Divergence rates by the fields that explain most, with how many seeds would decide more."""
+    tables = []
+    few = [f for f in survival_fields(results, study) if len(results.trials[f].unique()) <= _MAX_RATES]
+    for field in explanatory_fields(results.trials, few)[:3]:
+        rows = [
+            [text(r[field]), str(r["trials"]), str(r["collapsed"]), seeds_note(r["diverged"], r["trials"])]
+            for r in records(divergence_by(results.trials, [field]))
+        ]
+        header = [symbol(field), "Trials", "Collapsed", "Diverged, and what that supports about a rate of 10%"]
+        tables.append({"header": header, "rows": rows})
+    return tables
+
+
+def _grid(grid: SampleGrid) -> dict[str, str]:
+    data = base64.b64encode(grid.path.read_bytes()).decode("ascii")
+    return {"src": f"data:image/png;base64,{data}", "caption": grid.caption}
+
+
+def _ledger(results: Results) -> dict[str, Any]:
+    rows = []
+    with_gpu = False
+    for r in records(compute_ledger(results.trials)):
+        if r["seconds"] or r["category"] in ("useful", "spent", "saved"):
+            share = "–" if r["share"] is None or r["category"] == "saved" else f"{r['share']:.1%}"
+            rows.append([r["category"], duration(r["seconds"]), duration(r["gpu_seconds"]), share, r["meaning"]])
+            with_gpu = with_gpu or r["gpu_seconds"] > 0
+    header = ["Category", "Time", "GPU time", "Share", "What it is"]
+    if not with_gpu:
+        header.remove("GPU time")
+        rows = [row[:2] + row[3:] for row in rows]
+    return {"header": header, "rows": rows}
+
+
+def _protocols(results: Results) -> list[list[str]]:
+    """Metric, what it is, and the protocols its values were taken under."""
+    rows = []
+    for metric in METRICS:
+        ids = sorted(set(results.trials[metric.protocol_column].dropna()))
+        if ids or results.trials[f"{metric.name}_best"].notna().any():
+            rows.append([metric.label, metric.meaning, ", ".join(ids) or "not recorded"])
+    return rows
+
+
+def _provenance(manifest: dict[str, Any], trials: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Where the numbers come from: the manifest and what the trials say of hardware and data."""
+    hardware = manifest.get("hardware")
+    pairs = [
+        ("created", manifest.get("created_at")),
+        ("commit", manifest.get("commit")),
+        ("seeds", ", ".join(str(s) for s in manifest.get("seeds") or [])),
+        ("planned trials", manifest.get("planned_trials")),
+        ("varied", ", ".join(f"{symbol(f)} ({f})" for f in manifest.get("varied") or [])),
+        ("objectives", ", ".join(f"{o.get('direction')} {o.get('metric')}" for o in manifest.get("objectives") or [])),
+        ("study's machine", _hardware(hardware) if isinstance(hardware, dict) else None),
+        ("trials ran on", ", ".join(sorted({t["hardware"] for t in trials if t["hardware"]}))),
+        ("precision", ", ".join(sorted({t["precision"] for t in trials if t["precision"]}))),
+        ("images", ", ".join(sorted({t["data_source"] for t in trials if t["data_source"]}))),
+        ("versions", ", ".join(f"{k} {v}" for k, v in (manifest.get("versions") or {}).items())),
+        ("schema", manifest.get("schema_version")),
+    ]
+    return [(name, str(value) if value not in (None, "") else "not recorded") for name, value in pairs]
+
+
+def _hardware(hardware: dict[str, Any]) -> str:
+    gpus = hardware.get("gpus") or []
+    parts = [f"{hardware.get('cpus')} CPU cores", hardware.get("cpu_name"), ", ".join(str(g) for g in gpus) or "no GPU"]
+    return "; ".join(str(part) for part in parts if part)
+
+
+def _or_dash(value: Any) -> str:
+    return "–" if value is None else str(value)

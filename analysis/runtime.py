@@ -1,0 +1,124 @@
+"""Table 6: time per epoch and run time, published beside measured. Only speed-ups compare across hardware."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from analysis.aggregate import Trial, identifier, joined, spread
+from analysis.compare import (
+    EPOCHS,
+    ITERATIONS_PER_EPOCH,
+    PAPER_HARDWARE,
+    differences,
+    matching,
+    nearest_setting,
+    number_columns,
+    text,
+)
+from analysis.load import records, typed_frame
+from analysis.published import published_results
+from trainables.schema import Column
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+
+RUNTIME_COLUMNS: tuple[Column, ...] = (
+    Column("table", "int64", "number of the paper's table"),
+    Column("row", "int64", "row in it, from 1, in the paper's order"),
+    Column("dataset", "string", "name of the data set"),
+    Column("group", "string", "heading of the row in the paper"),
+    Column("model", "string", "the row's name in the paper"),
+    Column("method", "string", "training method; null where the row is quoted only"),
+    Column("sampling_steps", "int64", "K; null where the paper gives none"),
+    *number_columns("minutes_per_epoch", f"minutes per epoch of {ITERATIONS_PER_EPOCH} iterations"),
+    *number_columns("runtime_hours", f"hours for {EPOCHS} such epochs, evaluation not counted"),
+    *number_columns("speedup", "run time of JEM(K=20) on the same hardware, divided by the row's"),
+    Column("published_note", "string", "the paper's remark on the row"),
+    Column("trials", "int64", "trials with a time, on the hardware shown"),
+    Column("comparable", "bool", "wall times comparable with the paper's; null where nothing was measured"),
+    Column("comparable_reason", "string", "every reason why not, and remarks; separated by semicolons"),
+    Column("speedup_comparable", "bool", "speed-up comparable with the paper's; null where there is none"),
+    Column("hardware", "string", "device the trials ran on"),
+    Column("studies", "string", "studies the trials are from"),
+    Column("trial_ids", "string", "the trials as STUDY/TRIAL, comma-separated"),
+)
+_NAMES = ("minutes_per_epoch", "runtime_hours", "speedup")
+# What changes the time of an iteration; the rest of a setting does not, or hardly.
+_TIMED = ("network ", "norm ", "precision ", "batch size ")
+
+
+def minutes_per_epoch(trial: Trial) -> float:
+    """Minutes that 390 iterations take at the trial's time per iteration."""
+    return ITERATIONS_PER_EPOCH * float(trial["seconds_per_iteration"]) / 60
+
+
+def runtime_table(trials: Sequence[Trial]) -> pd.DataFrame:
+    """Table 6 (`RUNTIME_COLUMNS`).
+
+    A trial's time per iteration counts however the trial ended: a diverged one ran at the same pace until then. Where
+    a setting was timed on several devices the row shows the one with most trials and says so.
+    """
+    timed = [t for t in trials if t["seconds_per_iteration"] is not None]
+    rows = []
+    for published in records(published_results(6)):
+        group, settings = nearest_setting(matching(timed, published))
+        row = {k: published[k] for k in ("table", "row", "dataset", "group", "model", "method", "sampling_steps")}
+        row["published_note"] = published["note"]
+        row |= {f"{name}_published": published[name] for name in _NAMES}
+        row |= _measured(group, settings, timed) if group else {f"{name}_n": 0 for name in _NAMES} | {"trials": 0}
+        rows.append(row)
+    return typed_frame(rows, RUNTIME_COLUMNS)
+
+
+def _measured(group: list[Trial], settings: int, timed: Sequence[Trial]) -> dict[str, Any]:
+    devices = Counter(t["hardware"] for t in group)
+    hardware = devices.most_common(1)[0][0]
+    shown = [t for t in group if t["hardware"] == hardware]
+    minutes = [minutes_per_epoch(t) for t in shown]
+    unlike = [d for d in differences(shown[0]) if d.startswith(_TIMED)]
+    shared = sorted({t["gpus"] for t in shown if t["gpus"] is not None and 0 < t["gpus"] < 1})
+    if shared:
+        unlike.append(f"GPU shared between trials ({', '.join(text(g) for g in shared)} GPU each)")
+    reasons = [f"hardware {text(hardware)}, paper {PAPER_HARDWARE}", *unlike]
+    notes = []
+    if len(devices) > 1:
+        notes.append(f"{len(group) - len(shown)} more trials on other hardware are not shown")
+    if settings > 1:
+        notes.append(f"of {settings} settings with this method and K the one that differs least from the paper's")
+    row: dict[str, Any] = {}
+    reference = _reference(shown[0], timed)
+    speedups = [] if reference is None else [reference / m for m in minutes]
+    values = {"minutes_per_epoch": minutes, "runtime_hours": [m * EPOCHS / 60 for m in minutes], "speedup": speedups}
+    for name, measured in values.items():
+        s = spread(measured)
+        row |= {
+            f"{name}_mean": s.mean,
+            f"{name}_sd": s.sd,
+            f"{name}_n": s.n,
+            f"{name}_min": s.low,
+            f"{name}_max": s.high,
+        }
+    if reference is None:
+        notes.append("no speed-up: JEM(K=20) was not timed on this hardware with this network and precision")
+    return row | {
+        "trials": len(shown),
+        "comparable": False,
+        "comparable_reason": "; ".join(reasons + notes),
+        "speedup_comparable": not unlike if speedups else None,
+        "hardware": hardware,
+        "studies": joined(t["study"] for t in shown),
+        "trial_ids": joined(identifier(t) for t in shown),
+    }
+
+
+def _reference(trial: Trial, timed: Sequence[Trial]) -> float | None:
+    """Mean minutes per epoch of JEM(K=20) on a trial's hardware, its network and precision being the same."""
+    return spread(
+        minutes_per_epoch(t)
+        for t in timed
+        if (t["method"], t["sampling_steps"], t["dataset"]) == ("jem", 20, trial["dataset"])
+        and all(t[field] == trial[field] for field in ("hardware", "network", "precision", "gpus"))
+    ).mean

@@ -1,0 +1,268 @@
+"""What a study showed, in a few lines for the console: outcomes, what was stable, the best setting, time spent.
+
+Every claim carries its counts and goes no further than the budget: "stable for n iterations", never "stable".
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from analysis.aggregate import ENDED_BADLY, JUDGED, Interval, Trial, group_by, spread, wilson
+from analysis.compare import brief, symbol, text
+from analysis.load import Results, records, varied_fields
+from analysis.stability import compute_ledger, sort_key
+from trainables.schema import METRICS, SETTING_NAMES, Metric, Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Divergence by the values of one field."""
+
+    field: str
+    rates: tuple[tuple[str, Interval], ...]
+    """Value and its trials that diverged, of those that completed, diverged or collapsed."""
+
+    def __str__(self) -> str:
+        """The field's symbol and the counts by value, as "p0 gaussian 0/12 diverged, uniform 8/12 diverged"."""
+        name = symbol(self.field)
+        if all(value[:1].isdigit() for value, _ in self.rates):
+            return ", ".join(f"{name} = {value}: {i.k}/{i.n}" for value, i in self.rates) + " diverged"
+        return f"{name} " + ", ".join(f"{value} {i.k}/{i.n} diverged" for value, i in self.rates)
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best setting of a study by its objective."""
+
+    metric: Metric
+    protocol: str | None
+    setting: str
+    """Its varied fields with their values."""
+    mean: float
+    sd: float | None
+    n: int
+    stability: Interval
+    iterations: int
+
+
+@dataclass(frozen=True)
+class StudySummary:
+    """The summary of one study."""
+
+    study: str
+    outcomes: tuple[tuple[Outcome, int], ...]
+    contrasts: tuple[Contrast, ...]
+    stable: tuple[str, ...]
+    best: Best | None
+    seconds: float
+    gpu_seconds: float
+    failing_seconds: float
+    saved_seconds: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The summaries of one or many studies."""
+
+    studies: tuple[StudySummary, ...]
+
+    def lines(self) -> list[str]:
+        """The summary for the console, one short line each; studies are named where there are several."""
+        lines = []
+        for study in self.studies:
+            if len(self.studies) > 1:
+                lines.append(f"{study.study}:")
+            lines += _lines(study)
+        return lines or ["no studies"]
+
+
+def summarise(results: Results) -> Summary:
+    """What the studies showed, in the order they were loaded."""
+    return Summary(tuple(_summarise(results, study) for study in results.studies))
+
+
+def objective(results: Results, study: str) -> Metric | None:
+    """The metric a study optimised if a trial has a value of it, else the first measured one; None without any."""
+    trials = results.trials[results.trials["study"] == study]
+    measured = [m for m in METRICS if trials[f"{m.name}_best"].notna().any()]
+    objectives = results.manifests[study].get("objectives") or []
+    wanted = [o.get("metric") for o in objectives if isinstance(o, dict)]
+    chosen = [m for name in wanted for m in measured if m.name == name]
+    return next(iter([*chosen, *measured]), None)
+
+
+def explanatory_fields(trials: pd.DataFrame, fields: Sequence[str]) -> list[str]:
+    """Fields by how much they tell about which trials diverged or collapsed, most first.
+
+    The measure is the mutual information between a field's value and ending badly, with Miller and Madow's correction
+    for the number of cells: without it a field of many values explains noise. Fields that tell nothing are left out.
+    A field of more than six values is cut into thirds of the trials.
+    """
+    judged = [t for t in records(trials) if t["outcome"] in JUDGED]
+    bad = [t["outcome"] in ENDED_BADLY for t in judged]
+    scored = [(_information(_binned(judged, field), bad), -i, field) for i, field in enumerate(fields)]
+    return [field for score, _, field in sorted(scored, reverse=True) if score > 0]
+
+
+def setting_text(trial: Trial, fields: Sequence[str]) -> str:
+    """A trial's values of `fields` in the paper's symbols, such as "K 2, α 1"."""
+    return ", ".join(f"{symbol(field)} {brief(trial[field])}" for field in fields)
+
+
+def varied_or_all(results: Results, study: str) -> list[str]:
+    """The fields a study varied; those that differ between its trials where its manifest does not say."""
+    listed = varied_fields(results, study)
+    if listed:
+        return listed
+    trials = results.trials[results.trials["study"] == study]
+    return [f for f in SETTING_NAMES if len(trials[f].unique()) > 1]
+
+
+def _binned(trials: Sequence[Trial], field: str) -> list[Any]:
+    values = [t[field] for t in trials]
+    numbers = sorted(v for v in values if isinstance(v, (int, float)))
+    if len(set(values)) <= 6 or len(numbers) < len(values):
+        return values
+    cuts = numbers[len(numbers) // 3], numbers[2 * len(numbers) // 3]
+    return [sum(v >= cut for cut in cuts) for v in values]
+
+
+def _information(values: Sequence[Any], bad: Sequence[bool]) -> float:
+    n = len(values)
+    if n == 0:
+        return 0.0
+    joint, left, right = Counter(zip(values, bad, strict=True)), Counter(values), Counter(bad)
+    information = sum(c / n * math.log(c * n / (left[v] * right[b])) for (v, b), c in joint.items())
+    return information - (len(left) - 1) * (len(right) - 1) / (2 * n)
+
+
+def _summarise(results: Results, study: str) -> StudySummary:
+    frame = results.trials[results.trials["study"] == study]
+    trials = records(frame)
+    counted = Counter(t["outcome"] for t in trials)
+    varied = varied_or_all(results, study)
+    contrasts = tuple(_contrast(trials, field) for field in explanatory_fields(frame, varied)[:2])
+    ledger = {r["category"]: r for r in records(compute_ledger(frame))}
+    return StudySummary(
+        study,
+        tuple((o, counted[o.value]) for o in Outcome if counted[o.value]),
+        contrasts,
+        _stable(trials, contrasts),
+        _best(results, study, trials, varied),
+        ledger["spent"]["seconds"],
+        ledger["spent"]["gpu_seconds"],
+        ledger["diverged"]["seconds"] + ledger["collapsed"]["seconds"],
+        ledger["saved"]["seconds"],
+    )
+
+
+def _by_value(trials: Sequence[Trial], field: str) -> dict[str, list[Trial]]:
+    """Judged trials by a field's value in words, ascending; by thirds of the trials for a number of many values."""
+    judged = [t for t in trials if t["outcome"] in JUDGED]
+    judged.sort(key=lambda t: sort_key(t[field]))
+    groups: dict[str, list[Trial]] = {}
+    values = [t[field] for t in judged]
+    if len(set(values)) > 6 and all(isinstance(v, (int, float)) for v in values):
+        cuts = values[len(values) // 3], values[2 * len(values) // 3]
+        low, high = (f"{cut:.3g}" for cut in cuts)
+        names = (f"below {low}", f"{low} to {high}", f"from {high}")
+        for trial in judged:
+            groups.setdefault(names[sum(trial[field] >= cut for cut in cuts)], []).append(trial)
+    else:
+        for trial in judged:
+            groups.setdefault(text(trial[field]), []).append(trial)
+    return groups
+
+
+def _contrast(trials: Sequence[Trial], field: str) -> Contrast:
+    groups = _by_value(trials, field)
+    rates = ((v, wilson(sum(t["outcome"] == Outcome.DIVERGED for t in g), len(g))) for v, g in groups.items())
+    return Contrast(field, tuple(rates))
+
+
+def _stable(trials: Sequence[Trial], contrasts: Sequence[Contrast]) -> tuple[str, ...]:
+    """Values of the explanatory fields under which every trial completed."""
+    lines = []
+    for contrast in contrasts:
+        groups = _by_value(trials, contrast.field)
+        for value, interval in contrast.rates:
+            if all(t["outcome"] == Outcome.COMPLETED for t in groups[value]):
+                iterations = min(t["iterations_done"] or 0 for t in groups[value])
+                name = symbol(contrast.field) + (f" = {value}" if value[:1].isdigit() else f" {value}")
+                lines.append(f"{name}: stable for {iterations} iterations ({interval.of('diverged')})")
+    return tuple(lines)
+
+
+def _best(results: Results, study: str, trials: Sequence[Trial], varied: Sequence[str]) -> Best | None:
+    metric = objective(results, study)
+    if metric is None:
+        return None
+    name = f"{metric.name}_best"
+    ranked = []
+    for index, group in enumerate(group_by(trials, ("setting_id", metric.protocol_column)).values()):
+        # A setting is as good as all its trials: the diverged ones count with their best before they diverged.
+        judged = [t for t in group if t["outcome"] in JUDGED and t[name] is not None]
+        if not any(t["outcome"] == Outcome.COMPLETED for t in judged):
+            continue
+        values = spread(t[name] for t in judged)
+        assert values.mean is not None
+        sign = 1 if metric.direction == "minimize" else -1
+        ranked.append((sign * values.mean, index, values, judged))
+    if not ranked:
+        return None
+    _, _, values, judged = min(ranked, key=lambda r: r[:2])
+    setting = [t for t in trials if t["setting_id"] == judged[0]["setting_id"] and t["outcome"] in JUDGED]
+    assert values.mean is not None
+    return Best(
+        metric,
+        judged[0][metric.protocol_column],
+        setting_text(judged[0], varied) or judged[0]["setting_id"],
+        values.mean,
+        values.sd,
+        values.n,
+        wilson(sum(t["outcome"] == Outcome.DIVERGED for t in setting), len(setting)),
+        max(t["iterations_done"] or 0 for t in setting),
+    )
+
+
+def duration(seconds: float) -> str:
+    """A time span for people: seconds, minutes or hours."""
+    if seconds < 120:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def best_text(best: Best) -> str:
+    """The best setting with its metric, spread, protocol and stability."""
+    spread_words = "" if best.sd is None else f" ± {best.sd:.3g}"
+    trials = "1 trial" if best.n == 1 else f"{best.n} trials"
+    return (
+        f"{best.setting}: {best.metric.label} {best.mean:.3g}{spread_words} ({trials}, "
+        f"protocol {best.protocol or 'not recorded'}), {best.stability.k}/{best.stability.n} diverged "
+        f"in {best.iterations} iterations"
+    )
+
+
+def _lines(study: StudySummary) -> list[str]:
+    total = sum(n for _, n in study.outcomes)
+    counts = ", ".join(f"{n} {o.value}" for o, n in study.outcomes)
+    lines = [f"{total} {'trial' if total == 1 else 'trials'}: {counts}" if total else "no trials"]
+    lines += [str(contrast) for contrast in study.contrasts]
+    lines += study.stable
+    if study.best is not None:
+        lines.append(f"best setting: {best_text(study.best)}")
+    if study.seconds:
+        gpu = f" ({duration(study.gpu_seconds)} GPU time)" if study.gpu_seconds else ""
+        lines.append(
+            f"trial time {duration(study.seconds)}{gpu}, {duration(study.failing_seconds)} of it on trials that "
+            f"diverged or collapsed; early stop saved {duration(study.saved_seconds)}"
+        )
+    return lines

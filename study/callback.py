@@ -1,0 +1,94 @@
+"""Ray Tune's events, written to the ledger and shown on the console."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from ray.tune import Callback
+
+from study.console import StudyConsole
+from study.ledger import Ledger
+from trainables.config import TrialConfig
+from trainables.schema import Outcome
+
+log = logging.getLogger("mebm")
+
+
+def _kept(method: Callable[..., None]) -> Callable[..., None]:
+    """A callback that raises aborts the whole run in Ray; this keeps the first error for the driver to raise later."""
+
+    @functools.wraps(method)
+    def safely(self: LedgerCallback, *args: Any, **info: Any) -> None:
+        try:
+            method(self, *args, **info)
+        except Exception as error:
+            log.exception("callback %s failed", method.__name__)
+            if self.error is None:
+                self.error = error
+
+    return safely
+
+
+class LedgerCallback(Callback):
+    """Keeps the ledger of a running study.
+
+    Args:
+        ledger: takes the events.
+        console: shows them.
+        gpus: GPUs of a trial.
+
+    Attributes:
+        error: the first error of a callback, if any.
+    """
+
+    def __init__(self, ledger: Ledger, console: StudyConsole, gpus: float) -> None:
+        self.ledger, self.console, self.gpus = ledger, console, gpus
+        self.error: Exception | None = None
+        self._seen: set[tuple[str, int]] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Ray pickles its tuner and with it the callbacks; open files and the screen stay behind."""
+        return {}
+
+    def _show(self, trial_id: str, event: str, gap: float | None = None) -> None:
+        self.console.trial(self.ledger.trials[trial_id], gap, event)
+
+    @_kept
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial starts, or starts again after a failure."""
+        trial_id = trial.config["trial_id"]
+        config = TrialConfig.model_validate_json(trial.config["trial"])
+        attempt = self.ledger.start(trial_id, config, trial.config["setting_id"], self.gpus)
+        log.info("%s starts (attempt %d): %s", trial_id, attempt, trial.config["trial"])
+        self._show(trial_id, "started")
+
+    @_kept
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """A trial reports an epoch or its verdict."""
+        trial_id = trial.config["trial_id"]
+        row, values = result["row"], result["trial"]
+        self.ledger.report(trial_id, row, values)
+        over = Outcome(values["outcome"]).finished
+        if over:
+            log.info("%s ends: %s %s at %s", trial_id, values["outcome"], values["cause"] or "", values["iteration"])
+        self._show(trial_id, "ended" if over else "report", row["energy_gap"] if row else None)
+
+    @_kept
+    def on_checkpoint(self, iteration: int, trials: list[Any], trial: Any, checkpoint: Any, **info: Any) -> None:
+        """A trial has written a checkpoint."""
+        self.ledger.checkpoint(trial.config["trial_id"], str(checkpoint.path))
+
+    @_kept
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial has failed for good."""
+        trial_id = trial.config["trial_id"]
+        lines = [line for line in str(trial.get_error() or "").splitlines() if line.strip()]
+        message = lines[-1].strip() if lines else "the worker died"
+        log.error("%s failed: %s", trial_id, "\n".join(lines))
+        self.ledger.end(trial_id, Outcome.FAILED, message)
+        self._show(trial_id, "ended")

@@ -1,0 +1,334 @@
+"""The command `mebm`. Exit codes: 0 done (a divergence is a result), 1 a trial failed, 2 a mistake, 130 interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from study import console
+from study.errors import UserError, nearest, one_line
+
+if TYPE_CHECKING:  # torch, Ray and plotly are imported by the commands that need them: `--help` is instant
+    from study.config import StudyConfig
+
+EXIT_FAILED, EXIT_MISTAKE, EXIT_INTERRUPTED = 1, 2, 130
+F = TypeVar("F", bound=Callable[..., Any])
+
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True}
+
+
+class _Commands(click.Group):
+    """Commands in the order of their use, and the nearest name for a misspelt one."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            raise click.UsageError(f"no command {args[0]!r}{nearest(args[0], self.commands)}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Commands, context_settings=SETTINGS)
+@click.version_option(package_name="mebm-study", prog_name="mebm")
+def cli() -> None:
+    """Hyperparameter and stability studies of energy-based models.
+
+    \b
+    mebm sweep quickstart        a first study on this machine, in minutes
+    mebm report results/NAME     what it found, as one HTML file
+    """
+
+
+def _with_set(command: F) -> F:
+    return click.option(
+        "--set",
+        "assignments",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Change a field of the config; dotted keys, VALUE is YAML; may be given again.",
+    )(command)
+
+
+# ------------------------------------------------------------------------------------------------------ sweep
+
+
+@cli.command()
+@click.argument("config")
+@click.option("--results", type=click.Path(path_type=Path), default=Path("results"), help="Folder for study folders.")
+@_with_set
+@click.option("--address", metavar="ADDR", help="Ray cluster to use ('auto': the one on this machine). Default: own.")
+@click.option("-n", "--dry-run", is_flag=True, help="Show what would run, check everything, write nothing.")
+def sweep(config: str, results: Path, assignments: tuple[str, ...], address: str | None, dry_run: bool) -> None:
+    """Run the study CONFIG: a YAML file, or the name of a packaged study.
+
+    \b
+    Examples:
+      mebm sweep quickstart
+      mebm sweep quickstart --set search.trials=40 --set epochs=20
+      mebm sweep cifar10_stability --address auto --results /data/studies
+      mebm sweep table1 --dry-run
+    """
+    from study.config import load_study
+    from study.folder import create_folder
+    from study.launch import describe
+    from study.space import build_space
+
+    study = load_study(config, assignments)
+    if dry_run:
+        for line in describe(study, build_space(study, config), config):
+            click.echo(line)
+        return
+    folder = create_folder(study, results)
+    _run(study, folder, address)
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@click.option("--address", metavar="ADDR", help="Ray cluster to use ('auto': the one on this machine). Default: own.")
+def resume(folder: Path, address: str | None) -> None:
+    """Go on with the study in DIR: trials that were cut off continue from their last checkpoint."""
+    from study.folder import load_folder
+
+    _run(load_folder(folder), folder, address)
+
+
+def _run(study: StudyConfig, folder: Path, address: str | None) -> None:
+    from study.launch import run_study
+    from study.space import build_space
+
+    shown = console.StudyConsole()
+    planned = build_space(study).settings * len(study.seeds)
+    shown.line(f"{study.name}: {planned} trials, results in {folder}{os.sep}")
+    ending = run_study(study, folder, shown, address=address)
+    if ending.interrupted:
+        shown.line(f"interrupted; go on with: mebm resume {folder}")
+        _write_outputs([folder], folder, shown, quiet=True)
+        sys.exit(EXIT_INTERRUPTED)
+    _write_outputs([folder], folder, shown)
+    if ending.failed:
+        shown.line(f"{ending.failed} trial(s) failed; see {folder / 'study.log'}")
+        sys.exit(EXIT_FAILED)
+
+
+def _write_outputs(studies: list[Path], folder: Path, shown: console.StudyConsole, *, quiet: bool = False) -> None:
+    """Tables and report of a study, and the closing summary."""
+    from analysis.load import load
+    from analysis.report import write_report
+    from analysis.summary import summarise
+    from analysis.tables import write_tables
+
+    results = load(*studies)
+    write_tables(results, folder / "tables")
+    report_file = write_report(results, folder / "report.html")
+    if quiet:
+        return
+    shown.line()
+    for line in summarise(results).lines():
+        shown.line(line)
+    shown.line()
+    shown.line(f"tables  {folder / 'tables'}{os.sep}")
+    shown.line(f"report  {report_file}")
+
+
+# ----------------------------------------------------------------------------------------------------- status
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
+def status(folder: Path, as_json: bool) -> None:
+    """How the study in DIR stands, from its files alone: whether it runs, and every trial."""
+    from study.folder import is_running, load_folder
+    from study.ledger import Ledger
+    from study.space import build_space
+    from trainables.schema import Outcome
+
+    study = load_folder(folder)
+    running = is_running(folder)
+    ledger = Ledger(folder, study.name, writable=False)
+    trials = {t: dict(v) for t, v in ledger.trials.items()}
+    for trial in trials.values():
+        if trial["outcome"] == Outcome.RUNNING and not running:
+            trial["outcome"] = Outcome.INTERRUPTED.value  # its driver is gone
+    planned = build_space(study).settings * len(study.seeds)
+    progress = console.Progress(study.name, planned, study.varied, study.objectives[0].metric, len(study.seeds))
+    progress.begin(trials)
+    counts = {outcome.value: n for outcome, n in progress.counts().items()}
+    if as_json:
+        shown = {
+            "study": study.name,
+            "folder": str(folder),
+            "running": running,
+            "planned": planned,
+            "finished": progress.done,
+            "outcomes": counts,
+            "trials": [
+                {key: value for key, value in trial.items() if value is not None and key != "config"}
+                for trial in trials.values()
+            ],
+        }
+        click.echo(json.dumps(shown, indent=2))
+        return
+    out = console.StudyConsole()
+    for trial_id, rows in _last_rows(ledger).items():
+        progress.gaps[trial_id] = rows["energy_gap"]
+    out.rich.print(progress.table(limit=None))
+    found = ", ".join(f"{n} {name}" for name, n in counts.items() if n)
+    state = "running" if running else ("complete" if progress.done >= planned else f"not running; mebm resume {folder}")
+    out.line(f"{study.name}: {progress.done}/{planned} trials over ({found}); {state}")
+
+
+def _last_rows(ledger: Any) -> dict[str, dict[str, Any]]:
+    last: dict[str, dict[str, Any]] = {}
+    for (trial_id, epoch), row in ledger.epochs.items():
+        if trial_id not in last or epoch > last[trial_id]["epoch"]:
+            last[trial_id] = row
+    return last
+
+
+# ------------------------------------------------------------------------------------------------------ train
+
+
+@cli.command()
+@click.argument("config", metavar="METHOD|CONFIG", default="m-ebm")
+@_with_set
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=None, help="New folder. Default: results/METHOD-DATASET."
+)
+def train(config: str, assignments: tuple[str, ...], out: Path | None) -> None:
+    """Train one model, without Ray: a METHOD (see `mebm methods`) or a YAML file of trial fields.
+
+    \b
+    Examples:
+      mebm train m-ebm
+      mebm train m-jem --set sampling_steps=10 --set seed=3
+      mebm train m-ebm --set dataset=cifar10 --set network=wrn-28-2
+    """
+    from study.single import load_trial, train_one
+
+    trial = load_trial(config, assignments)
+    outcome = train_one(trial, out or Path("results") / f"{trial.method}-{trial.dataset}", console.StudyConsole())
+    if outcome is None:
+        sys.exit(EXIT_INTERRUPTED)
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
+def methods(as_json: bool) -> None:
+    """The training methods, what each is, where it comes from, and which rows of the paper's tables it fills."""
+    from trainables.evaluation import PROTOCOLS
+    from trainables.methods import METHODS, build_trial
+
+    if as_json:
+        shown = {
+            "methods": [
+                {
+                    "name": m.name,
+                    "title": m.title,
+                    "energy": m.energy or None,
+                    "loss": m.loss,
+                    "rows": m.rows,
+                    "source": m.source,
+                    "defaults": build_trial({"method": m.name, "dataset": "cifar10"}).model_dump(mode="json"),
+                }
+                for m in METHODS.values()
+            ],
+            "protocols": [
+                {"name": p.name, "source": p.source, "features": p.features, "citation": p.citation}
+                for p in PROTOCOLS.values()
+            ],
+        }
+        click.echo(json.dumps(shown, indent=2, ensure_ascii=False))
+        return
+    for m in METHODS.values():
+        click.echo(f"{m.name:<9} {m.title}\n          loss    {m.loss}")
+        if m.energy:
+            click.echo(f"          energy  {m.energy}")
+        click.echo(f"          fills   {m.rows}\n          source  {m.source}")
+    click.echo("\nevaluation protocols:")
+    for p in PROTOCOLS.values():
+        click.echo(f"{p.name:<13} {p.source}, {p.features} features: {p.citation}")
+
+
+# --------------------------------------------------------------------------------------------------- analysis
+
+
+@cli.command()
+@click.argument("folders", nargs=-1, type=click.Path(path_type=Path), metavar="[DIR]...")
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder. Default: DIR/tables, or tables.")
+def tables(folders: tuple[Path, ...], out: Path | None) -> None:
+    """Write the paper's Tables 1-6, published values beside those of the studies in DIR (Parquet, Markdown, LaTeX)."""
+    from analysis.load import load
+    from analysis.tables import write_tables
+
+    results = load(*folders) if folders else None
+    target = out or (folders[0] / "tables" if len(folders) == 1 else Path("tables"))
+    for path in write_tables(results, target):
+        click.echo(path)
+
+
+@cli.command()
+@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="DIR...")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=None, help="File. Default: DIR/report.html, or report.html."
+)
+def report(folders: tuple[Path, ...], out: Path | None) -> None:
+    """Write one self-contained HTML report of the studies in DIR."""
+    from analysis.load import load
+    from analysis.report import write_report
+
+    results = load(*folders)
+    target = out or (folders[0] / "report.html" if len(folders) == 1 else Path("report.html"))
+    click.echo(write_report(results, target))
+
+
+@cli.command()
+@click.option("--signals", required=True, type=click.Path(path_type=Path), help="Parquet: run, iteration, signals.")
+@click.option("--runs", required=True, type=click.Path(path_type=Path), help="Parquet: run, l2, outcome, settings.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
+def detector(signals: Path, runs: Path, as_json: bool) -> None:
+    """Replay the divergence detector over recorded signals and compare it with the released check |loss| > 1e5."""
+    from analysis.detector import replay_files
+
+    result = replay_files(signals, runs)
+    if as_json:
+        click.echo(json.dumps(result.to_dict(), indent=2))
+        return
+    for line in result.lines():
+        click.echo(line)
+
+
+# ------------------------------------------------------------------------------------------------------- main
+
+
+def main() -> None:
+    """Entry point of `mebm`: every mistake becomes one line and exit code 2."""
+    from analysis.load import ResultsError
+
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else "")
+        sys.exit(EXIT_MISTAKE)
+    except click.ClickException as error:
+        console.error(one_line(error.format_message()))
+        sys.exit(EXIT_MISTAKE)
+    except (UserError, ResultsError) as error:
+        console.error(one_line(error))
+        sys.exit(EXIT_MISTAKE)
+    except (click.Abort, KeyboardInterrupt):
+        console.error("interrupted")
+        sys.exit(EXIT_INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

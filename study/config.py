@@ -1,0 +1,300 @@
+"""YAML to `StudyConfig`: the fixed fields of a trial, what is searched, seeds, objectives, budget and resources."""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from study.errors import UserError, nearest, validation_error, yaml_error
+from trainables.config import TrialConfig
+from trainables.methods import build_trial, merge
+from trainables.schema import METRIC_BY_NAME
+
+Scalar = bool | int | float | str | None
+COST_METRICS = ("seconds_per_iteration", "train_seconds")
+"""What else an objective can be: measured costs, minimised."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Range(_Model):
+    """One searched field: an interval (`low`, `high`, optionally `log` or `step`) or `choices`."""
+
+    low: float | int | None = Field(None, description="smallest value, included")
+    high: float | int | None = Field(None, description="largest value, included")
+    log: bool = Field(False, description="uniform in the logarithm")
+    step: float | int | None = Field(None, gt=0, description="grid within the interval")
+    choices: tuple[Scalar, ...] | None = Field(None, description="the values to choose from")
+
+    @model_validator(mode="after")
+    def _either(self) -> Self:
+        if self.choices is not None:
+            if self.low is not None or self.high is not None or self.log or self.step is not None:
+                raise ValueError("choices stand alone: no low, high, log or step beside them")
+            if len(self.choices) == 0:
+                raise ValueError("choices must not be empty")
+            return self
+        if self.low is None or self.high is None:
+            raise ValueError("needs low and high, or choices")
+        if self.low > self.high:
+            raise ValueError(f"low <= high must hold, but got low={self.low}, high={self.high}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"a logarithmic range needs low > 0, but got low={self.low}")
+        if self.log and self.step is not None:
+            raise ValueError("log and step cannot be combined")
+        return self
+
+
+class SearchConfig(_Model):
+    """What varies from trial to trial."""
+
+    sampler: Literal["tpe", "random", "nsga2", "gp", "grid"] = Field(
+        "tpe", description="Optuna sampler, or a full grid"
+    )
+    trials: int | None = Field(None, ge=1, description="settings to propose; times the seeds it gives the trials")
+    seed: int = Field(0, ge=0, description="seed of the sampler")
+    startup_trials: int = Field(8, ge=1, description="random settings before TPE or GP starts to model")
+    space: dict[str, Range] = Field(default_factory=dict, description="searched trial fields (dotted for nested ones)")
+    start: tuple[dict[str, Scalar], ...] = Field(
+        (), description="settings to try first; what one leaves out is sampled"
+    )
+    grid: tuple[dict[str, Any], ...] = Field(
+        (), description="blocks of a grid: each field has a value or a list; a block is the product of its lists"
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.sampler == "grid":
+            if not self.grid:
+                raise ValueError("sampler grid needs grid: a list of blocks")
+            if self.space or self.start or self.trials is not None:
+                raise ValueError("sampler grid takes no space, start or trials: the grid is all there is")
+        else:
+            if self.grid:
+                raise ValueError(f"grid belongs to sampler grid, but sampler is {self.sampler}")
+            if not self.space:
+                raise ValueError("space is empty: name at least one trial field to search")
+            if self.trials is None:
+                raise ValueError(f"sampler {self.sampler} needs trials: how many settings to propose")
+        return self
+
+
+class Objective(_Model):
+    """A number the search improves."""
+
+    metric: str = Field(description="a quality metric (its best value so far), seconds_per_iteration or train_seconds")
+    direction: Literal["minimize", "maximize"] | None = Field(None, description="null: the metric's own")
+
+    @field_validator("metric")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        known = [*METRIC_BY_NAME, *COST_METRICS]
+        if value not in known:
+            raise ValueError(f"must be one of {', '.join(known)}{nearest(value, known)}")
+        return value
+
+    @property
+    def resolved_direction(self) -> Literal["minimize", "maximize"]:
+        """The direction, filled in from the metric."""
+        return self.direction or (
+            METRIC_BY_NAME[self.metric].direction if self.metric in METRIC_BY_NAME else "minimize"
+        )
+
+    @property
+    def column(self) -> str:
+        """Column of `trials.parquet` with the value."""
+        return f"{self.metric}_best" if self.metric in METRIC_BY_NAME else self.metric
+
+
+class ResourcesConfig(_Model):
+    """What one trial gets."""
+
+    cpus: Annotated[float, Field(gt=0)] = Field(1, description="CPUs, and threads, of a trial")
+    gpus: Annotated[float, Field(ge=0)] = Field(0, description="GPUs of a trial; a fraction is also its memory limit")
+
+    @field_validator("gpus")
+    @classmethod
+    def _whole_or_fraction(cls, value: float) -> float:
+        if value > 1 and value != int(value):
+            raise ValueError("must be a fraction below 1 or a whole number")
+        return value
+
+
+class BudgetConfig(_Model):
+    """When a study ends before its last trial."""
+
+    hours: Annotated[float, Field(gt=0)] | None = Field(None, description="wall time; running trials end as `stopped`")
+
+
+class RunConfig(_Model):
+    """How trials are run."""
+
+    checkpoint_seconds: Annotated[float, Field(ge=0)] = Field(
+        60,
+        description="least time between two checkpoints of a trial; what was trained since is done again after a kill",
+    )
+    max_failures: int = Field(
+        2, ge=0, description="times a trial is restarted after an error before it counts as failed"
+    )
+    reuse_workers: bool | None = Field(
+        None,
+        description="train trial after trial in one process; null: on CPUs only (a GPU's memory is freed by its end)",
+    )
+    max_concurrent: int | None = Field(None, ge=1, description="trials at once; null: as many as the resources allow")
+
+
+class StudyConfig(_Model):
+    """A study: many trials of one question."""
+
+    name: str = Field(description="name of the study and of its folder")
+    description: str = Field("", description="what the study asks")
+    trial: dict[str, Any] = Field(default_factory=dict, description="fixed trial fields; see `mebm methods`")
+    search: SearchConfig
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1, description="seeds of every setting")
+    objectives: tuple[Objective, ...] = Field(
+        (Objective(metric="fd_buffer", direction=None),), min_length=1, description="what the search improves"
+    )
+    resources: ResourcesConfig = Field(default_factory=ResourcesConfig)
+    budget: BudgetConfig = Field(default_factory=BudgetConfig)
+    run: RunConfig = Field(default_factory=RunConfig)
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", value):
+            raise ValueError("must be made of letters, digits, '_', '-' and '.'")
+        return value
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("must be distinct")
+        return value
+
+    @property
+    def varied(self) -> list[str]:
+        """Names of the searched fields."""
+        if self.search.sampler == "grid":
+            return list(dict.fromkeys(key for block in self.search.grid for key in block))
+        return list(self.search.space)
+
+    def to_yaml(self) -> str:
+        """The study as YAML that gives an equal study back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def packaged_configs() -> list[str]:
+    """Names of the studies that ship with the package."""
+    return sorted(
+        f.name.removesuffix(".yaml") for f in resources.files("configs").iterdir() if f.name.endswith(".yaml")
+    )
+
+
+def read_config(config: str) -> tuple[str, dict[str, Any]]:
+    """The raw mapping of a config, given a path or the name of a packaged one.
+
+    Returns:
+        What to call the source in a message, and the mapping.
+
+    Raises:
+        UserError: no such file, not YAML, not a mapping.
+    """
+    path = Path(config)
+    if path.is_file():
+        source, text = str(path), _read_text(path)
+    elif config in packaged_configs():
+        source, text = f"{config}.yaml", (resources.files("configs") / f"{config}.yaml").read_text(encoding="utf-8")
+    else:
+        names = packaged_configs()
+        raise UserError(f"{config}: no such file, and no packaged config ({', '.join(names)}){nearest(config, names)}")
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise yaml_error(source, error) from error
+    if not isinstance(values, dict):
+        raise UserError(f"{source}: must be a mapping of keys to values, but is {type(values).__name__}")
+    return source, values
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+
+
+def parse_assignments(assignments: tuple[str, ...]) -> list[tuple[str, Any]]:
+    """`KEY=VALUE` texts of `--set` to pairs; the value is read as YAML.
+
+    Raises:
+        UserError: no `=`, or not YAML.
+    """
+    pairs = []
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"--set {text}: must be KEY=VALUE, for example --set trial.epochs=5")
+        try:
+            pairs.append((key.strip(), yaml.safe_load(value)))
+        except yaml.YAMLError as error:
+            raise yaml_error(f"--set {text}", error) from error
+    return pairs
+
+
+def assign(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """`values` with the dotted `key` set."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return merge(values, value)
+
+
+def load_study(config: str, assignments: tuple[str, ...] = ()) -> StudyConfig:
+    """A validated study from a path or packaged name, with `--set` on top.
+
+    A key of `--set` that is no study field but a trial field means `trial.KEY`.
+
+    Raises:
+        UserError: anything wrong with the file or the assignments.
+    """
+    source, values = read_config(config)
+    for key, value in parse_assignments(assignments):
+        head = key.split(".")[0]
+        if head not in StudyConfig.model_fields and head in TrialConfig.model_fields:
+            key = f"trial.{key}"
+        elif head not in StudyConfig.model_fields:
+            known = [*StudyConfig.model_fields, *TrialConfig.model_fields]
+            raise UserError(f"--set {key}: unknown key{nearest(head, known)}")
+        values = assign(values, key, value)
+    return validate_study(values, source)
+
+
+def validate_study(values: dict[str, Any], source: str) -> StudyConfig:
+    """A study from a raw mapping; every setting it can propose is a valid trial.
+
+    Raises:
+        UserError: the first thing that is wrong.
+    """
+    try:
+        study = StudyConfig.model_validate(values)
+    except ValidationError as error:
+        raise validation_error(source, error, StudyConfig) from error
+    from study.space import build_space  # the space needs a StudyConfig's type
+
+    build_space(study, source)
+    return study
+
+
+def make_trial(values: dict[str, Any], source: str, prefix: str = "trial") -> TrialConfig:
+    """`build_trial` with its findings as a `UserError`."""
+    try:
+        return build_trial(values)
+    except ValidationError as error:
+        raise validation_error(source, error, TrialConfig, prefix) from error

@@ -1,0 +1,86 @@
+"""Mistakes of a user, said in one line, and how pydantic's and YAML's findings become such a line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+
+class UserError(Exception):
+    """Something the user can mend. The message is one line: file, key, value, what is allowed, the nearest match."""
+
+
+def nearest(word: object, known: Iterable[str]) -> str:
+    """`; did you mean X?` for the closest known word, or nothing."""
+    close = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def one_line(text: object) -> str:
+    """A text without line breaks."""
+    return " ".join(str(text).split())
+
+
+def yaml_error(source: str, error: yaml.YAMLError) -> UserError:
+    """A YAML syntax error as one line with its place."""
+    mark = getattr(error, "problem_mark", None)
+    place = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+    return UserError(f"{source}:{place} not valid YAML: {one_line(getattr(error, 'problem', None) or error)}")
+
+
+def validation_error(source: str, error: ValidationError, model: type[BaseModel], prefix: str = "") -> UserError:
+    """The first finding of pydantic as one line, with how many more there are.
+
+    Args:
+        source: file (or option) the values came from.
+        model: what was validated; gives the known keys for a nearest match.
+        prefix: dotted path of the model in the file.
+    """
+    findings = error.errors()
+    first = findings[0]
+    path = [str(part) for part in first["loc"] if not _is_union_tag(part)]
+    key = ".".join([*([prefix] if prefix else []), *path]) or prefix
+    more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = _fields_at(model, path[:-1])
+        return UserError(f"{source}: {key}: unknown key{nearest(path[-1], known)}{more}")
+    if first["type"] == "missing":
+        return UserError(f"{source}: {key}: is missing{more}")
+    message = first["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    message = message[:1].lower() + message[1:]
+    value = first.get("input")
+    shown = f" = {_short(value)}" if path and not isinstance(value, Mapping) else ""
+    near = ""
+    if first["type"] == "literal_error" and isinstance(value, str):
+        near = nearest(value, _quoted(first["msg"]))
+    where = f"{key}{shown}: " if key else ""
+    return UserError(one_line(f"{source}: {where}{message}{near}{more}"))
+
+
+def _is_union_tag(part: object) -> bool:
+    """Pydantic puts the name of a union's branch into the path; a user never wrote it."""
+    text = str(part)
+    return isinstance(part, str) and ("[" in text or text in ("bool", "int", "float", "str", "none", "none_required"))
+
+
+def _short(value: object) -> str:
+    text = one_line(repr(value))
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _quoted(message: str) -> list[str]:
+    return message.split("'")[1::2]
+
+
+def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
+    current: Any = model
+    for part in path:
+        field = getattr(current, "model_fields", {}).get(part)
+        if field is None:
+            return []
+        current = field.annotation
+    return list(getattr(current, "model_fields", {}))

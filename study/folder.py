@@ -1,0 +1,179 @@
+"""A study's folder: its config, its manifest, and the lock of the process that runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from study.config import StudyConfig, validate_study
+from study.errors import UserError, one_line
+from study.ledger import utc_now
+from study.space import Space
+from trainables.schema import SCHEMA_VERSION
+
+STUDY_FILE, MANIFEST_FILE, LOCK_FILE = "study.yaml", "manifest.json", ".driver.lock"
+_VERSIONED = ("mebm-study", "torch", "torchvision", "ray", "optuna", "pandas", "pyarrow", "torch-fidelity", "numpy")
+
+
+def create_folder(study: StudyConfig, results: Path) -> Path:
+    """The study's new folder with `study.yaml` and `manifest.json`.
+
+    Raises:
+        UserError: the folder holds a study already, or something else.
+    """
+    folder = results / study.name
+    if (folder / STUDY_FILE).is_file():
+        difference = first_difference(load_folder(folder), study)
+        if difference is None:
+            raise UserError(f"{folder}: holds this study already; go on with: mebm resume {folder}")
+        raise UserError(f"{folder}: holds another study of that name ({difference}); choose another --results or name")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: exists and is not a study folder; choose another --results or name")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / STUDY_FILE).write_text(study.to_yaml(), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
+    return folder
+
+
+def load_folder(folder: Path) -> StudyConfig:
+    """The study of a folder.
+
+    Raises:
+        UserError: not a study folder, or its `study.yaml` is damaged.
+    """
+    path = folder / STUDY_FILE
+    if not path.is_file():
+        what = "no such folder" if not folder.exists() else f"not a study folder: it has no {STUDY_FILE}"
+        raise UserError(f"{folder}: {what}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: damaged ({one_line(error)})") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: damaged (not a mapping)")
+    return validate_study(values, str(path))
+
+
+def first_difference(there: StudyConfig, here: StudyConfig) -> str | None:
+    """The first field in which two studies differ, as `key: X there, Y here`; None where they are equal."""
+    return _difference("", there.model_dump(mode="json"), here.model_dump(mode="json"))
+
+
+def _difference(path: str, there: Any, here: Any) -> str | None:
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        for key in dict.fromkeys([*there, *here]):
+            found = _difference(f"{path}.{key}" if path else str(key), there.get(key), here.get(key))
+            if found:
+                return found
+        return None
+    return None if there == here else f"{path}: {there!r} there, {here!r} here"
+
+
+def write_manifest(folder: Path, study: StudyConfig, space: Space) -> None:
+    """What ran where: versions, commit, hardware, seeds, and what the study varies."""
+    path = folder / MANIFEST_FILE
+    runs = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.is_file() else []
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "study": study.name,
+        "description": study.description,
+        "created_at": utc_now() if not runs else runs[0]["at"],
+        "objectives": [{"metric": o.metric, "direction": o.resolved_direction} for o in study.objectives],
+        "seeds": list(study.seeds),
+        "planned_trials": space.settings * len(study.seeds),
+        "varied": study.varied,
+        "sampler": study.search.sampler,
+        "versions": versions(),
+        "commit": commit(),
+        "hardware": hardware(),
+        "runs": [*runs, {"at": utc_now(), "commit": commit(), "host_cpus": os.cpu_count()}],
+    }
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that shape a result."""
+    found = {"python": platform.python_version()}
+    for name in _VERSIONED:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "unknown"
+    return found
+
+
+def commit() -> str | None:
+    """Commit of the checkout this package runs from, with `+dirty` for local changes; None outside of one."""
+    here = Path(__file__).resolve().parent.parent
+    if not (here / ".git").exists():
+        return None
+    try:
+        head = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        )
+        changes = subprocess.run(
+            ["git", "-C", str(here), "status", "--porcelain", "-uno"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head.stdout.strip() + ("+dirty" if changes.stdout.strip() else "")
+
+
+def hardware() -> dict[str, Any]:
+    """CPUs and GPUs of this machine."""
+    import torch
+
+    from trainables.trainer import cpu_name
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"cpus": os.cpu_count(), "cpu_name": cpu_name(), "gpus": gpus}
+
+
+@contextmanager
+def driver_lock(folder: Path) -> Iterator[None]:
+    """Held by the one process that runs a study.
+
+    Raises:
+        UserError: another process runs it.
+    """
+    lock = FileLock(folder / LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"{folder}: another process is running this study") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_running(folder: Path) -> bool:
+    """True while some process runs the study of a folder."""
+    path = folder / LOCK_FILE
+    if not path.exists():
+        return False
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False

@@ -1,0 +1,314 @@
+"""Running a study: its folder, the Ray cluster, the trials, and what is left behind when it ends anyhow.
+
+Ray Tune only executes. What has been proposed is in the Optuna storage, what has happened is in the ledger, and a study
+is taken up from these two: Tune's own restore starts over silently when its state file is damaged, forgets replayed
+time, and cannot retry a failed trial with a searcher.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from study.config import StudyConfig
+from study.console import Progress, StudyConsole
+from study.errors import UserError, one_line
+from study.folder import driver_lock, write_manifest
+from study.ledger import Ledger
+from study.space import Space, build_space
+from trainables.config import TrialConfig
+from trainables.datasets import DataError, load_dataset
+from trainables.schema import Outcome
+
+log = logging.getLogger("mebm")
+
+LOG_FILE = "study.log"
+EXIT_INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a run of a study ended."""
+
+    interrupted: bool
+    stopped_by_budget: bool
+    failed: int
+
+
+def _quiet_ray() -> None:
+    """Ray's own chatter off; its settings are read when it is imported or started."""
+    defaults = {
+        "RAY_AIR_NEW_OUTPUT": "0",  # the new reporter prints its header even at verbose=0
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the ledger is the log; CSV would lose columns, TensorBoard NaN
+        "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+        "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+        "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DEDUP_LOGS": "1",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def _log_to(folder: Path) -> logging.Handler:
+    handler = logging.FileHandler(folder / LOG_FILE, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger("mebm").setLevel(logging.INFO)
+    for name in ("mebm", "ray"):
+        logger = logging.getLogger(name)
+        logger.addHandler(handler)
+        logger.propagate = False
+    for existing in logging.getLogger("ray").handlers[:]:
+        if existing is not handler:
+            logging.getLogger("ray").removeHandler(existing)
+    return handler
+
+
+def _preflight(study: StudyConfig, space: Space) -> None:
+    """Read the images and take what trials share into the cache, once, before any of them starts.
+
+    Raises:
+        UserError: images missing or too few for a batch.
+    """
+    from trainables.evaluation import protocols_for
+    from trainables.features import small_extractor
+    from trainables.initial import build_initial
+
+    seen: set[tuple[Any, ...]] = set()
+    points = space.start or ({key: _any_value(d) for key, d in space.distributions.items()},)
+    for point in points:
+        trial = space.trial({**{k: _any_value(d) for k, d in space.distributions.items()}, **point}, study.seeds[0])
+        key = (trial.dataset, trial.data_dir, trial.initial, trial.covariance_jitter, trial.method)
+        if key in seen:
+            continue
+        seen.add(key)
+        try:
+            data = load_dataset(trial.dataset, trial.data_dir)
+            for size in ("batch_size", "label_batch_size"):
+                if getattr(trial, size) > len(data.images):
+                    raise UserError(f"trial.{size}: {getattr(trial, size)} images, but there are {len(data.images)}")
+            protocols = protocols_for(trial, data)
+            if any(p.features == "small" for p in protocols):
+                small_extractor(data)
+            if trial.samples:
+                build_initial(trial.initial, data, trial.covariance_jitter)
+        except (DataError, ValueError) as error:
+            raise UserError(one_line(error)) from error
+
+
+def _any_value(distribution: Any) -> Any:
+    return distribution.choices[0] if hasattr(distribution, "choices") else distribution.low
+
+
+def run_study(study: StudyConfig, folder: Path, console: StudyConsole, *, address: str | None = None) -> Ending:
+    """Run what is left of a study, on the local machine or on a Ray cluster.
+
+    Args:
+        study: the study.
+        folder: its folder, made by `create_folder`.
+        console: shows it.
+        address: of a running cluster (`auto` finds a local one); None starts Ray on this machine for the time being.
+
+    Raises:
+        UserError: images missing, no such cluster, not enough resources for one trial, or another driver at work.
+    """
+    space = build_space(study)
+    with driver_lock(folder):
+        handler = _log_to(folder)
+        ledger = Ledger(folder, study.name)
+        try:
+            _preflight(study, space)
+            from study.search import reconcile
+
+            reconcile(study, folder, ledger.trials)
+            write_manifest(folder, study, space)
+            ledger.snapshot(force=True)
+            return _run(study, space, folder, console, ledger, address)
+        finally:
+            ledger.close()
+            for name in ("mebm", "ray"):
+                logging.getLogger(name).removeHandler(handler)
+            handler.close()
+
+
+def _connect(study: StudyConfig, address: str | None) -> dict[str, float]:
+    """Start or join Ray; returns the cluster's resources."""
+    import ray
+
+    if not ray.is_initialized():
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
+        if address is None:
+            options |= {"include_dashboard": False, "num_cpus": max(os.cpu_count() or 1, int(study.resources.cpus))}
+            # Another Ray on this machine is not this study's: join one only where it was asked for.
+            options["address"] = "local"
+        else:
+            options["address"] = address
+        try:
+            ray.init(**options)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise UserError(f"--address {address}: no Ray cluster there ({one_line(error)[:200]})") from error
+    resources: dict[str, float] = ray.cluster_resources()
+    for name, wanted in (("CPU", study.resources.cpus), ("GPU", study.resources.gpus)):
+        if wanted > resources.get(name, 0):
+            raise UserError(
+                f"resources.{name.lower()}s = {wanted:g}: the cluster has {resources.get(name, 0):g} {name}s; "
+                f"use --set resources.{name.lower()}s=..."
+            )
+    return resources
+
+
+def concurrency(study: StudyConfig, resources: Mapping[str, float]) -> int:
+    """How many trials the cluster's resources hold at once.
+
+    Without this number Ray asks the searcher for one trial at a time.
+    """
+    fits = int(resources.get("CPU", 0) // study.resources.cpus)
+    if study.resources.gpus > 0:
+        fits = min(fits, int(resources.get("GPU", 0) / study.resources.gpus + 1e-9))
+    return max(1, min(fits, study.run.max_concurrent or fits))
+
+
+def _run(
+    study: StudyConfig, space: Space, folder: Path, console: StudyConsole, ledger: Ledger, address: str | None
+) -> Ending:
+    _quiet_ray()
+    resources = _connect(study, address)
+    import ray
+    from ray import tune
+
+    from study.callback import LedgerCallback
+    from study.search import StudySearch
+    from trainables.ray_trainable import MebmTrainable
+
+    try:
+        common = {
+            "folder": str(folder.resolve()),
+            "cpus": study.resources.cpus,
+            "gpus": study.resources.gpus,
+            "checkpoint_seconds": study.run.checkpoint_seconds,
+        }
+        search = StudySearch(study, space, folder, common, ledger.checkpoints)
+        remaining = search.remaining()
+        progress = Progress(
+            study.name, space.settings * len(study.seeds), study.varied, study.objectives[0].metric, len(study.seeds)
+        )
+        progress.begin(ledger.trials)
+        callback = LedgerCallback(ledger, console, study.resources.gpus)
+        if remaining == 0:
+            return Ending(False, False, _failed(ledger))
+        reuse = study.run.reuse_workers if study.run.reuse_workers is not None else study.resources.gpus == 0
+        tuner = tune.Tuner(
+            tune.with_resources(MebmTrainable, {"cpu": study.resources.cpus, "gpu": study.resources.gpus}),
+            tune_config=tune.TuneConfig(
+                search_alg=search,
+                num_samples=remaining,
+                max_concurrent_trials=concurrency(study, resources),
+                time_budget_s=study.budget.hours * 3600 if study.budget.hours else None,
+                reuse_actors=reuse,
+                trial_name_creator=lambda trial: str(trial.config["trial_id"]),
+                trial_dirname_creator=lambda trial: str(trial.config["trial_id"]),
+            ),
+            run_config=tune.RunConfig(
+                name=_run_name(folder),
+                storage_path=str((folder / "tune").resolve()),
+                callbacks=[callback],
+                failure_config=tune.FailureConfig(max_failures=study.run.max_failures),
+                checkpoint_config=tune.CheckpointConfig(num_to_keep=2, checkpoint_at_end=False),
+                verbose=0,
+            ),
+        )
+        with _interruptible() as interrupted:
+            console.start(progress)
+            try:
+                tuner.fit()
+            except KeyboardInterrupt:
+                interrupted.append("SIGINT")
+            finally:
+                console.stop()
+        if callback.error is not None:
+            raise callback.error
+        return _close(study, search, ledger, bool(interrupted))
+    finally:
+        ray.shutdown()
+
+
+def _close(study: StudyConfig, search: Any, ledger: Ledger, interrupted: bool) -> Ending:
+    """Whatever is still open has an end: in the ledger and in Optuna."""
+    unfinished = ledger.unfinished()
+    by_budget = bool(unfinished) and not interrupted and study.budget.hours is not None
+    outcome = Outcome.STOPPED if by_budget else Outcome.INTERRUPTED
+    for trial_id in unfinished:
+        ledger.end(trial_id, outcome, f"the study's budget of {study.budget.hours} h is spent" if by_budget else None)
+    search.abandon("budget" if by_budget else "interrupted")
+    left = bool(unfinished) or search.remaining() > 0
+    return Ending(interrupted or (left and not by_budget), by_budget, _failed(ledger))
+
+
+def _failed(ledger: Ledger) -> int:
+    return sum(t["outcome"] == Outcome.FAILED for t in ledger.trials.values())
+
+
+def _run_name(folder: Path) -> str:
+    """A folder of its own for every start of Ray Tune: a second run under one name would overwrite `tuner.pkl`."""
+    numbers = [int(p.name[4:]) for p in (folder / "tune").glob("run-*") if p.name[4:].isdigit()]
+    return f"run-{max(numbers, default=0) + 1:03d}"
+
+
+@contextmanager
+def _interruptible() -> Iterator[list[str]]:
+    """SIGTERM ends a study as gracefully as Ctrl-C does; the yielded list names the signals that came.
+
+    Ray Tune's own handler takes the first SIGINT; these remember that it came and pass it on.
+    """
+    came: list[str] = []
+    if os.environ.get("TUNE_DISABLE_SIGINT_HANDLER"):
+        yield came
+        return
+
+    def on_term(_number: int, _frame: Any) -> None:
+        came.append("SIGTERM")
+        os.kill(os.getpid(), signal.SIGINT)
+
+    previous = signal.signal(signal.SIGTERM, on_term)
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def describe(study: StudyConfig, space: Space, source: str) -> list[str]:
+    """What a study would run, for `--dry-run`."""
+    trials = space.settings * len(study.seeds)
+    example = space.trial(
+        {k: _any_value(d) for k, d in space.distributions.items()} | (dict(space.start[0]) if space.start else {}),
+        study.seeds[0],
+    )
+    lines = [
+        f"study       {study.name} ({source})",
+        f"asks        {study.description or '-'}",
+        f"trials      {trials} = {space.settings} settings x {len(study.seeds)} seeds {list(study.seeds)}",
+        f"sampler     {study.search.sampler}",
+        f"objectives  {', '.join(f'{o.resolved_direction} {o.metric}' for o in study.objectives)}",
+        f"method      {example.method} on {example.dataset}, {example.network}, norm {example.norm}",
+        f"length      {example.epochs} epochs" + _iterations(example),
+        f"resources   {study.resources.cpus:g} CPUs, {study.resources.gpus:g} GPUs per trial",
+    ]
+    lines += [f"searched    {key}: {_range_text(d)}" for key, d in space.distributions.items()]
+    return lines
+
+
+def _iterations(trial: TrialConfig) -> str:
+    return f" of {trial.iterations_per_epoch} iterations" if trial.iterations_per_epoch else ""
+
+
+def _range_text(distribution: Any) -> str:
+    if hasattr(distribution, "choices"):
+        return ", ".join(str(c) for c in distribution.choices)
+    return f"{distribution.low:g} to {distribution.high:g}{' (log)' if distribution.log else ''}"

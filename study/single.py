@@ -1,0 +1,173 @@
+"""One trial without Ray: `mebm train`. Its folder has the layout of a study with a single trial."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from study.config import assign, load_study, make_trial, packaged_configs, parse_assignments, read_config
+from study.console import StudyConsole, number, state_text
+from study.errors import UserError, nearest, one_line
+from study.folder import MANIFEST_FILE, STUDY_FILE, commit, hardware, versions
+from study.ledger import Ledger, utc_now
+from study.space import build_space, known_fields, setting_id
+from trainables.config import TrialConfig
+from trainables.datasets import DataError
+from trainables.methods import METHODS
+from trainables.recorder import Recorder
+from trainables.schema import METRICS, SCHEMA_VERSION, Outcome
+from trainables.trial import Trial
+
+TRIAL_ID = "t0001"
+CHECKPOINT_FILE = "checkpoint.pt"
+
+
+def load_trial(config: str, assignments: tuple[str, ...]) -> TrialConfig:
+    """The trial of a method's name, a YAML file of trial fields, or a study (its fixed fields and first setting).
+
+    Raises:
+        UserError: no such method or file, or fields no trial can have.
+    """
+    if config in METHODS:
+        source: str = config
+        values: dict[str, Any] = {"method": config}
+    else:
+        if not Path(config).is_file() and config not in packaged_configs():
+            names = [*METHODS, *packaged_configs()]
+            raise UserError(f"{config}: no method, file or packaged config{nearest(config, names)}; methods: "
+                            f"{', '.join(METHODS)}")  # fmt: skip
+        source, values = read_config(config)
+        if "search" in values:
+            study = load_study(config)
+            space = build_space(study, source)
+            values = dict(study.trial)
+            for key, value in (space.start[0] if space.start else {}).items():
+                values = assign(values, key, value)
+            values["seed"] = study.seeds[0]
+    for key, value in parse_assignments(assignments):
+        key = key.removeprefix("trial.")
+        if key not in known_fields() and key not in TrialConfig.model_fields:
+            raise UserError(f"--set {key}: unknown trial field{nearest(key, known_fields())}")
+        values = assign(values, key, value)
+    return make_trial(values, source, "")
+
+
+def train_one(config: TrialConfig, folder: Path, console: StudyConsole) -> Outcome | None:
+    """Train a trial and leave a folder that `mebm report` and `mebm tables` read.
+
+    Args:
+        config: the trial.
+        folder: new folder for it.
+        console: shows a progress bar on a terminal, a line per epoch elsewhere.
+
+    Returns:
+        How it ended; None after Ctrl-C, which leaves a checkpoint too.
+
+    Raises:
+        UserError: the folder holds something already, or the images are missing.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: exists and is not empty; choose another --out")
+    try:
+        trial = Trial(config, recorder=Recorder(folder, TRIAL_ID, config.signal_every))
+    except (DataError, ValueError) as error:
+        raise UserError(one_line(error)) from error
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
+    _write_folder(folder, config)
+    ledger = Ledger(folder, folder.name)
+    ledger.start(TRIAL_ID, config, setting_id(config), float(trial.trainer.device.type == "cuda"))
+    title = f"{config.method} on {config.dataset}, {config.network}, K={config.sampling_steps}"
+    console.line(f"{title}: {config.epochs} epochs of {trial.trainer.iterations_per_epoch} iterations in {folder}/")
+    outcome: Outcome | None = Outcome.RUNNING
+    previous = signal.signal(signal.SIGTERM, _raise_interrupt)
+    try:
+        with _bar(console) as bar:
+            task = bar.add_task("", total=trial.trainer.iterations_planned, note="")
+            while outcome is Outcome.RUNNING:
+                report = trial.step(lambda done: bar.update(task, completed=done))
+                ledger.report(TRIAL_ID, report.row, report.trial)
+                outcome = report.outcome
+                note = _note(report.row) if report.row else state_text(report.trial)
+                bar.update(task, completed=trial.trainer.iteration, note=note)
+                if not console.rich.is_terminal:
+                    console.line(f"epoch {trial.trainer.epoch}/{config.epochs}  {note}")
+    except KeyboardInterrupt:
+        ledger.end(TRIAL_ID, Outcome.INTERRUPTED, None)
+        outcome = None
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        ledger.close()
+    _save(trial, folder)
+    if outcome is None:
+        console.line("interrupted")
+        return None
+    console.line(state_text(ledger.trials[TRIAL_ID]))
+    if ledger.trials[TRIAL_ID]["message"]:
+        console.line(ledger.trials[TRIAL_ID]["message"])
+    for grid in sorted((folder / "samples").glob("*.png")) if (folder / "samples").is_dir() else []:
+        console.line(f"samples     {grid}")
+    console.line(f"checkpoint  {folder / CHECKPOINT_FILE}")
+    trial.close()
+    return outcome
+
+
+def _raise_interrupt(_number: int, _frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _bar(console: StudyConsole) -> Progress:
+    return Progress(
+        TextColumn("iteration"),
+        MofNCompleteColumn(),
+        BarColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console.rich,
+        disable=not console.rich.is_terminal,
+    )
+
+
+def _note(row: dict[str, Any]) -> str:
+    shown = [f"{m.label} {number(row[m.name])}" for m in METRICS if row[m.name] is not None]
+    if row["energy_gap"] is not None:
+        shown.append(f"gap {number(row['energy_gap'])}")
+    if row["cross_entropy"] is not None:
+        shown.append(f"cross-entropy {number(row['cross_entropy'])}")
+    return "  ".join(shown)
+
+
+def _write_folder(folder: Path, config: TrialConfig) -> None:
+    (folder / STUDY_FILE).write_text(
+        yaml.safe_dump({"trial": config.model_dump(mode="json")}, sort_keys=False), encoding="utf-8"
+    )
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "study": folder.name,
+        "description": "one trial, trained by mebm train",
+        "created_at": utc_now(),
+        "objectives": [],
+        "seeds": [config.seed],
+        "planned_trials": 1,
+        "varied": [],
+        "sampler": None,
+        "versions": versions(),
+        "commit": commit(),
+        "hardware": hardware(),
+        "runs": [],
+    }
+    (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def _save(trial: Trial, folder: Path) -> None:
+    part = folder / f"{CHECKPOINT_FILE}.part"
+    torch.save(trial.state_dict(), part)
+    part.replace(folder / CHECKPOINT_FILE)

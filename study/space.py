@@ -1,0 +1,192 @@
+"""The search space of a study: Optuna distributions, starting points, and the points of a grid."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import typing
+from dataclasses import dataclass
+from typing import Any
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from pydantic import BaseModel
+
+from study.config import Range, Scalar, StudyConfig, assign, make_trial
+from study.errors import UserError, nearest
+from trainables.config import TrialConfig
+
+
+@dataclass(frozen=True)
+class Space:
+    """What a study can propose.
+
+    Attributes:
+        distributions: Optuna distribution per searched field.
+        start: settings to try first; of a grid, all of them.
+        settings: how many settings the study proposes in all.
+    """
+
+    base: dict[str, Any]
+    distributions: dict[str, BaseDistribution]
+    start: tuple[dict[str, Scalar], ...]
+    settings: int
+
+    def trial(self, values: dict[str, Any], seed: int, source: str = "study") -> TrialConfig:
+        """The trial of a setting and a seed."""
+        merged = self.base
+        for key, value in values.items():
+            merged = assign(merged, key, value)
+        return make_trial({**merged, "seed": seed}, source)
+
+
+def setting_id(config: TrialConfig) -> str:
+    """Eight hex digits, equal for trials that differ in their seed alone."""
+    return hashlib.sha256(config.to_json(with_seed=False).encode()).hexdigest()[:8]
+
+
+def field_type(key: str) -> type | None:
+    """`int`, `float`, `bool` or `str` of a trial field (dotted for nested ones); None where it is none of these."""
+    model: Any = TrialConfig
+    annotation: Any = None
+    for part in key.split("."):
+        if not (isinstance(model, type) and issubclass(model, BaseModel)) or part not in model.model_fields:
+            raise KeyError(key)
+        annotation = model = model.model_fields[part].annotation
+    options = [annotation, *typing.get_args(annotation)]
+    for kind in (bool, int, float, str):
+        if any(o is kind for o in options):
+            return kind
+    return str if any(isinstance(o, str) for o in options) else None
+
+
+def known_fields() -> list[str]:
+    """Dotted names of every trial field."""
+    names = []
+    for name, field in TrialConfig.model_fields.items():
+        nested = field.annotation
+        if isinstance(nested, type) and issubclass(nested, BaseModel):
+            names += [f"{name}.{inner}" for inner in nested.model_fields]
+        else:
+            names.append(name)
+    return names
+
+
+def _check_field(key: str, base: dict[str, Any], source: str, place: str) -> None:
+    if key not in known_fields():
+        raise UserError(f"{source}: {place}.{key}: unknown trial field{nearest(key, known_fields())}")
+    if key == "seed":
+        raise UserError(f"{source}: {place}.seed: seeds are not searched; list them under seeds")
+    below: Any = base
+    for part in key.split("."):
+        if not isinstance(below, dict) or part not in below:
+            return
+        below = below[part]
+    raise UserError(f"{source}: {place}.{key}: is searched here and fixed under trial; remove one")
+
+
+def _distribution(key: str, spec: Range, source: str) -> BaseDistribution:
+    if spec.choices is not None:
+        return CategoricalDistribution(spec.choices)
+    kind = field_type(key)
+    if kind not in (int, float):
+        raise UserError(f"{source}: search.space.{key}: has no order, give choices instead of low and high")
+    assert spec.low is not None
+    assert spec.high is not None
+    if kind is int:
+        numbers = [n for n in (spec.low, spec.high, spec.step) if n is not None]
+        if any(n != int(n) for n in numbers):
+            raise UserError(f"{source}: search.space.{key}: is an integer field, but got {numbers}")
+        return IntDistribution(int(spec.low), int(spec.high), log=spec.log, step=int(spec.step or 1))
+    return FloatDistribution(float(spec.low), float(spec.high), log=spec.log, step=spec.step)
+
+
+def build_space(study: StudyConfig, source: str = "study") -> Space:
+    """The space of a study, with every end of every range tried as a trial.
+
+    Raises:
+        UserError: an unknown field, a value no trial can have, a starting point outside the ranges.
+    """
+    base = dict(study.trial)
+    if "seed" in base:
+        raise UserError(f"{source}: trial.seed: seeds are not a trial field here; list them under seeds")
+    make_trial(base, source)
+    return _grid_space(study, base, source) if study.search.sampler == "grid" else _open_space(study, base, source)
+
+
+def _open_space(study: StudyConfig, base: dict[str, Any], source: str) -> Space:
+    search = study.search
+    distributions: dict[str, BaseDistribution] = {}
+    for key, spec in search.space.items():
+        _check_field(key, base, source, "search.space")
+        distributions[key] = _distribution(key, spec, source)
+        for value in spec.choices if spec.choices is not None else (spec.low, spec.high):
+            make_trial(assign(_some_setting(base, search.space, but=key), key, value), source, f"search.space.{key} ->")
+    for number, point in enumerate(search.start):
+        for key, value in point.items():
+            place = f"search.start[{number}].{key}"
+            if key not in distributions:
+                raise UserError(f"{source}: {place}: is not in search.space{nearest(key, distributions)}")
+            if not _contains(distributions[key], value):
+                raise UserError(f"{source}: {place} = {value!r}: is outside of search.space.{key}")
+    space = Space(base, distributions, search.start, search.trials or 0)
+    for point in search.start:
+        space.trial({**_flat_some(search.space), **point}, study.seeds[0], source)
+    return space
+
+
+def _contains(distribution: BaseDistribution, value: Scalar) -> bool:
+    if isinstance(distribution, CategoricalDistribution):
+        return value in distribution.choices
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return distribution._contains(distribution.to_internal_repr(value))
+
+
+def _flat_some(space: dict[str, Range]) -> dict[str, Scalar]:
+    """One value of every searched field: fields can depend on each other, so none is checked alone."""
+    return {key: spec.choices[0] if spec.choices is not None else spec.high for key, spec in space.items()}
+
+
+def _some_setting(base: dict[str, Any], space: dict[str, Range], but: str) -> dict[str, Any]:
+    values = base
+    for key, value in _flat_some(space).items():
+        if key != but:
+            values = assign(values, key, value)
+    return values
+
+
+def _grid_space(study: StudyConfig, base: dict[str, Any], source: str) -> Space:
+    points: list[dict[str, Any]] = []
+    for number, block in enumerate(study.search.grid):
+        place = f"search.grid[{number}]"
+        for key in block:
+            _check_field(key, base, source, place)
+        lists = [value if isinstance(value, list | tuple) else [value] for value in block.values()]
+        for key, options in zip(block, lists, strict=True):
+            bad = next((v for v in options if not isinstance(v, Scalar)), None)
+            if bad is not None or not options:
+                raise UserError(f"{source}: {place}.{key}: must be a value or a list of values, but got {options!r}")
+        points += [dict(zip(block, combination, strict=True)) for combination in itertools.product(*lists)]
+    keys = study.varied
+    bare = Space(base, {}, (), 0)
+    complete = []
+    seen: set[str] = set()
+    for point in points:
+        trial = bare.trial(point, study.seeds[0], source)
+        identity = setting_id(trial)
+        if identity in seen:
+            raise UserError(f"{source}: search.grid: the setting {point} is there twice")
+        seen.add(identity)
+        # Blocks may leave fields out; Optuna wants every field of every trial.
+        complete.append({key: point.get(key, _lookup(trial, key)) for key in keys})
+    distributions: dict[str, BaseDistribution] = {
+        key: CategoricalDistribution(tuple(dict.fromkeys(point[key] for point in complete))) for key in keys
+    }
+    return Space(base, distributions, tuple(complete), len(complete))
+
+
+def _lookup(trial: TrialConfig, key: str) -> Any:
+    value: Any = trial
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value

@@ -1,0 +1,88 @@
+"""Markdown and LaTeX of the tables."""
+
+import re
+
+import pytest
+
+from analysis.render import NOTHING, display, escape_latex, latex, markdown, spread_text
+from analysis.tables import ROWS, build_tables
+
+
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        ("50% of a_b & c#d", r"50\% of a\_b \& c\#d"),
+        ("α=1, ρ, σ, λ ± 2", r"$\alpha$=1, $\rho$, $\sigma$, $\lambda$ $\pm$ 2"),
+        ("|B| {x} $ ^ ~ \\", r"$|$B$|$ \{x\} \$ \textasciicircum{} \textasciitilde{} \textbackslash{}"),
+        ("a – b", "a -- b"),
+        ("[0, 1]", "{[}0, 1{]}"),
+        ("é", "?"),
+    ],
+)
+def test_latex_escapes(text, escaped):
+    assert escape_latex(text) == escaped
+
+
+@pytest.fixture
+def tables(make_results, paper_row):
+    trials = [
+        paper_row("t1", fid_buffer_best=21.0, isc_buffer_best=7.0, reinit_probability=0.2, hardware="A_B & 50% #1"),
+        paper_row("t2", "diverged", seed=1, fid_buffer_best=25.0),
+        paper_row("t3", "diverged", seed=2, fid_buffer_best=25.0),
+    ]
+    return build_tables(make_results(trials))
+
+
+def test_latex_is_balanced_and_every_row_has_every_cell(tables):
+    for name in ROWS:
+        text = latex(name, tables[name])
+        assert text.isascii()
+        plain = text.replace(r"\{", "").replace(r"\}", "")
+        assert plain.count("{") == plain.count("}")
+        assert len(re.findall(r"(?<!\\)\$", text)) % 2 == 0
+        columns = re.search(r"\\begin\{tabular\}\{(\w+)\}", text)
+        assert columns is not None
+        body = text.split(r"\toprule")[1].split(r"\bottomrule")[0]
+        lines = [line for line in body.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
+        assert len(lines) == ROWS[name] + 1
+        assert {len(re.findall(r"(?<!\\)&", line)) for line in lines} == {len(columns[1]) - 1}
+        assert not re.search(r"(?<!\\)[%#]", text)
+        assert not re.search(r"(?<!\\)_", text.replace(r"\label{tab:", ""))
+        assert text.count(r"\begin{") == text.count(r"\end{")
+
+
+def test_markdown_rows_have_every_cell(tables):
+    for name, frame in tables.items():
+        shown = display(name, frame)
+        lines = [line for line in markdown(name, frame).splitlines() if line.startswith("|")]
+        assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {len(shown.header) + 1}
+        groups = sum(bool(heading) for heading, _ in shown.groups)
+        assert len(lines) == 2 + groups + len(frame)
+
+
+def test_diverged_values_are_starred_and_explained(tables):
+    shown = display("table_1", tables["table_1"])
+    row = next(r for r in shown.rows if r[0] == "M-EBM(K=5)")
+    cells = dict(zip(shown.header, row, strict=True))
+    assert cells["FID published"] == "22.7"
+    # t1 differs from the paper in rho, so the nearest setting is that of the two diverged trials.
+    assert cells["FID measured"] == "25.00 ± 0.00 (2)*"
+    assert cells["Diverged"] == "2/2 [0.34, 1.00]"
+    assert cells["Comparable"].startswith("yes [")
+    assert shown.rows[0][:5] == ["M-EBM(K=1)", "6.02*", NOTHING, "35.7*", NOTHING]
+    assert shown.notes[0] == "* diverged; best value before it diverged."
+    assert any("of 2 settings with this method and K" in note for note in shown.notes)
+
+
+def test_table_without_anything_measured_has_no_measured_cell():
+    for name, frame in build_tables(None).items():
+        if name not in ("settings", "table_5"):
+            shown = display(name, frame)
+            at = [i for i, h in enumerate(shown.header) if "measured" in h]
+            assert {row[i] for row in shown.rows for i in at} == {NOTHING}
+
+
+def test_spread_text():
+    assert spread_text(1.234, 0.5, 3, 2) == "1.23 ± 0.50 (3)"
+    assert spread_text(1.0, None, 1, 1) == "1.0 (1)"
+    assert spread_text(None, None, 0, 1) == NOTHING

@@ -1,0 +1,101 @@
+"""The report: one file, offline, small, also of empty and half-done studies."""
+
+import json
+import re
+
+import pytest
+
+from analysis.load import Results, load
+from analysis.report import report_html, write_report
+from analysis.tables import build_tables
+
+
+def without_plotly(page: str) -> str:
+    """The page without the library: its longest script."""
+    return page.replace(max(re.findall(r"<script>(.*?)</script>", page, flags=re.S), key=len), "")
+
+
+@pytest.mark.parametrize("n", [0, 1, 60])
+def test_renders_whatever_is_there(synthetic, tmp_path, n):
+    results = load(synthetic(n))
+    path = write_report(results, tmp_path / "out" / "report.html")
+    page = path.read_text(encoding="utf-8")
+    assert path.stat().st_size < 8e6
+    assert [p.name for p in path.parent.iterdir()] == ["report.html"]
+    assert "undefined" not in without_plotly(page).lower()
+    for target in set(re.findall(r'href="#([^"]+)"', page)):
+        assert f'id="{target}"' in page
+    for name, frame in build_tables(results).items():
+        if name != "settings":
+            section = page.split(f'<h3 id="{name}">')[1].split("<h3")[0].split("</section>")[0]
+            rows = re.findall(r"<tr>(?!<th)", section)
+            assert len(rows) == len(frame)
+    assert page.count('class="plot"') == {0: 0, 1: 4, 60: 7}[n]
+    for text in re.findall(r'<script type="application/json">(.*?)</script>', page, flags=re.S):
+        figure = json.loads(text)
+        assert figure["data"]
+        assert not figure["layout"].get("template")
+
+
+def test_two_hundred_trials_stay_small(synthetic, tmp_path):
+    path = write_report(load(synthetic(200)), tmp_path / "report.html")
+    assert path.stat().st_size < 8e6
+
+
+def test_nothing_is_loaded_from_elsewhere(synthetic):
+    page = without_plotly(report_html(load(synthetic(12))))
+    assert not re.findall(r"""(?:src|href|url\(|@import)\s*=?\s*["'(]?\s*(?:https?:)?//""", page)
+    assert set(re.findall(r'src="(.{10})', page)) == {"data:image"}
+    assert not re.findall(r"<link|<iframe|fetch\(|XMLHttpRequest", page)
+
+
+def test_same_results_same_bytes(synthetic):
+    results = load(synthetic(12))
+    assert report_html(results) == report_html(results)
+
+
+def test_of_no_study_shows_the_published_tables(study):
+    empty = load(study([]))
+    page = report_html(Results(empty.trials, empty.epochs, {}, {}))
+    assert "No study was given" in page
+    assert "M-EBM(K=20)" in page
+
+
+def test_half_done_study(study, row):
+    trials = [
+        row("t1", "running", iterations_done=50, seconds=3.0),
+        row("t2", "pending", iterations_done=0, seconds=None, train_seconds=None, seconds_per_iteration=None),
+    ]
+    folder = study(trials)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"planned_trials": 9}))
+    assert "0 of 9 planned trials have ended" in report_html(load(folder))
+
+
+def test_minimal_manifest(study, row):
+    folder = study([row("t1")])
+    (folder / "manifest.json").write_text('{"schema_version": 1, "study": "bare"}')
+    assert "not recorded" in report_html(load(folder))
+
+
+def test_text_of_a_study_is_escaped(study, row):
+    folder = study([row("t1", "failed", message="<script>alert(1)</script>"), row("</script><b>", "diverged")])
+    page = without_plotly(report_html(load(folder)))
+    assert "<script>alert" not in page
+    assert "</script><b>" not in page
+
+
+def test_diverged_trials_are_listed_with_when_and_why(study, row):
+    page = report_html(load(study([row("t1"), row("t77", "diverged", iteration=123), row("t78", "collapsed")])))
+    assert "2 trials diverged or collapsed" in page
+    line = re.search(r"<tr><td>t77</td>.*?</tr>", page)
+    assert line is not None
+    assert "<td>123</td>" in line[0]
+    assert "energy gap ran away" in line[0]
+
+
+def test_several_studies_in_one_report(synthetic):
+    page = report_html(load(synthetic(6, name="one"), synthetic(6, name="two")))
+    assert 'id="study-0"' in page
+    assert 'id="study-1"' in page
+    assert page.count("Plotly.react") == 1
