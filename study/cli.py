@@ -179,7 +179,7 @@ def status(folder: Path, as_json: bool) -> None:
     out = console.StudyConsole()
     for trial_id, rows in _last_rows(ledger).items():
         progress.gaps[trial_id] = rows["energy_gap"]
-    out.rich.print(progress.table(limit=None))
+    out.rich.print(progress.table(whole=True))
     found = ", ".join(f"{n} {name}" for name, n in counts.items() if n)
     state = "running" if running else ("complete" if progress.done >= planned else f"not running; mebm resume {folder}")
     out.line(f"{study.name}: {progress.done}/{planned} trials over ({found}); {state}")

@@ -117,7 +117,7 @@ class Progress:
         work = self.done - self._done_before + part
         left = self.planned - self.done - part
         elapsed = time.monotonic() - self.started
-        return elapsed / work * left if work >= 1 else None
+        return elapsed / work * left if work >= 2 else None
 
     def overview(self) -> str:
         """One line: how many trials stand how, time spent and left."""
@@ -128,8 +128,8 @@ class Progress:
             f"{self.done}/{self.planned} trials: {', '.join(parts)}; {duration(time.monotonic() - self.started)}{tail}"
         )
 
-    def table(self, limit: int | None = _ROWS) -> Table:
-        """Running trials first, then the newest that ended; at most `limit` of them."""
+    def table(self, *, whole: bool = False) -> Table:
+        """Running trials first, then the newest that ended, as many as fit; or the whole study in order."""
         table = Table(box=None, pad_edge=False, header_style="bold")
         table.add_column("trial")
         for field in self.fields:
@@ -143,7 +143,7 @@ class Progress:
         running = [t for t in self.trials.values() if t["outcome"] == Outcome.RUNNING]
         ended = [t for t in self.trials.values() if t["outcome"] != Outcome.RUNNING]
         ended.sort(key=lambda t: (t.get("ended_at") or "", t["trial_id"]), reverse=True)
-        for trial in (running + ended)[:limit]:
+        for trial in self.trials.values() if whole else (running + ended)[:_ROWS]:
             epochs = f"{trial.get('epochs_done') or 0}/{trial['epochs']}"
             cells = [trial["trial_id"], *(number(trial.get(f)) for f in self.fields)]
             cells += [number(trial["seed"])] if self.seeds > 1 else []
@@ -165,6 +165,8 @@ class StudyConsole:
         self.rich = RichConsole(
             file=stream or sys.stdout, force_terminal=force_terminal, highlight=False, soft_wrap=True
         )
+        if not self.rich.is_terminal:
+            self.rich.width = 200  # a file has no width; what is cut off there is lost
         self.progress: Progress | None = None
         self._live: Live | None = None
 
@@ -217,7 +219,7 @@ class StudyConsole:
             self._live.stop()
             self._live = None
             assert self.progress is not None
-            self.rich.print(self.progress.table(limit=None))
+            self.rich.print(self.progress.table(whole=True))
 
 
 def error(text: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,18 +58,21 @@ def _quiet_ray() -> None:
         os.environ.setdefault(name, value)
 
 
-def _log_to(folder: Path) -> logging.Handler:
+def _log_file(folder: Path) -> logging.Handler:
     handler = logging.FileHandler(folder / LOG_FILE, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger("mebm").setLevel(logging.INFO)
+    return handler
+
+
+def _log_only_to(handler: logging.Handler) -> None:
+    """Our log and Ray's go to the study's file and nowhere else. Ray resets its logger whenever it starts."""
     for name in ("mebm", "ray"):
         logger = logging.getLogger(name)
-        logger.addHandler(handler)
+        logger.handlers[:] = [handler]
         logger.propagate = False
-    for existing in logging.getLogger("ray").handlers[:]:
-        if existing is not handler:
-            logging.getLogger("ray").removeHandler(existing)
-    return handler
+    # Tune looks for the result files of the loggers that are off and says so for every trial.
+    logging.getLogger("ray.tune.analysis").setLevel(logging.ERROR)
 
 
 def _preflight(study: StudyConfig, space: Space) -> None:
@@ -121,7 +125,9 @@ def run_study(study: StudyConfig, folder: Path, console: StudyConsole, *, addres
     """
     space = build_space(study)
     with driver_lock(folder):
-        handler = _log_to(folder)
+        _quiet_ray()
+        handler = _log_file(folder)
+        _log_only_to(handler)
         ledger = Ledger(folder, study.name)
         try:
             _preflight(study, space)
@@ -130,7 +136,7 @@ def run_study(study: StudyConfig, folder: Path, console: StudyConsole, *, addres
             reconcile(study, folder, ledger.trials)
             write_manifest(folder, study, space)
             ledger.snapshot(force=True)
-            return _run(study, space, folder, console, ledger, address)
+            return _run(study, space, folder, console, ledger, address, handler)
         finally:
             ledger.close()
             for name in ("mebm", "ray"):
@@ -138,7 +144,26 @@ def run_study(study: StudyConfig, folder: Path, console: StudyConsole, *, addres
             handler.close()
 
 
-def _connect(study: StudyConfig, address: str | None) -> dict[str, float]:
+@contextmanager
+def _chatter_into(path: Path) -> Iterator[None]:
+    """What is written to the process's standard streams, by compiled code too, goes to a file meanwhile."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(1), os.dup(2)]
+    with path.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for target, saved in enumerate(kept, start=1):
+            os.dup2(saved, target)
+            os.close(saved)
+
+
+def _connect(study: StudyConfig, address: str | None, log_file: Path) -> dict[str, float]:
     """Start or join Ray; returns the cluster's resources."""
     import ray
 
@@ -151,7 +176,8 @@ def _connect(study: StudyConfig, address: str | None) -> dict[str, float]:
         else:
             options["address"] = address
         try:
-            ray.init(**options)
+            with _chatter_into(log_file):
+                ray.init(**options)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise UserError(f"--address {address}: no Ray cluster there ({one_line(error)[:200]})") from error
     resources: dict[str, float] = ray.cluster_resources()
@@ -176,10 +202,16 @@ def concurrency(study: StudyConfig, resources: Mapping[str, float]) -> int:
 
 
 def _run(
-    study: StudyConfig, space: Space, folder: Path, console: StudyConsole, ledger: Ledger, address: str | None
+    study: StudyConfig,
+    space: Space,
+    folder: Path,
+    console: StudyConsole,
+    ledger: Ledger,
+    address: str | None,
+    handler: logging.Handler,
 ) -> Ending:
-    _quiet_ray()
-    resources = _connect(study, address)
+    resources = _connect(study, address, folder / LOG_FILE)
+    _log_only_to(handler)
     import ray
     from ray import tune
 

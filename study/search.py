@@ -166,8 +166,9 @@ class StudySearch(Searcher):
         trial = self._live.pop(trial_id, None)
         if trial is None:
             return
-        values = (result or {}).get("trial")
-        if error or not isinstance(values, Mapping) or not Outcome(values["outcome"]).finished:
+        # Ray flattens what it passes to a searcher: `trial/outcome` is the column `outcome`.
+        values = {k.removeprefix("trial/"): v for k, v in (result or {}).items() if k.startswith("trial/")}
+        if error or not values or not Outcome(values["outcome"]).finished:
             trial.set_user_attr("reason", "error" if error else "interrupted")
             self._optuna.tell(trial, state=TrialState.FAIL)
             return

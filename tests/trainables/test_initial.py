@@ -54,7 +54,7 @@ def test_factor_is_the_root_of_sigma_plus_jitter(make_data: Callable[..., ImageD
 def test_moments_of_the_samples() -> None:
     """Away from the box the samples have the mean and covariance asked for."""
     rng = np.random.default_rng(0)
-    root = rng.normal(size=(8, 8)) * 0.05
+    root = rng.normal(size=(8, 8)) * 0.03
     sigma = root @ root.T + 1e-4 * np.eye(8)
     mean = rng.uniform(-0.3, 0.3, 8)
     p0 = Gaussian((2, 2, 2), torch.tensor(mean).float(), torch.tensor(np.linalg.cholesky(sigma)).float())
