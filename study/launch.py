@@ -167,7 +167,7 @@ def _connect(study: StudyConfig, address: str | None, log_file: Path) -> dict[st
     """Start or join Ray; returns the cluster's resources."""
     import ray
 
-    if not ray.is_initialized():
+    if not ray.is_initialized():  # a test, or a notebook, may have started it
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
         if address is None:
             options |= {"include_dashboard": False, "num_cpus": max(os.cpu_count() or 1, int(study.resources.cpus))}
@@ -210,10 +210,12 @@ def _run(
     address: str | None,
     handler: logging.Handler,
 ) -> Ending:
-    resources = _connect(study, address, folder / LOG_FILE)
-    _log_only_to(handler)
     import ray
     from ray import tune
+
+    ours = not ray.is_initialized()
+    resources = _connect(study, address, folder / LOG_FILE)
+    _log_only_to(handler)
 
     from study.callback import LedgerCallback
     from study.search import StudySearch
@@ -268,7 +270,8 @@ def _run(
             raise callback.error
         return _close(study, search, ledger, bool(interrupted))
     finally:
-        ray.shutdown()
+        if ours:
+            ray.shutdown()
 
 
 def _close(study: StudyConfig, search: Any, ledger: Ledger, interrupted: bool) -> Ending:

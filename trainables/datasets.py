@@ -171,14 +171,31 @@ def _make(name: str, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], 
 
 
 def _read_digits() -> ImageData:
-    from sklearn.datasets import load_digits
-
-    raw = load_digits()
-    images = torch.from_numpy(np.round(raw.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
-    labels = torch.from_numpy(raw.target.astype(np.int64))
+    pixels, targets = _digits_arrays()
+    images = torch.from_numpy(np.round(pixels * (255 / 16)).astype(np.uint8)).unsqueeze(1)
+    labels = torch.from_numpy(targets.astype(np.int64))
     # Every fifth image is held out: the writers of the set follow each other in its order, so this mixes them.
     held_out = torch.arange(len(labels)) % 5 == 0
     return _make("digits", (images[~held_out], labels[~held_out]), (images[held_out], labels[held_out]), "sklearn")
+
+
+def _digits_arrays() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Pixels (1797, 8, 8) in 0..16 and labels; cached, because importing scikit-learn takes seconds in every worker."""
+    path = cache_dir() / "data" / "digits.npz"
+    if path.is_file():
+        try:
+            with np.load(path) as cached:
+                return cached["pixels"], cached["targets"]
+        except (OSError, ValueError, KeyError):
+            path.unlink(missing_ok=True)
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part.npz")
+    np.savez(part, pixels=raw.images, targets=raw.target)
+    part.replace(path)
+    return raw.images, raw.target
 
 
 def _read_torchvision(name: str, root: Path) -> ImageData:
