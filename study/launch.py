@@ -213,30 +213,29 @@ def _run(
     import ray
     from ray import tune
 
-    ours = not ray.is_initialized()
-    resources = _connect(study, address, folder / LOG_FILE)
-    _log_only_to(handler)
-
     from study.callback import LedgerCallback
     from study.search import StudySearch
     from trainables.ray_trainable import MebmTrainable
 
+    common = {
+        "folder": str(folder.resolve()),
+        "cpus": study.resources.cpus,
+        "gpus": study.resources.gpus,
+        "checkpoint_seconds": study.run.checkpoint_seconds,
+    }
+    search = StudySearch(study, space, folder, common, ledger.checkpoints)
+    remaining = search.remaining()
+    if remaining == 0:
+        return Ending(False, False, _failed(ledger))
+    ours = not ray.is_initialized()
+    resources = _connect(study, address, folder / LOG_FILE)
+    _log_only_to(handler)
     try:
-        common = {
-            "folder": str(folder.resolve()),
-            "cpus": study.resources.cpus,
-            "gpus": study.resources.gpus,
-            "checkpoint_seconds": study.run.checkpoint_seconds,
-        }
-        search = StudySearch(study, space, folder, common, ledger.checkpoints)
-        remaining = search.remaining()
         progress = Progress(
             study.name, space.settings * len(study.seeds), study.varied, study.objectives[0].metric, len(study.seeds)
         )
         progress.begin(ledger.trials)
         callback = LedgerCallback(ledger, console, study.resources.gpus)
-        if remaining == 0:
-            return Ending(False, False, _failed(ledger))
         reuse = study.run.reuse_workers if study.run.reuse_workers is not None else study.resources.gpus == 0
         tuner = tune.Tuner(
             tune.with_resources(MebmTrainable, {"cpu": study.resources.cpus, "gpu": study.resources.gpus}),

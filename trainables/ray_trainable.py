@@ -22,8 +22,8 @@ ROW, TRIAL = "row", "trial"
 class MebmTrainable(tune.Trainable):
     """Runs one `Trial`; each `train()` is one step of it.
 
-    Its `config` holds plain values: `trial` (a complete `TrialConfig` as JSON), `trial_id`, `folder` (the study's, absolute),
-    `cpus`, `gpus`, `checkpoint_seconds`, `resume_from` (a checkpoint folder of an earlier run, or None) and `attempt`.
+    Its `config` holds plain values: `trial` (a complete `TrialConfig` as JSON), `trial_id`, `folder` (the study's,
+    absolute), `cpus`, `gpus`, `checkpoint_seconds`, and `resume_from` (a checkpoint folder of an earlier run, or None).
     """
 
     def setup(self, config: dict[str, Any]) -> None:

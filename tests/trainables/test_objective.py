@@ -64,9 +64,7 @@ def test_trivial_optimum(form: str) -> None:
 
 
 def _rate(iteration: int, epoch: int) -> float:
-    return learning_rate(
-        iteration, epoch, base=0.1, warmup_iterations=1000, decay_epochs=(60, 120, 180), factor=0.2
-    )
+    return learning_rate(iteration, epoch, base=0.1, warmup_iterations=1000, decay_epochs=(60, 120, 180), factor=0.2)
 
 
 def test_learning_rate_of_the_released_script() -> None:

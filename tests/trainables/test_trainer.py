@@ -355,9 +355,7 @@ def test_same_seed_same_bits_other_seed_other_run(quick: Quick, digits: ImageDat
     assert same(states[0], states[1])
     assert not torch.equal(states[0]["buffer"], states[2]["buffer"])
     assert not torch.equal(states[0]["batches"]["order"], states[2]["batches"]["order"])
-    assert not torch.equal(
-        states[0]["model"]["energy_head.weight"], states[2]["model"]["energy_head.weight"]
-    )
+    assert not torch.equal(states[0]["model"]["energy_head.weight"], states[2]["model"]["energy_head.weight"])
 
 
 def test_training_leaves_the_global_random_state_alone(quick: Quick, digits: ImageData) -> None:

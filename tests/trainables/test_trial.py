@@ -186,9 +186,7 @@ def test_worse_than_p0_is_a_collapse(quick: Quick, digits: ImageData) -> None:
 
 
 def test_collapse_report(quick: Quick, digits: ImageData) -> None:
-    config = quick(
-        norm="batch", initial="uniform", l2_weight=0.1, iterations_per_epoch=150, buffer_size=2000, epochs=2
-    )
+    config = quick(norm="batch", initial="uniform", l2_weight=0.1, iterations_per_epoch=150, buffer_size=2000, epochs=2)
     last = _run(Trial(config, digits))[-1]
     _check(last)
     assert (last.outcome, last.trial["cause"]) == (Outcome.COLLAPSED, "trivial_optimum")
@@ -255,9 +253,7 @@ def test_diverged_trial_keeps_its_last_samples(quick: Quick, digits: ImageData, 
     assert before != after
 
 
-def test_signals_of_a_resumed_trial_have_no_gap_and_no_double(
-    quick: Quick, digits: ImageData, tmp_path: Path
-) -> None:
+def test_signals_of_a_resumed_trial_have_no_gap_and_no_double(quick: Quick, digits: ImageData, tmp_path: Path) -> None:
     """Saved after epoch 1, trained on to epoch 2, killed, resumed from epoch 1."""
     config = quick()
     first = Trial(config, digits, Recorder(tmp_path / "a", "t"))
