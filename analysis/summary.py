@@ -172,10 +172,12 @@ def _by_value(trials: Sequence[Trial], field: str) -> dict[str, list[Trial]]:
     values = [t[field] for t in judged]
     if len(set(values)) > 6 and all(isinstance(v, (int, float)) for v in values):
         cuts = values[len(values) // 3], values[2 * len(values) // 3]
-        low, high = (f"{cut:.3g}" for cut in cuts)
-        names = (f"below {low}", f"{low} to {high}", f"from {high}")
+        thirds: dict[int, list[Trial]] = {}
         for trial in judged:
-            groups.setdefault(names[sum(trial[field] >= cut for cut in cuts)], []).append(trial)
+            thirds.setdefault(sum(trial[field] >= cut for cut in cuts), []).append(trial)
+        for part in thirds.values():  # named by the values that are there, so that neighbours never share one
+            low, high = brief(part[0][field]), brief(part[-1][field])
+            groups[low if low == high else f"{low} to {high}"] = part
     else:
         for trial in judged:
             groups.setdefault(text(trial[field]), []).append(trial)

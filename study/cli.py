@@ -76,7 +76,7 @@ def sweep(config: str, results: Path, assignments: tuple[str, ...], address: str
       mebm sweep table1 --dry-run
     """
     from study.config import load_study
-    from study.folder import create_folder
+    from study.folder import create_folder, discard_unstarted
     from study.launch import describe
     from study.space import build_space
 
@@ -86,7 +86,11 @@ def sweep(config: str, results: Path, assignments: tuple[str, ...], address: str
             click.echo(line)
         return
     folder = create_folder(study, results)
-    _run(study, folder, address)
+    try:
+        _run(study, folder, address)
+    except UserError:
+        discard_unstarted(folder)
+        raise
 
 
 @cli.command()

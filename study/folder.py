@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from study.config import StudyConfig, validate_study
 from study.errors import UserError, one_line
-from study.ledger import utc_now
+from study.ledger import JOURNAL, utc_now
 from study.space import Space
 from trainables.schema import SCHEMA_VERSION
 
@@ -45,6 +46,13 @@ def create_folder(study: StudyConfig, results: Path) -> Path:
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
     return folder
+
+
+def discard_unstarted(folder: Path) -> None:
+    """Remove a new study's folder before any of its trials has started; a mistake leaves nothing behind."""
+    journal = folder / JOURNAL
+    if not journal.exists() or journal.stat().st_size == 0:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def load_folder(folder: Path) -> StudyConfig:

@@ -42,7 +42,7 @@ class Ending:
     failed: int
 
 
-def _quiet_ray() -> None:
+def quiet_ray() -> None:
     """Ray's own chatter off; its settings are read when it is imported or started."""
     defaults = {
         "RAY_AIR_NEW_OUTPUT": "0",  # the new reporter prints its header even at verbose=0
@@ -125,7 +125,7 @@ def run_study(study: StudyConfig, folder: Path, console: StudyConsole, *, addres
     """
     space = build_space(study)
     with driver_lock(folder):
-        _quiet_ray()
+        quiet_ray()
         handler = _log_file(folder)
         _log_only_to(handler)
         ledger = Ledger(folder, study.name)

@@ -151,7 +151,8 @@ class Ledger:
         if not force and now - self._snapshot_at < max(_SNAPSHOT_SECONDS, 10 * self._snapshot_cost):
             return
         epochs = sorted(self.epochs.values(), key=lambda r: (r["trial_id"], r["epoch"]))
-        write_parquet(list(self.trials.values()), TRIAL_COLUMNS, self.folder / "trials.parquet")
+        trials = [self.trials[trial_id] for trial_id in sorted(self.trials)]
+        write_parquet(trials, TRIAL_COLUMNS, self.folder / "trials.parquet")
         write_parquet(epochs, EPOCH_COLUMNS, self.folder / "epochs.parquet")
         self._snapshot_at = time.monotonic()
         self._snapshot_cost = self._snapshot_at - now

@@ -42,8 +42,8 @@ def test_a_number_of_many_values_is_cut_in_thirds(make_results, row):
     ]
     results = make_results(trials, varied=["step_size"])
     lines = summarise(results).lines()
-    assert lines[1] == "α below 1.1 10/10 diverged, 1.1 to 2.1 0/10 diverged, from 2.1 0/10 diverged"
-    assert any(line.startswith("α from 2.1: stable for 600 iterations (0/10 diverged") for line in lines)
+    assert lines[1] == "α = 0.1 to 1: 10/10, α = 1.1 to 2: 0/10, α = 2.1 to 3: 0/10 diverged"
+    assert any(line.startswith("α = 2.1 to 3: stable for 600 iterations (0/10 diverged") for line in lines)
 
 
 def test_objective_is_the_manifests_if_measured(make_results, row):

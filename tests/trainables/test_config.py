@@ -121,7 +121,7 @@ def test_presets_follow_the_released_scripts(dataset: str, method: str, steps: i
 
 @pytest.mark.xfail(
     strict=True,
-    reason="BUG: build_trial looks at K before pydantic converts it, so another spelling of 2 gets lambda 0.5, sigma 0.001",
+    reason="BUG: build_trial looks at K before pydantic converts it: another spelling of 2 gets the preset of K >= 5",
 )
 @pytest.mark.parametrize("steps", [2.0, "2", np.int64(2)], ids=["float", "text", "numpy"])
 def test_presets_by_k_see_every_spelling_of_k(steps: Any) -> None:

@@ -393,7 +393,7 @@ def test_a_pass_is_a_permutation_without_its_rest(count: int, size: int) -> None
     for _ in range(20):
         drawn = torch.cat([batches.next() for _ in range(count // size)])
         assert len(set(drawn.tolist())) == len(drawn) == count // size * size
-        assert 0 <= drawn.min() and drawn.max() < count
+        assert drawn.min() >= 0 and drawn.max() < count
         passes.append(drawn.tolist())
     assert len({tuple(p) for p in passes}) == 20, "each pass has its own order"
     assert {i for p in passes for i in p} == set(range(count)), "what is dropped changes from pass to pass"

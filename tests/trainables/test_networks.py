@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from trainables.networks import EnergyModel, build_network
 
-# network, side, classes, trunk, energy head, class head, total, conv MACs, linear MACs, BN elements, convs, BNs, features
+# network, side, classes, trunk, energy head, class head, total, conv MACs, linear MACs, BN elements, convs, BNs,
+# features
 RELEASED = [
     ("wrn-28-10", 32, 10, 36_482_880, 641, 6_410, 36_489_931, 5_951_111_168, 7_040, 2_678_784, 28, 25, 640),
     ("wrn-28-10", 32, 100, 36_482_880, 641, 64_100, 36_547_621, 5_951_111_168, 64_640, 2_678_784, 28, 25, 640),

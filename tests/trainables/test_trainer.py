@@ -161,7 +161,7 @@ def test_every_iteration_is_the_released_loops(quick: Quick, digits: ImageData, 
     """Eight iterations with warm-up: weights, momentum, buffer, running statistics, generators and every signal.
 
     The twin starts each iteration from the trainer's state, and rounds images and noise as the trainer does: a
-    LeakyReLU's kink turns a difference of 1e-7 into one of 1e-3, whatever is computed. The next test lets it run freely.
+    LeakyReLU's kink turns a difference of 1e-7 into one of 1e-3, whatever is computed. The next test runs freely.
     """
     trainer = Trainer(_released_config(quick, method, iterations_per_epoch=1, epochs=8), digits)
     start = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}

@@ -238,8 +238,8 @@ def test_diverged_trial_keeps_its_last_signals(quick: Quick, digits: ImageData, 
 
 @pytest.mark.xfail(
     strict=True,
-    reason="GAP: DESIGN wants 64 samples of a diverged trial kept; nothing is written at the verdict, and the only grid "
-    "is the last evaluation's (here p0's own)",
+    reason="GAP: DESIGN wants 64 samples of a diverged trial kept; nothing is written at the verdict, and the only "
+    "grid is the last evaluation's (here p0's own)",
 )
 def test_diverged_trial_keeps_its_last_samples(quick: Quick, digits: ImageData, tmp_path: Path) -> None:
     config = quick(

@@ -1,0 +1,146 @@
+"""YAML to `StudyConfig`, and what a user is told about a mistake."""
+
+from __future__ import annotations
+
+import pytest
+
+from study.config import load_study, packaged_configs, validate_study
+from study.errors import UserError
+from study.space import build_space
+from trainables.methods import METHODS
+
+GRID = "search: {sampler: grid, grid: [{sampling_steps: [1, 2]}]}\n"
+
+
+def message(text, write_config, *assignments):
+    path = write_config(text)
+    with pytest.raises(UserError) as caught:
+        load_study(str(path), assignments)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text.replace(str(path), "FILE")
+
+
+def test_packaged_studies_are_all_valid_and_cover_the_papers_tables():
+    assert set(packaged_configs()) == {
+        "quickstart", "digits_stability", "cifar10_stability", "table1", "table2", "table3", "table4", "table6",
+    }  # fmt: skip
+    for name in packaged_configs():
+        study = load_study(name)
+        assert study.name == name
+        assert validate_study(study.model_dump(mode="json"), name) == study
+
+
+def test_digits_stability_is_the_rehearsed_grid_of_57_trials():
+    study = load_study("digits_stability")
+    space = build_space(study)
+    assert space.settings * len(study.seeds) == 57
+    settings = {(p["norm"], p["initial"], p["sampling_steps"], p["l2_weight"]) for p in space.start}
+    plain = {(n, i, k, 0.0) for n in ("none", "batch") for i in ("gaussian", "uniform") for k in (1, 2, 5, 10)}
+    assert settings == plain | {("batch", "uniform", k, 0.1) for k in (1, 2, 5)}
+
+
+def test_quickstart_searches_the_papers_four_and_starts_from_its_setting():
+    study = load_study("quickstart")
+    assert {"sampling_steps", "step_size", "reinit_probability", "buffer_size"} <= set(study.search.space)
+    assert study.search.trials >= 16
+    paper = {"step_size": 1.0, "reinit_probability": 0.05, "buffer_size": 10000, "initial": "gaussian"}
+    assert any(paper.items() <= point.items() for point in study.search.start)
+    assert build_space(study).trial(dict(study.search.start[0]), 0).norm == "none"
+
+
+@pytest.mark.parametrize(
+    ("table", "methods", "steps"),
+    [
+        ("table1", {"m-ebm"}, {1, 2, 5, 10, 20}),
+        ("table2", {"m-ebm"}, {1, 2, 5, 10}),
+        ("table3", {"m-jem", "softmax"}, {1, 2, 5, 10, 20}),
+        ("table4", {"m-jem", "softmax"}, {1, 2, 5, 10}),
+        ("table6", {"m-ebm", "m-jem", "softmax"}, {1, 2, 5, 10}),
+    ],
+)
+def test_table_studies_run_the_papers_rows(table, methods, steps):
+    space = build_space(load_study(table))
+    trials = [space.trial(dict(point), 0) for point in space.start]
+    assert {t.method for t in trials} == methods <= set(METHODS)
+    assert {t.sampling_steps for t in trials if t.method != "softmax"} == steps
+    assert {t.network for t in trials} == {"wrn-28-10"}
+    assert {t.dataset for t in trials} == {"cifar100" if table in ("table2", "table4") else "cifar10"}
+    # K decides lambda and sigma as in scripts/maebm_cifar10.sh.
+    for t in trials:
+        if t.method != "softmax":
+            assert (t.l2_weight, t.noise_std) == ((0.1, 0.0) if t.sampling_steps < 5 else (0.5, 0.001))
+    rate = 0.02 if table in ("table2", "table4") else 0.1
+    assert {t.learning_rate for t in trials} == {rate}
+
+
+def test_set_changes_fields_and_a_trial_field_needs_no_prefix(write_config):
+    path = str(write_config("name: x\n" + GRID))
+    study = load_study(path, ("epochs=7", "trial.step_size=2.5", "seeds=[3, 4]", "divergence.gap_limit=1"))
+    assert study.trial == {"epochs": 7, "step_size": 2.5, "divergence": {"gap_limit": 1}}
+    assert study.seeds == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("name: [", "FILE: line 1, column 8 not valid YAML"),
+        ("- 1", "FILE: must be a mapping of keys to values, but is list"),
+        ("name: x\nserach: {}\n" + GRID, "FILE: serach: unknown key; did you mean search?"),
+        ("name: x\n", "FILE: search: is missing"),
+        ("name: a b\n" + GRID, "FILE: name = 'a b': must be made of letters"),
+        ("name: x\ntrial: {stepsize: 1}\n" + GRID, "FILE: trial.stepsize: unknown key; did you mean step_size?"),
+        ("name: x\ntrial: {step_size: -1}\n" + GRID, "FILE: trial.step_size = -1: input should be greater than 0"),
+        ("name: x\ntrial: {step_size: fast}\n" + GRID, "FILE: trial.step_size = 'fast': input should be a valid number"),
+        ("name: x\ntrial: {method: m-ebn}\n" + GRID, "did you mean m-ebm?"),
+        ("name: x\ntrial: {norm: batc}\n" + GRID, "FILE: trial.norm = 'batc': input should be 'batch' or 'none'"),
+        ("name: x\ntrial: {network: wrn-27-1}\n" + GRID, "depth must be 6n + 4"),
+        ("name: x\ntrial: {divergence: {gap_limt: 1}}\n" + GRID, "trial.divergence.gap_limt: unknown key; did you mean gap_limit?"),
+        ("name: x\ntrial: {seed: 1}\n" + GRID, "FILE: trial.seed: seeds are not a trial field here"),
+        ("name: x\ntrial: {sampling_steps: 1}\n" + GRID, "sampling_steps: is searched here and fixed under trial"),
+        ("name: x\nseeds: [1, 1]\n" + GRID, "seeds"),
+        ("name: x\nobjectives: [{metric: fid}]\n" + GRID, "did you mean"),
+        ("name: x\nresources: {gpus: 1.5}\n" + GRID, "resources.gpus = 1.5: must be a fraction below 1 or a whole number"),
+        ("name: x\nsearch: {sampler: grid, grid: [{sampling_step: [1]}]}", "unknown trial field; did you mean sampling_steps?"),
+        ("name: x\nsearch: {sampler: grid, grid: [{sampling_steps: [1, 1]}]}", "is there twice"),
+        ("name: x\nsearch: {sampler: grid, grid: [{sampling_steps: []}]}", "must be a value or a list of values"),
+        ("name: x\nsearch: {sampler: grid}", "needs grid"),
+        ("name: x\nsearch: {trials: 3, space: {}}", "space is empty"),
+        ("name: x\nsearch: {space: {sampling_steps: {low: 1, high: 3}}}", "needs trials"),
+        ("name: x\nsearch: {trials: 3, space: {sampling_steps: {low: 3, high: 1}}}", "got low=3, high=1"),
+        ("name: x\nsearch: {trials: 3, space: {step_size: {low: 0, high: 1, log: true}}}", "needs low > 0"),
+        ("name: x\nsearch: {trials: 3, space: {sampling_steps: {low: 0, high: 3}}}", "sampling_steps"),
+        ("name: x\nsearch: {trials: 3, space: {sampling_steps: {low: 1.5, high: 3}}}", "is an integer field"),
+        ("name: x\nsearch: {trials: 3, space: {initial: {low: 1, high: 3}}}", "give choices instead"),
+        ("name: x\nsearch: {trials: 3, space: {initial: {choices: [gauss]}}}", "initial = 'gauss'"),
+        (
+            "name: x\nsearch: {trials: 3, space: {sampling_steps: {low: 1, high: 3}}, start: [{sampling_steps: 4}]}",
+            "FILE: search.start[0].sampling_steps = 4: is outside of search.space.sampling_steps",
+        ),
+        (
+            "name: x\nsearch: {trials: 3, space: {sampling_steps: {low: 1, high: 3}}, start: [{step_size: 4}]}",
+            "search.start[0].step_size: is not in search.space",
+        ),
+    ],
+)  # fmt: skip
+def test_every_mistake_is_one_line_with_file_key_and_remedy(text, expected, write_config):
+    assert expected in message(text, write_config)
+
+
+def test_mistakes_of_set(write_config):
+    good = "name: x\n" + GRID
+    assert "--set epochs: must be KEY=VALUE" in message(good, write_config, "epochs")
+    assert "--set epoch: unknown key; did you mean epochs?" in message(good, write_config, "epoch=1")
+    assert "not valid YAML" in message(good, write_config, "epochs=[")
+    assert "trial.epochs = 0" in message(good, write_config, "epochs=0")
+
+
+def test_a_missing_config_names_the_nearest_packaged_one():
+    with pytest.raises(UserError, match=r"quickstrt: no such file, .*did you mean quickstart\?"):
+        load_study("quickstrt")
+
+
+def test_the_yaml_of_a_study_gives_the_study_back(write_config):
+    for name in packaged_configs():
+        study = load_study(name)
+        assert load_study(str(write_config(study.to_yaml()))) == study
