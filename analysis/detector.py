@@ -74,8 +74,8 @@ def first_alarm(signals: Mapping[str, NDArray[Any]], rule: DetectorRule, l2_weig
     finite = {name: np.isfinite(signals[name]) for name in CHECKED_FOR_FINITE if name in signals}
     energies = [finite[n] for n in finite if n.startswith("energy")]
     conditions: dict[Cause, NDArray[np.bool_]] = {
-        Cause.NONFINITE_LOSS: ~finite["loss"],
         Cause.NONFINITE_ENERGY: ~np.logical_and.reduce(energies),
+        Cause.NONFINITE_LOSS: ~finite["loss"],
         Cause.NONFINITE_GRADIENT: ~finite.get("grad_param_norm", np.ones(len(gap), dtype=bool)),
         Cause.LOSS_LIMIT: loss > rule.loss_limit,
         Cause.ENERGY_GAP_HARD: gap > rule.hard_gap_limit,

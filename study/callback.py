@@ -90,5 +90,7 @@ class LedgerCallback(Callback):
         lines = [line for line in str(trial.get_error() or "").splitlines() if line.strip()]
         message = lines[-1].strip() if lines else "the worker died"
         log.error("%s failed: %s", trial_id, "\n".join(lines))
+        if trial_id not in self.ledger.trials:  # it failed before it had started
+            self.on_trial_start(iteration, trials, trial)
         self.ledger.end(trial_id, Outcome.FAILED, message)
         self._show(trial_id, "ended")

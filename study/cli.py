@@ -227,8 +227,8 @@ def train(config: str, assignments: tuple[str, ...], out: Path | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
 def methods(as_json: bool) -> None:
     """The training methods, what each is, where it comes from, and which rows of the paper's tables it fills."""
-    from trainables.evaluation import PROTOCOLS
     from trainables.methods import METHODS, build_trial
+    from trainables.protocols import PROTOCOLS
 
     if as_json:
         shown = {

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from trainables.protocols import PROTOCOLS
 from trainables.schema import SETTING_NAMES, DetectorRule
 
 MethodName = Literal["m-ebm", "m-jem", "lse-jem", "softmax"]
@@ -165,10 +166,21 @@ class TrialConfig(_Model):
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="quality numbers")
 
     # Numerics and bookkeeping
-    precision: Literal["fp32", "tf32", "bf16"] = Field("fp32", description="arithmetic of convolutions and products")
+    precision: Literal["fp32", "tf32", "bf16"] = Field(
+        "fp32", description="arithmetic of convolutions and products; tf32 means fp32 on a CPU"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train; auto: CUDA where there is one")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of every random draw")
     signal_every: int = Field(1, ge=1, description="record the signals of every n-th iteration")
+
+    @field_validator("evaluation")
+    @classmethod
+    def _known_protocols(cls, value: EvaluationConfig) -> EvaluationConfig:
+        if isinstance(value.protocols, tuple):
+            for name in value.protocols:
+                if name not in PROTOCOLS:
+                    raise ValueError(f"protocols: {name!r} is unknown; known: {', '.join(PROTOCOLS)}")
+        return value
 
     @field_validator("network")
     @classmethod

@@ -223,7 +223,7 @@ def _read_torchvision(name: str, root: Path) -> ImageData:
 def _read_parquet(name: str, folder: Path) -> ImageData:
     files = sorted(folder.glob("*.parquet"))
     train = [f for f in files if f.name.startswith("train")]
-    test = [f for f in files if f.name.startswith(("test", "valid"))]
+    test = [f for f in files if f.name.startswith("test")] or [f for f in files if f.name.startswith("valid")]
     if not train:
         raise DataError(f"{folder}: no train*.parquet among {', '.join(f.name for f in files)}")
     parts = [_read_parquet_files(train)]
@@ -267,10 +267,10 @@ def _read_parquet_files(files: list[Path]) -> tuple[Tensor, Tensor]:
                 raise DataError(f"{file}: row {row}: image cannot be decoded ({error})") from error
             if images and pixels.shape != images[0].shape:
                 raise DataError(f"{file}: row {row}: image is {pixels.shape}, the ones before are {images[0].shape}")
-            if label is None or label < 0:
-                raise DataError(f"{file}: row {row}: label is {label}, expected an integer >= 0")
+            if not isinstance(label, int) or label < 0:
+                raise DataError(f"{file}: row {row}: label is {label!r}, expected an integer >= 0")
             images.append(pixels)
-            labels.append(int(label))
+            labels.append(label)
     if not images:
         raise DataError(f"{files[0]}: no rows")
     stacked = torch.from_numpy(np.stack(images))
@@ -313,7 +313,11 @@ class Batches:
         self._next = int(state["next"])
 
 
-def crop_flip(images: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:
+CROP_PADDING = 4
+"""Pixels of reflection around an image before it is cropped (utils.py:107-114 of the released code)."""
+
+
+def crop_flip(images: Tensor, generator: torch.Generator, padding: int = CROP_PADDING) -> Tensor:
     """Reflect-pad, crop back at a random place and flip half of the images, as one gather on the device.
 
     Args:
@@ -322,8 +326,13 @@ def crop_flip(images: Tensor, generator: torch.Generator, padding: int = 4) -> T
 
     Returns:
         (N, C, H, W); each image has its own offset and flip.
+
+    Raises:
+        ValueError: a side is not larger than the padding, so its reflection is not defined.
     """
     n, _, h, w = images.shape
+    if min(h, w) <= padding:
+        raise ValueError(f"crop_flip needs images larger than {padding} pixels, but got {h}x{w}; use augment: none")
     device = images.device
     offsets = torch.randint(0, 2 * padding + 1, (2, n), generator=generator, device=device) - padding
     flip = torch.rand(n, generator=generator, device=device) < 0.5

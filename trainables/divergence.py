@@ -75,8 +75,9 @@ class DivergenceLatch:
         size = gap.abs()
         gap_run = torch.where(size > rule.limit_for(self.l2_weight), state[_GAP_RUN] + 1, 0)
         bad: dict[Cause, Tensor] = {
-            Cause.NONFINITE_LOSS: ~(torch.isfinite(loss) & torch.isfinite(total)),
+            # The first that holds is named; a non-finite energy makes the loss non-finite too, so it comes first.
             Cause.NONFINITE_ENERGY: ~(torch.isfinite(energy_max) & torch.isfinite(gap)),
+            Cause.NONFINITE_LOSS: ~(torch.isfinite(loss) & torch.isfinite(total)),
             Cause.NONFINITE_GRADIENT: ~torch.isfinite(grad),
             Cause.LOSS_LIMIT: loss.abs() > rule.loss_limit,
         }
@@ -124,7 +125,9 @@ class DivergenceLatch:
         causes = tuple(conditions)
         if causes not in self._codes:  # copied to the device once, not at every iteration
             self._codes[causes] = torch.tensor([_CODE[cause] for cause in causes], device=stacked.device)
-        return torch.where(stacked.any(), self._codes[causes][stacked.to(torch.uint8).argmax()], 0)
+        # index_select, because indexing with a scalar tensor would read it on the host.
+        first = self._codes[causes].index_select(0, stacked.to(torch.uint8).argmax().view(1)).squeeze(0)
+        return torch.where(stacked.any(), first, 0)
 
     @property
     def tripped(self) -> Tensor:

@@ -20,58 +20,14 @@ from trainables.config import TrialConfig
 from trainables.datasets import ImageData, cache_dir, to_float
 from trainables.features import small_extractor
 from trainables.networks import EnergyModel
+from trainables.protocols import PROTOCOLS, Protocol
 
 INCEPTION_VARIABLE = "MEBM_INCEPTION_WEIGHTS"
 """Environment variable with a local file of torch-fidelity's Inception weights."""
 
 
-@dataclass(frozen=True)
-class Protocol:
-    """How samples are chosen and scored.
-
-    Attributes:
-        source: `buffer`, the replay buffer as the paper does, or `fresh`, new chains from p0.
-        features: `small` (the data set's small classifier, gives FD) or `inception` (gives FID and IS).
-        count: images to score; None: all of them. A buffer with fewer images is scored whole, and the id says so.
-        top_share: keep this share of each predicted class, by the class head's confidence; None keeps all.
-        rounding: how [-1, 1] becomes uint8; the released code truncates (eval_buffer.py:55).
-        citation: where the protocol comes from.
-    """
-
-    name: str
-    source: Literal["buffer", "fresh"]
-    features: Literal["small", "inception"]
-    count: int | None
-    top_share: float | None
-    rounding: Literal["truncate", "round"]
-    citation: str
-
-
-PROTOCOLS: dict[str, Protocol] = {
-    p.name: p
-    for p in (
-        Protocol("small-buffer", "buffer", "small", 1000, None, "round", "this package; FD on small images"),
-        Protocol("small-fresh", "fresh", "small", 1000, None, "round", "this package; FD on small images"),
-        Protocol(
-            "paper-mebm", "buffer", "inception", None, 0.9, "truncate",
-            "sndnyang/mebm train_maebm.py:275, eval_buffer.py:39-55: top 90% of each predicted class; train set",
-        ),
-        Protocol(
-            "paper-mjem", "buffer", "inception", None, 0.1, "truncate",
-            "sndnyang/mebm train_maebm.py:275 with --pyx: top 10% of each predicted class; train set",
-        ),
-        Protocol("buffer-all", "buffer", "inception", None, None, "truncate", "sndnyang/mebm readme.md, --ratio 10000"),
-        Protocol("fresh-10k", "fresh", "inception", 10_000, None, "round", "this package; chains the buffer never saw"),
-    )
-}  # fmt: skip
-
-
 def protocols_for(config: TrialConfig, data: ImageData) -> tuple[Protocol, ...]:
-    """The protocols a trial is scored under.
-
-    Raises:
-        ValueError: unknown name.
-    """
+    """The protocols a trial is scored under."""
     wanted = config.evaluation.protocols
     if wanted == "none" or not config.samples:
         return ()
@@ -81,9 +37,6 @@ def protocols_for(config: TrialConfig, data: ImageData) -> tuple[Protocol, ...]:
             wanted = ("small-buffer", "small-fresh")
         else:
             wanted = ("paper-mebm" if config.method == "m-ebm" else "paper-mjem", "fresh-10k")
-    unknown = [name for name in wanted if name not in PROTOCOLS]
-    if unknown:
-        raise ValueError(f"unknown protocol {unknown[0]!r}; known: {', '.join(PROTOCOLS)}")
     return tuple(PROTOCOLS[name] for name in wanted)
 
 
@@ -211,6 +164,7 @@ def inception_scores(images: Tensor, data: ImageData, device: torch.device) -> t
                 fid=True,
                 isc=True,
                 isc_splits=min(10, len(images)),
+                save_cpu_ram=True,  # no loader processes: the images are in memory already
                 feature_extractor_weights_path=path,
                 verbose=False,
             )
@@ -222,7 +176,7 @@ def inception_scores(images: Tensor, data: ImageData, device: torch.device) -> t
             )
             _WITHOUT_WEIGHTS[path] = f"no FID: Inception weights not to be had ({reason})"
             return {}, _WITHOUT_WEIGHTS[path]
-        return {}, f"no FID: {reason}"
+        return {}, f"no FID with {INCEPTION_VARIABLE}={path}: {reason}"
     values = {"fid": result["frechet_inception_distance"], "isc": result["inception_score_mean"]}
     finite = {name: float(value) for name, value in values.items() if math.isfinite(value)}
     missing = [{"fid": "FID", "isc": "IS"}[name] for name in values if name not in finite]
@@ -259,7 +213,10 @@ def score(
         identity = f"{extractor.id}-{suffix}-{length}n{len(chosen)}"
         if not bool(torch.isfinite(chosen).all()):
             return Scores({}, identity, "no FD: the samples are not finite")
-        return Scores({f"fd_{suffix}": extractor.frechet_distance(chosen)}, identity)
+        distance = extractor.frechet_distance(chosen)
+        if not math.isfinite(distance):
+            return Scores({}, identity, "no FD: the samples' features are not finite")
+        return Scores({f"fd_{suffix}": distance}, identity)
     identity = f"{protocol.name}-{chain_steps}steps" if suffix == "fresh" else protocol.name
     if not bool(torch.isfinite(chosen).all()):
         return Scores({}, identity, "no FID: the samples are not finite")

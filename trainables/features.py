@@ -98,16 +98,23 @@ def frechet_distance(
     """
     difference = mean1 - mean2
     # S1 S2 is similar to a positive semi-definite matrix: rounding alone makes an eigenvalue negative or complex.
-    roots = np.sqrt(np.linalg.eigvals(covariance1 @ covariance2).astype(np.complex128)).real.sum()
+    product = covariance1 @ covariance2
+    if not np.isfinite(product).all():
+        return float("nan")
+    roots = np.sqrt(np.linalg.eigvals(product).astype(np.complex128)).real.sum()
     return float(difference @ difference + np.trace(covariance1) + np.trace(covariance2) - 2 * roots)
+
+
+def _new_network(data: ImageData) -> _Classifier:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        return _Classifier(data.shape[0], data.classes)
 
 
 def _train(data: ImageData) -> _Classifier:
     images, labels = to_float(data.images.cpu()), data.labels.cpu()
     generator = torch.Generator().manual_seed(0)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = _Classifier(data.shape[0], data.classes)
+    network = _new_network(data)
     batch = 64
     steps = len(images) // batch
     optimiser = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-2)
@@ -136,7 +143,7 @@ def small_extractor(data: ImageData) -> SmallExtractor:
 
 def _load(data: ImageData) -> SmallExtractor:
     path = cache_dir() / "features" / f"{VERSION}-{data.name}-{data.fingerprint}.pt"
-    network = _Classifier(data.shape[0], data.classes).eval().requires_grad_(False)
+    network = _new_network(data).eval().requires_grad_(False)
     loaded = False
     if path.is_file():
         try:

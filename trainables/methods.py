@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from trainables.config import TrialConfig
 from trainables.datasets import DATASETS
+
+_STEPS = TypeAdapter(int)
 
 
 def _nothing(_steps: int) -> dict[str, Any]:
@@ -113,6 +118,7 @@ def build_trial(values: Mapping[str, Any]) -> TrialConfig:
     steps = values.get(
         "sampling_steps", below.get("sampling_steps", TrialConfig.model_fields["sampling_steps"].default)
     )
-    if isinstance(steps, int):
-        below = merge(method.by_steps(steps), below)
+    with suppress(ValidationError):  # the complete validation below says it better
+        # "2" and 2.0 are K = 2 to pydantic, so they must be to the presets.
+        below = merge(method.by_steps(_STEPS.validate_python(steps)), below)
     return TrialConfig.model_validate(merge(below, values))

@@ -120,15 +120,19 @@ class EnergyModel(nn.Module):
 
     def energy(self, x: Tensor) -> Tensor:
         """E(x), low on data: (N, C, H, W) to float32 (N,)."""
-        h = self.trunk(x)
         if self.from_logits:
-            return -torch.logsumexp(self.class_head(h).float(), dim=1)
-        energy: Tensor = -self.energy_head(h).squeeze(1).float()
-        return energy
+            return -torch.logsumexp(self.logits(x), dim=1)
+        return -self._head(self.energy_head, x).squeeze(1)
 
     def logits(self, x: Tensor) -> Tensor:
         """Class logits: (N, C, H, W) to float32 (N, classes)."""
-        return self.class_head(self.trunk(x)).float()  # type: ignore[no-any-return]
+        return self._head(self.class_head, x)
+
+    def _head(self, head: nn.Module, x: Tensor) -> Tensor:
+        h = self.trunk(x)
+        # Under autocast the trunk may be bfloat16; the energy gap, a small difference of large numbers, must not be.
+        with torch.autocast(x.device.type, enabled=False):
+            return head(h.float())  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor) -> Tensor:
         """The energy, so that `model(x)` is what the sampler descends."""
@@ -157,7 +161,7 @@ def build_network(
     """
     channels, side, _ = shape
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every GPU's generator as well
         trunk: WideResNet | SmallConvNet
         if match := re.fullmatch(r"wrn-(\d+)-(\d+)", name):
             trunk = WideResNet(int(match[1]), int(match[2]), channels, side, norm, momentum)

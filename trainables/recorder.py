@@ -30,10 +30,14 @@ class Recorder:
         folder: the study's folder.
         trial_id: the trial.
         every: keep every n-th iteration's signals.
+
+    Attributes:
+        absent: signals the trial's method does not have; they are written as null.
     """
 
     def __init__(self, folder: Path, trial_id: str, every: int = 1) -> None:
         self.folder, self.trial_id, self.every = folder, trial_id, every
+        self.absent: frozenset[str] = frozenset()
         self._iterations: list[NDArray[np.int64]] = []
         self._signals: list[NDArray[np.float64]] = []
         self._written = 0.0
@@ -74,11 +78,10 @@ class Recorder:
             "iteration": pa.array(iterations, pa.int64()),
         }
         for i, name in enumerate(SIGNAL_NAMES):
-            # A signal the method does not have is null throughout. One that was measured and is not finite keeps its
-            # value: here NaN and infinity are the measurement.
+            # One that was measured and is not finite keeps its value: here NaN and infinity are the measurement.
             values = signals[:, i]
-            missing = bool(np.isnan(values).all())
-            columns[name] = pa.nulls(len(values), pa.float64()) if missing else pa.array(values, pa.float64())
+            absent = name in self.absent
+            columns[name] = pa.nulls(len(values), pa.float64()) if absent else pa.array(values, pa.float64())
         self.signals_path.parent.mkdir(parents=True, exist_ok=True)
         part = self.signals_path.with_suffix(".part")
         pq.write_table(pa.table(columns), part, compression="zstd")

@@ -2,7 +2,8 @@
 
 This module is the one thing that `analysis` and `trainables` share, so results can be read on a machine without
 torch or Ray. Every table a study writes (`trials.parquet`, `epochs.parquet`, `signals/*.parquet`) has its columns here.
-null means "not measured"; NaN is never written as a number.
+null means "not measured"; NaN is never written as a number, and the numbers of `trials.parquet` and `epochs.parquet`
+are finite. Signals are the exception: there a NaN or an infinity is what was measured.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainables.config import TrialConfig
-from trainables.datasets import Batches, ImageData, crop_flip, load_dataset, to_float
+from trainables.datasets import CROP_PADDING, Batches, ImageData, crop_flip, load_dataset, to_float
 from trainables.divergence import DivergenceLatch, LatchReading
 from trainables.evaluation import Scores, accuracy, frozen_statistics, protocols_for, score
 from trainables.initial import build_initial
@@ -33,8 +33,11 @@ from trainables.schema import SIGNAL_NAMES
 GRID_IMAGES = 64
 """Images kept of each sample set, for the grids."""
 
-_ENERGY_SIGNALS = [SIGNAL_NAMES.index(n) for n in SIGNAL_NAMES if n not in ("grad_param_norm", "cross_entropy")]
-_CROSS_ENTROPY = SIGNAL_NAMES.index("cross_entropy")
+
+def absent_signals(config: TrialConfig) -> frozenset[str]:
+    """Signals a method does not have: energies of a classifier, cross-entropy of a model without one."""
+    energies = {name for name in SIGNAL_NAMES if name not in ("grad_param_norm", "cross_entropy")}
+    return frozenset((set() if config.samples else energies) | (set() if config.classifies else {"cross_entropy"}))
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,7 @@ class Trainer:
 
     Attributes:
         epoch, iteration: how many are finished.
+        last_samples: x- of the newest iteration, float (batch_size, C, H, W); None before the first.
     """
 
     def __init__(self, config: TrialConfig, data: ImageData | None = None) -> None:
@@ -144,8 +148,12 @@ class Trainer:
         self.buffer: ReplayBuffer | None = None
         if self._initial is not None:
             self.buffer = ReplayBuffer(config.buffer_size, self._initial, config.reinit_probability, g["chains"])
-        self._batches = Batches(len(self.data.images), config.batch_size, g["data"])
-        self._label_batches = Batches(len(self.data.images), config.label_batch_size, g["labels"])
+        count = len(self.data.images)
+        self._batches = Batches(count, config.batch_size, g["data"]) if config.samples else None
+        self._label_batches = Batches(count, config.label_batch_size, g["labels"]) if config.classifies else None
+        if config.classifies and config.augment == "crop_flip" and min(self.data.shape[1:]) <= CROP_PADDING:
+            raise ValueError(f"augment: crop_flip needs images larger than {CROP_PADDING} pixels; use augment: none")
+        self.last_samples: Tensor | None = None
         self.latch = DivergenceLatch(config.divergence, config.l2_weight, self.device)
         self._read_every = 1 if self.device.type == "cpu" else config.divergence.read_every
 
@@ -194,10 +202,8 @@ class Trainer:
         done = self.iteration - first + (1 if reading.verdict else 0)
         signals = record[:done].double().cpu().numpy()
         iterations = np.arange(first, first + done, dtype=np.int64)
-        if not self.config.samples:
-            signals[:, _ENERGY_SIGNALS] = np.nan
-        if not self.config.classifies:
-            signals[:, _CROSS_ENTROPY] = np.nan
+        for name in absent_signals(self.config):
+            signals[:, SIGNAL_NAMES.index(name)] = np.nan
         if not reading.verdict:
             self.epoch += 1
         return EpochReport(iterations, signals, reading, rate, time.perf_counter() - started)
@@ -252,12 +258,14 @@ class Trainer:
         return rate
 
     def _data_batch(self) -> Tensor:
+        assert self._batches is not None
         x = to_float(self.data.images[self._batches.next()])
         if self.config.input_noise > 0:
             x = x + self.config.input_noise * torch.randn(x.shape, generator=self._generators["input"], device=x.device)
         return x
 
     def _labelled_batch(self) -> tuple[Tensor, Tensor]:
+        assert self._label_batches is not None
         index = self._label_batches.next()
         images = self.data.images[index]
         if self.config.augment == "crop_flip":
@@ -272,6 +280,7 @@ class Trainer:
         samples = self.run_chains(start, self.config.sampling_steps, self._generators["noise"])
         self.model.train()
         self.buffer.write(indices, samples)
+        self.last_samples = samples
         return samples
 
     def run_chains(self, start: Tensor, steps: int, generator: torch.Generator) -> Tensor:
@@ -307,7 +316,7 @@ class Trainer:
             sets = {"buffer": self._shuffled_buffer(generator)}
             if fresh_count:
                 sets["fresh"] = self.fresh_samples(fresh_count, c.evaluation.fresh_steps, generator)
-            grids = {name: _to_grid(images[:GRID_IMAGES]) for name, images in sets.items()}
+            grids = {name: to_grid(images[:GRID_IMAGES]) for name, images in sets.items()}
             for protocol in self.protocols:
                 scores: Scores = score(
                     protocol,
@@ -345,15 +354,16 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """Everything the run is: weights, optimiser, buffer, generators, data order, counters, latch.
 
-        Tensors and plain Python only, so `torch.load(weights_only=True)` reads it. The configuration is not in it.
+        Tensors and plain Python only, so `torch.load(weights_only=True)` reads it. The tensors are the live ones: save
+        or copy them before training goes on. The configuration is not in it.
         """
         return {
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "buffer": None if self.buffer is None else self.buffer.images,
             "generators": {name: g.get_state() for name, g in self._generators.items()},
-            "batches": self._batches.state_dict(),
-            "label_batches": self._label_batches.state_dict(),
+            "batches": self._batches.state_dict() if self._batches else None,
+            "label_batches": self._label_batches.state_dict() if self._label_batches else None,
             "latch": self.latch.state_dict(),
             "epoch": self.epoch,
             "iteration": self.iteration,
@@ -367,8 +377,9 @@ class Trainer:
             self.buffer.images.copy_(state["buffer"])
         for name, generator in self._generators.items():
             generator.set_state(state["generators"][name].cpu())
-        self._batches.load_state_dict(state["batches"])
-        self._label_batches.load_state_dict(state["label_batches"])
+        for batches, name in ((self._batches, "batches"), (self._label_batches, "label_batches")):
+            if batches is not None:
+                batches.load_state_dict(state[name])
         self.latch.load_state_dict(state["latch"])
         self.epoch, self.iteration = int(state["epoch"]), int(state["iteration"])
 
@@ -404,7 +415,8 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _to_grid(images: Tensor) -> Tensor:
+def to_grid(images: Tensor) -> Tensor:
+    """Float images in [-1, 1] to uint8 on the CPU; what is not finite becomes black."""
     return ((images.clamp(-1, 1) + 1) * 127.5).round().nan_to_num(0).to(torch.uint8).cpu()
 
 

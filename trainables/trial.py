@@ -17,7 +17,7 @@ from trainables.datasets import ImageData
 from trainables.divergence import LatchReading
 from trainables.recorder import Recorder
 from trainables.schema import METRIC_BY_NAME, METRICS, Cause, Outcome
-from trainables.trainer import EpochReport, Evaluation, Trainer
+from trainables.trainer import GRID_IMAGES, EpochReport, Evaluation, Trainer, absent_signals, to_grid
 
 Value = float | int | str | None
 
@@ -56,6 +56,8 @@ class Trial:
         self.config = config
         self.trainer = Trainer(config, data)
         self.recorder = recorder
+        if recorder:
+            recorder.absent = absent_signals(config)
         self._evaluated_at = -1
         self._best: dict[str, tuple[float, int]] = {}
         self._last: dict[str, float] = {}
@@ -87,6 +89,9 @@ class Trial:
             self.recorder.add_signals(epoch.iterations, epoch.signals)
         if verdict := epoch.latch.verdict:
             self._write(force=True)
+            if self.recorder and trainer.last_samples is not None:
+                # The forensic record: the signals up to the end, and the samples of the end.
+                self.recorder.write_grids({"end": to_grid(trainer.last_samples[:GRID_IMAGES])})
             values = self._trial_values(epoch.latch, verdict.outcome, verdict.cause, verdict.iteration)
             return Report(None, values, verdict.outcome)
         last = trainer.epoch >= self.config.epochs

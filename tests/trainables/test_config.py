@@ -119,10 +119,6 @@ def test_presets_follow_the_released_scripts(dataset: str, method: str, steps: i
     assert (own.l2_weight, own.noise_std) == (0.3, 0.02), "what the user says stands"
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="BUG: build_trial looks at K before pydantic converts it: another spelling of 2 gets the preset of K >= 5",
-)
 @pytest.mark.parametrize("steps", [2.0, "2", np.int64(2)], ids=["float", "text", "numpy"])
 def test_presets_by_k_see_every_spelling_of_k(steps: Any) -> None:
     """pydantic takes 2.0, "2" and numpy's 2 for K = 2, so the preset must not be K >= 5's."""

@@ -239,10 +239,6 @@ class _HostReads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="BUG: DivergenceLatch._first indexes with a 0-dim tensor, which reads it on the host (divergence.py:127)",
-)
 @pytest.mark.parametrize("l2", [0.0, 0.1])
 def test_update_never_reads_a_value_on_the_host(l2: float) -> None:
     latch = _latch(l2)

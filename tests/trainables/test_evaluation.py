@@ -102,11 +102,6 @@ def test_extractor_is_cached_and_a_damaged_file_rebuilt(
     assert first.id.startswith("small-") and data.name in first.id
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="BUG (small): features._load builds its network outside fork_rng, so the first evaluation of a process "
-    "moves the global random state",
-)
 def test_making_the_extractor_leaves_the_global_random_state_alone(
     make_data: Callable[..., ImageData], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,12 +252,7 @@ def test_samples_that_are_not_finite_get_no_score(digits: ImageData, p0: dict[st
     [
         1e6,
         1e20,
-        pytest.param(
-            1e38,
-            marks=pytest.mark.xfail(
-                strict=True, reason="BUG: features overflow and numpy's LinAlgError ends the trial as FAILED"
-            ),
-        ),
+        1e38,
     ],
 )
 def test_huge_samples_get_a_finite_score_or_none(digits: ImageData, p0: dict[str, Tensor], size: float) -> None:
@@ -298,7 +288,6 @@ def test_missing_weights_file(
     assert INCEPTION_VARIABLE in remark and str(missing) in remark
 
 
-@pytest.mark.xfail(strict=True, reason="BUG: the remark names neither the file nor the variable")
 def test_weights_file_that_is_none(
     make_data: Callable[..., ImageData], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

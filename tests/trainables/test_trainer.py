@@ -326,10 +326,6 @@ class _HostReads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="BUG: DivergenceLatch._first indexes with a 0-dim tensor: two host reads an iteration (divergence.py:127)",
-)
 @pytest.mark.parametrize("method", ["m-ebm", "m-jem", "lse-jem", "softmax"])
 def test_an_iteration_reads_nothing_on_the_host(quick: Quick, digits: ImageData, method: str) -> None:
     trainer = Trainer(_released_config(quick, method, augment="crop_flip"), digits)
@@ -506,11 +502,6 @@ def test_a_nan_weight_is_caught_and_named(quick: Quick, digits: ImageData, same:
         assert same(before, _weights(trainer))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="BUG: nonfinite_loss is looked at before nonfinite_energy, and a non-finite energy always makes the loss "
-    "non-finite, so no real trial is ever said to have a non-finite energy (divergence.py:82-87)",
-)
 def test_a_nan_energy_is_told_from_a_nan_loss(quick: Quick, digits: ImageData) -> None:
     trainer = Trainer(quick(), digits)
     with torch.no_grad():

@@ -236,11 +236,6 @@ def test_diverged_trial_keeps_its_last_signals(quick: Quick, digits: ImageData, 
     assert (table.energy_gap.abs().tail(3) > 2).all() or table.energy_gap.abs().iloc[-1] > 20
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="GAP: DESIGN wants 64 samples of a diverged trial kept; nothing is written at the verdict, and the only "
-    "grid is the last evaluation's (here p0's own)",
-)
 def test_diverged_trial_keeps_its_last_samples(quick: Quick, digits: ImageData, tmp_path: Path) -> None:
     config = quick(
         initial="uniform", sampling_steps=1, iterations_per_epoch=100, evaluation={"protocols": ("small-buffer",)}
