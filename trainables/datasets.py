@@ -267,10 +267,10 @@ def _read_parquet_files(files: list[Path]) -> tuple[Tensor, Tensor]:
                 raise DataError(f"{file}: row {row}: image cannot be decoded ({error})") from error
             if images and pixels.shape != images[0].shape:
                 raise DataError(f"{file}: row {row}: image is {pixels.shape}, the ones before are {images[0].shape}")
-            if not isinstance(label, int) or label < 0:
+            if not isinstance(label, int | float) or label < 0 or label != int(label):
                 raise DataError(f"{file}: row {row}: label is {label!r}, expected an integer >= 0")
             images.append(pixels)
-            labels.append(label)
+            labels.append(int(label))
     if not images:
         raise DataError(f"{files[0]}: no rows")
     stacked = torch.from_numpy(np.stack(images))

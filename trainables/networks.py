@@ -119,20 +119,22 @@ class EnergyModel(nn.Module):
         self.from_logits = from_logits
 
     def energy(self, x: Tensor) -> Tensor:
-        """E(x), low on data: (N, C, H, W) to float32 (N,)."""
+        """E(x), low on data: (N, C, H, W) to (N,), in float32 under autocast too."""
         if self.from_logits:
             return -torch.logsumexp(self.logits(x), dim=1)
         return -self._head(self.energy_head, x).squeeze(1)
 
     def logits(self, x: Tensor) -> Tensor:
-        """Class logits: (N, C, H, W) to float32 (N, classes)."""
+        """Class logits: (N, C, H, W) to (N, classes), in float32 under autocast too."""
         return self._head(self.class_head, x)
 
     def _head(self, head: nn.Module, x: Tensor) -> Tensor:
         h = self.trunk(x)
-        # Under autocast the trunk may be bfloat16; the energy gap, a small difference of large numbers, must not be.
-        with torch.autocast(x.device.type, enabled=False):
-            return head(h.float())  # type: ignore[no-any-return]
+        if h.dtype == torch.bfloat16:
+            # Autocast: the trunk may be bfloat16; the energy gap, a small difference of large numbers, must not be.
+            with torch.autocast(x.device.type, enabled=False):
+                return head(h.float())  # type: ignore[no-any-return]
+        return head(h)  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor) -> Tensor:
         """The energy, so that `model(x)` is what the sampler descends."""

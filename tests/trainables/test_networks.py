@@ -113,9 +113,19 @@ def test_forward_equals_the_literal_computation() -> None:
     logits = features @ model.class_head.weight.T + model.class_head.bias
     model.train()
     torch.testing.assert_close(model.trunk(x), features, rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(model.energy(x), energy.float(), rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(model(x), energy.float(), rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(model.logits(x), logits.float(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(model.energy(x), energy, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(model(x), energy, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(model.logits(x), logits, rtol=1e-10, atol=1e-12)
+
+
+def test_under_autocast_the_heads_stay_in_float32() -> None:
+    model = build_network("conv-16", (1, 8, 8), 10)
+    x = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        features, energy = model.trunk(x), model.energy(x)
+    assert (features.dtype, energy.dtype) == (torch.bfloat16, torch.float32)
+    literal = -(features.float() @ model.energy_head.weight[0] + model.energy_head.bias[0])
+    torch.testing.assert_close(energy, literal, rtol=1e-5, atol=1e-6)
 
 
 def test_small_net_equals_the_literal_computation() -> None:

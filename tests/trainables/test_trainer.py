@@ -56,8 +56,10 @@ class _Released:
         for name, saved in state["generators"].items():
             self.g[name] = torch.Generator()
             self.g[name].set_state(saved)
-        self.order, self.at = state["batches"]["order"], state["batches"]["next"]
-        self.label_order, self.label_at = state["label_batches"]["order"], state["label_batches"]["next"]
+        if state["batches"]:
+            self.order, self.at = state["batches"]["order"], state["batches"]["next"]
+        if state["label_batches"]:
+            self.label_order, self.label_at = state["label_batches"]["order"], state["label_batches"]["next"]
         self.signals: list[list[float]] = []
 
     def f(self, x: Tensor) -> Tensor:
@@ -575,7 +577,10 @@ def test_classifier_learns_the_digits(quick: Quick, digits: ImageData) -> None:
 def test_data_too_small_for_a_batch(quick: Quick, digits: ImageData) -> None:
     small = replace(digits, images=digits.images[:100], labels=digits.labels[:100])
     with pytest.raises(ValueError, match="128"):
-        Trainer(quick(), small)
+        Trainer(quick(method="m-jem"), small)
+    Trainer(quick(), small)  # has no labelled batch
+    with pytest.raises(ValueError, match="101"):
+        Trainer(quick(batch_size=101, buffer_size=200), small)
 
 
 def test_cuda_asked_for_and_absent(quick: Quick, digits: ImageData) -> None:

@@ -310,6 +310,8 @@ def test_measured_nan_and_infinity_are_kept_in_the_signals(tmp_path: Path) -> No
     iterations, signals = _signals(0, 4)
     signals[2, 0], signals[3, 0], signals[3, 1] = math.inf, math.nan, -math.inf
     signals[:, -1] = math.nan
+    signals[:, 2] = math.nan  # measured, all of them
+    recorder.absent = frozenset({SIGNAL_NAMES[-1]})
     recorder.add_signals(iterations, signals)
     recorder.write_signals(force=True)
     import pyarrow.parquet as pq
@@ -319,6 +321,7 @@ def test_measured_nan_and_infinity_are_kept_in_the_signals(tmp_path: Path) -> No
     assert first[:3] == [0.0, 8.0, math.inf] and first[3] is not None and math.isnan(first[3])
     assert table[SIGNAL_NAMES[1]].to_pylist()[3] == -math.inf
     assert table[SIGNAL_NAMES[-1]].null_count == 4
+    assert table[SIGNAL_NAMES[2]].null_count == 0
 
 
 @pytest.mark.parametrize(("count", "channels"), [(64, 1), (5, 3), (1, 1)])
