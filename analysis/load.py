@@ -245,6 +245,7 @@ def load(*paths: Path | str) -> Results:
         study_trials = _read_trials(folder / TRIALS)
         study_epochs = read_parquet(folder / EPOCHS, EPOCH_COLUMNS)
         folders[study], manifests[study] = folder, manifest
+        study_trials = _with_searched_fields(study_trials, manifest.get("varied") or [])
         trials.append(study_trials.assign(study=pd.array([study] * len(study_trials), dtype="string")))
         epochs.append(study_epochs.assign(study=pd.array([study] * len(study_epochs), dtype="string")))
     return Results(
@@ -253,6 +254,22 @@ def load(*paths: Path | str) -> Results:
         manifests,
         folders,
     )
+
+
+def _with_searched_fields(trials: pd.DataFrame, varied: Sequence[Any]) -> pd.DataFrame:
+    """`trials` with a column for every searched field that has none of its own, read from the configurations."""
+    for field in varied:
+        if isinstance(field, str) and field not in trials.columns:
+            values = [_lookup(config, field) for config in trials["config"]]
+            trials[field] = pd.array(values) if any(v is not None for v in values) else pd.array(values, dtype="string")
+    return trials
+
+
+def _lookup(config: Any, field: str) -> Any:
+    value = json.loads(config) if isinstance(config, str) else None
+    for part in field.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value if isinstance(value, (bool, int, float, str)) else None
 
 
 def _is_study(path: Path) -> bool:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ray.tune import Callback
 
 from study.console import StudyConsole
+from study.errors import one_line
 from study.ledger import Ledger
 from trainables.config import TrialConfig
 from trainables.schema import Outcome
 
 log = logging.getLogger("mebm")
+_EXCEPTION = re.compile(r"[\w.]*(Error|Exception|Exit|Interrupt)\b(\([^)]*\))?:")
 
 
 def _kept(method: Callable[..., None]) -> Callable[..., None]:
@@ -87,10 +91,25 @@ class LedgerCallback(Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has failed for good."""
         trial_id = trial.config["trial_id"]
-        lines = [line for line in str(trial.get_error() or "").splitlines() if line.strip()]
-        message = lines[-1].strip() if lines else "the worker died"
-        log.error("%s failed: %s", trial_id, "\n".join(lines))
+        trace = _error_text(trial)
+        message = _reason(trace)
+        log.error("%s failed: %s", trial_id, trace)
         if trial_id not in self.ledger.trials:  # it failed before it had started
             self.on_trial_start(iteration, trials, trial)
         self.ledger.end(trial_id, Outcome.FAILED, message)
         self._show(trial_id, "ended")
+
+
+def _error_text(trial: Any) -> str:
+    """The trace of a trial's last failure. Ray writes it to a local file first and copies it to the storage later."""
+    path = trial.error_file
+    try:
+        return Path(path).read_text(encoding="utf-8") if path else ""
+    except OSError:
+        return ""
+
+
+def _reason(trace: str) -> str:
+    """The line of a trace that names the exception, such as `ValueError: ...`."""
+    named = [line.strip() for line in trace.splitlines() if _EXCEPTION.match(line.strip())]
+    return one_line(named[-1])[:300] if named else "the worker died"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -50,6 +51,16 @@ def number(value: Any) -> str:
     return str(value)
 
 
+def setting(trial: Mapping[str, Any], field: str) -> Any:
+    """A setting of a trial: a column, or a field of its complete configuration (dotted for nested ones)."""
+    if field in trial or not trial.get("config"):
+        return trial.get(field)
+    value: Any = json.loads(trial["config"])
+    for part in field.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
 def state_text(trial: Mapping[str, Any]) -> str:
     """How a trial stands, in words: `diverged at iteration 17: energy gap ran away`."""
     outcome = Outcome(trial["outcome"])
@@ -82,9 +93,7 @@ class Progress:
 
     def __init__(self, name: str, planned: int, fields: Sequence[str], quality: str, seeds: int) -> None:
         self.name, self.planned, self.quality, self.seeds = name, planned, quality, seeds
-        self.fields = list(
-            dict.fromkeys([*ALWAYS, *(f for f in fields if f in SYMBOLS or f == "norm" or "." not in f)])
-        )
+        self.fields = list(dict.fromkeys([*ALWAYS, *fields]))
         self.trials: dict[str, dict[str, Any]] = {}
         self.gaps: dict[str, float | None] = {}
         self.started = time.monotonic()
@@ -145,7 +154,7 @@ class Progress:
         ended.sort(key=lambda t: (t.get("ended_at") or "", t["trial_id"]), reverse=True)
         for trial in self.trials.values() if whole else (running + ended)[:_ROWS]:
             epochs = f"{trial.get('epochs_done') or 0}/{trial['epochs']}"
-            cells = [trial["trial_id"], *(number(trial.get(f)) for f in self.fields)]
+            cells = [trial["trial_id"], *(number(setting(trial, f)) for f in self.fields)]
             cells += [number(trial["seed"])] if self.seeds > 1 else []
             quality = trial.get(f"{self.quality}_last", trial.get(self.quality))
             cells += [epochs, number(quality), number(self.gaps.get(trial["trial_id"]))]
@@ -205,7 +214,7 @@ class StudyConsole:
         """A trial that ended, as one line."""
         assert self.progress is not None
         p = self.progress
-        fields = " ".join(f"{SYMBOLS.get(f, f)}={number(trial.get(f))}" for f in p.fields)
+        fields = " ".join(f"{SYMBOLS.get(f, f)}={number(setting(trial, f))}" for f in p.fields)
         seed = f" seed={trial['seed']}" if p.seeds > 1 else ""
         quality = trial.get(f"{p.quality}_last", trial.get(p.quality))
         shown = f" {p.quality}={number(quality)}" if quality is not None else ""

@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -257,6 +258,7 @@ def _run(
                 verbose=0,
             ),
         )
+        started = time.monotonic()
         with _interruptible() as interrupted:
             console.start(progress)
             try:
@@ -267,21 +269,23 @@ def _run(
                 console.stop()
         if callback.error is not None:
             raise callback.error
-        return _close(study, search, ledger, bool(interrupted))
+        return _close(study, search, ledger, bool(interrupted), time.monotonic() - started)
     finally:
         if ours:
             ray.shutdown()
 
 
-def _close(study: StudyConfig, search: Any, ledger: Ledger, interrupted: bool) -> Ending:
+def _close(study: StudyConfig, search: Any, ledger: Ledger, interrupted: bool, seconds: float) -> Ending:
     """Whatever is still open has an end: in the ledger and in Optuna."""
     unfinished = ledger.unfinished()
-    by_budget = bool(unfinished) and not interrupted and study.budget.hours is not None
+    left = bool(unfinished) or search.remaining() > 0
+    # Ray takes the first Ctrl-C for itself and says nothing of it: what is left before the budget is spent was cut off.
+    spent = study.budget.hours is not None and seconds >= study.budget.hours * 3600
+    by_budget = left and spent and not interrupted
     outcome = Outcome.STOPPED if by_budget else Outcome.INTERRUPTED
     for trial_id in unfinished:
         ledger.end(trial_id, outcome, f"the study's budget of {study.budget.hours} h is spent" if by_budget else None)
     search.abandon("budget" if by_budget else "interrupted")
-    left = bool(unfinished) or search.remaining() > 0
     return Ending(interrupted or (left and not by_budget), by_budget, _failed(ledger))
 
 

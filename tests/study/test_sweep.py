@@ -192,7 +192,7 @@ def test_a_mistake_that_shows_before_the_first_trial_leaves_nothing(ray_cluster,
         ("label_batch_size=5000", "trial.label_batch_size: 5000 images, but there are 1437"),
         ("data_dir=/nowhere", "/nowhere: data_dir is not a folder"),
         ("resources.gpus=4", "resources.gpus = 4: the cluster has 0 GPUs"),
-        ("evaluation.protocols=[small-bufer]", "unknown protocol 'small-bufer'"),
+        ("evaluation.protocols=[small-bufer]", "protocols: 'small-bufer' is unknown; known: small-buffer"),
     ):
         code, _, err = mebm("sweep", write_config(tiny), "--results", results, "--set", assignment)
         assert code == 2, err
@@ -205,10 +205,11 @@ def test_a_spent_budget_stops_trials_and_leaves_none_running(ray_cluster, mebm, 
     tiny["trial"] |= {"epochs": 10_000, "initial": "gaussian"}
     tiny["search"] = {"sampler": "grid", "grid": [{"sampling_steps": [1, 2, 3]}]}
     tiny["seeds"] = [0]
-    tiny["budget"] = {"hours": 8 / 3600}
+    tiny["budget"] = {"hours": 20 / 3600}  # workers are up after some ten seconds
     code, out, err = mebm("sweep", write_config(tiny), "--results", tmp_path)
     assert (code, err) == (0, "")
     trials = pd.read_parquet(tmp_path / "tiny" / "trials.parquet")
     assert set(trials["outcome"]) == {"stopped"}
+    assert all(trials["epochs_done"] > 0)
     assert "stopped" in out
     assert not [t for t in optuna_trials(tmp_path / "tiny") if t.state is TrialState.RUNNING]
