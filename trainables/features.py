@@ -1,7 +1,8 @@
 """The small classifier whose features score small images: a Frechet distance where Inception has nothing to see.
 
 The distance on its features is called FD, never FID, and its protocol id names the extractor's weights. One extractor
-is trained per data set (about a second for digits), kept in the cache, and shared by every trial.
+is trained per data set (in about a second for one of the size of digits), kept in the cache, and shared by every trial.
+The one for digits ships with the package.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -142,7 +144,10 @@ def small_extractor(data: ImageData) -> SmallExtractor:
 
 
 def _load(data: ImageData) -> SmallExtractor:
-    path = cache_dir() / "features" / f"{VERSION}-{data.name}-{data.fingerprint}.pt"
+    name = f"{VERSION}-{data.name}-{data.fingerprint}.pt"
+    # The extractor of the embedded data set ships with the package, so that FD means the same on every machine.
+    shipped = Path(__file__).with_name("data") / name
+    path = shipped if shipped.is_file() else cache_dir() / "features" / name
     network = _new_network(data).eval().requires_grad_(False)
     loaded = False
     if path.is_file():
@@ -150,6 +155,8 @@ def _load(data: ImageData) -> SmallExtractor:
             network.load_state_dict(torch.load(path, weights_only=True))
             loaded = True
         except Exception:  # a damaged cache file is only a cache file: make it again
+            if path == shipped:
+                raise
             path.unlink(missing_ok=True)
     if not loaded:
         threads = torch.get_num_threads()

@@ -23,7 +23,7 @@ LONG = {
     "trial": {
         "dataset": "digits",
         "norm": "batch",
-        "epochs": 25,
+        "epochs": 40,
         "iterations_per_epoch": 10,
         "evaluation": {"every": 10, "fresh_steps": 2},
         "batch_size": 16,
@@ -93,6 +93,10 @@ def test_a_study_that_is_cut_off_ends_as_if_it_had_not_been(calm, tmp_path, numb
     folder = tmp_path / "long"
     process = start("sweep", calm / "long.yaml", "--results", tmp_path)
     wait_for_events(folder, 30, process)
+    if number == signal.SIGINT:
+        refused, output = finish(start("resume", folder))
+        assert refused == 2
+        assert f"{folder}: another process is running this study" in output
     process.send_signal(number)
     returned, output = finish(process)
     assert returned == code, output
@@ -107,6 +111,8 @@ def test_a_study_that_is_cut_off_ends_as_if_it_had_not_been(calm, tmp_path, numb
         assert "not running" in status
         assert "interrupted" in status
     assert len(results(folder)) < len(results(calm / "long"))
+    if number == signal.SIGTERM:
+        return  # it left the same as SIGINT, and that is resumed in the other case
 
     returned, output = finish(start("resume", folder))
     assert returned == 0, output
@@ -121,21 +127,8 @@ def test_a_study_that_is_cut_off_ends_as_if_it_had_not_been(calm, tmp_path, numb
         pd.testing.assert_frame_equal(mine, undisturbed, check_exact=True)
 
 
-def test_a_second_driver_is_refused_while_one_is_at_work(calm, tmp_path):
-    folder = tmp_path / "long"
-    process = start("sweep", calm / "long.yaml", "--results", tmp_path)
-    try:
-        wait_for_events(folder, 5, process)
-        code, output = finish(start("resume", folder))
-        assert code == 2
-        assert f"{folder}: another process is running this study" in output
-    finally:
-        process.send_signal(signal.SIGINT)
-        finish(process)
-
-
-def test_a_cluster_of_nodes_with_gpus_loses_one(calm, tmp_path):
-    """Logical GPUs on three nodes, one trial each; the node of a running trial dies and the trial starts again."""
+def test_a_cluster_loses_the_nodes_of_running_trials(calm, tmp_path):
+    """Logical GPUs on the nodes, one trial each; the nodes of running trials die and the trials start again elsewhere."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0, "include_dashboard": False})
@@ -147,7 +140,9 @@ def test_a_cluster_of_nodes_with_gpus_loses_one(calm, tmp_path):
             "--set", "resources.gpus=1", "--set", "run.max_failures=4",
         )  # fmt: skip
         wait_for_events(folder, 20, process)
-        cluster.remove_node(nodes[0], allow_graceful=False)
+        cluster.add_node(num_cpus=1, num_gpus=1)
+        for node in nodes:  # both, because a slow start may have left one of them idle
+            cluster.remove_node(node, allow_graceful=False)
         code, output = finish(process)
         assert code == 0, output
         assert "completed" in output

@@ -355,3 +355,18 @@ def test_decoded_jpegs_are_what_the_reader_gives(cifar: ImageData) -> None:
     cell = pq.read_table(CIFAR_JPEG / "test.parquet", columns=["img"]).slice(3, 1)["img"][0].as_py()["bytes"]
     pixels = np.asarray(Image.open(io.BytesIO(cell)).convert("RGB"))
     np.testing.assert_array_equal(cifar.images[3].permute(1, 2, 0).numpy(), pixels)
+
+
+def test_the_extractor_of_digits_ships_with_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its numbers mean the same on every machine; what is shipped is what the code trains, up to rounding."""
+    digits = load_dataset("digits")
+    monkeypatch.setenv("MEBM_CACHE", str(tmp_path))
+    monkeypatch.setattr(features, "_LOADED", {})
+    shipped = small_extractor(digits)
+    assert shipped.id == "small-v1-digits-e04c266c"
+    assert not (tmp_path / "features").exists()
+    assert shipped.accuracy > 0.95
+    trained = features._train(digits)
+    with torch.no_grad():
+        guessed = trained(to_float(digits.test_images)).argmax(1)
+    assert (guessed == digits.test_labels).double().mean() > 0.95
