@@ -51,7 +51,7 @@ class LedgerCallback(Callback):
     def __init__(self, ledger: Ledger, console: StudyConsole, gpus: float) -> None:
         self.ledger, self.console, self.gpus = ledger, console, gpus
         self.error: Exception | None = None
-        self._seen: set[tuple[str, int]] = set()
+        self._remarks: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         """Ray pickles its tuner and with it the callbacks; open files and the screen stay behind."""
@@ -80,6 +80,10 @@ class LedgerCallback(Callback):
         over = Outcome(values["outcome"]).finished
         if over:
             log.info("%s ends: %s %s at %s", trial_id, values["outcome"], values["cause"] or "", values["iteration"])
+        remark = values["message"]
+        if remark and remark not in self._remarks:  # a number that could not be taken is said once, not per trial
+            self._remarks.add(remark)
+            self.console.line(f"{trial_id}: {remark}")
         self._show(trial_id, "ended" if over else "report", row["energy_gap"] if row else None)
 
     @_kept
