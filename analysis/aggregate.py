@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from scipy.stats import binomtest
 
 from analysis.load import records, typed_frame
-from trainables.schema import METRICS, SETTING_FIELDS, Column, Outcome
+from analysis.words import symbol, text
+from trainables.schema import METRICS, SETTING_FIELDS, SETTING_NAMES, Column, Outcome
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -139,6 +141,7 @@ def identifier(trial: Trial) -> str:
 SETTINGS_COLUMNS: tuple[Column, ...] = (
     Column("study", "string", "name of the study"),
     Column("setting_id", "string", "the setting; unique in its study"),
+    Column("setting", "string", "where its configuration differs from the study's other settings; null if nowhere"),
     *SETTING_FIELDS,
     Column("trials", "int64", "trials of the setting, whatever became of them"),
     Column("seeds", "int64", "distinct seeds among them"),
@@ -180,6 +183,7 @@ SETTINGS_COLUMNS: tuple[Column, ...] = (
     Column("saved_seconds_sum", "float64", "training time that early stops saved", "s"),
     Column("hardware", "string", "devices it trained on, comma-separated"),
     Column("trial_ids", "string", "its trials, comma-separated"),
+    Column("config", "string", "the complete configuration as JSON with sorted keys, without the seed"),
 )
 
 
@@ -190,7 +194,34 @@ def settings_table(trials: pd.DataFrame) -> pd.DataFrame:
         trials: `TRIAL_COLUMNS`.
     """
     groups = group_by(records(trials), ("study", "setting_id"))
-    return typed_frame([_setting_row(group) for group in groups.values()], SETTINGS_COLUMNS)
+    configs = {key: configuration(group[0]["config"]) for key, group in groups.items()}
+    rows = []
+    for key, group in groups.items():
+        mates = [config for (study, _), config in configs.items() if study == key[0]]
+        words = [f"{symbol(f)} {text(configs[key].get(f))}" for f in differing(mates)]
+        rows.append(_setting_row(group) | {"setting": ", ".join(words) or None})
+    return typed_frame(rows, SETTINGS_COLUMNS)
+
+
+def configuration(config: str | None) -> dict[str, Any]:
+    """A trial's configuration, its seed left out, by dotted names; empty where none was recorded."""
+
+    def flat(value: dict[str, Any], prefix: str) -> dict[str, Any]:
+        parts: dict[str, Any] = {}
+        for name, part in value.items():
+            parts |= flat(part, f"{prefix}{name}.") if isinstance(part, dict) and part else {f"{prefix}{name}": part}
+        return parts
+
+    value = json.loads(config) if config is not None else {}
+    return {k: v for k, v in flat(value, "").items() if k != "seed"} if isinstance(value, dict) else {}
+
+
+def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Dotted names under which configurations differ: the columns of `trials.parquet` in their order, then others."""
+    names = sorted({name for config in configs for name in config})
+    found = [n for n in names if len({json.dumps(config.get(n), sort_keys=True) for config in configs}) > 1]
+    order = {name: i for i, name in enumerate(SETTING_NAMES)}
+    return sorted(found, key=lambda n: (order.get(n, len(order)), n))
 
 
 def _setting_row(trials: Sequence[Trial]) -> dict[str, Any]:
@@ -218,6 +249,7 @@ def _setting_row(trials: Sequence[Trial]) -> dict[str, Any]:
         "saved_seconds_sum": total(t["saved_seconds"] for t in trials),
         "hardware": joined(t["hardware"] for t in trials),
         "trial_ids": joined(t["trial_id"] for t in trials),
+        "config": _without_seed(first["config"]),
     }
     for metric in METRICS:
         for kind in ("best", "last"):
@@ -227,6 +259,13 @@ def _setting_row(trials: Sequence[Trial]) -> dict[str, Any]:
             row[f"{metric.name}_{kind}_n"] = values.n
         row[metric.protocol_column] = joined(t[metric.protocol_column] for t in trials)
     return row
+
+
+def _without_seed(config: str | None) -> str | None:
+    value = json.loads(config) if config is not None else None
+    if not isinstance(value, dict):
+        return None
+    return json.dumps({k: v for k, v in value.items() if k != "seed"}, sort_keys=True)
 
 
 def total(values: Iterable[float | None]) -> float | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from analysis.aggregate import Trial, group_by, joined
+from analysis.words import symbol, text
 from trainables.schema import SETTING_NAMES, Column
 
 if TYPE_CHECKING:
@@ -29,40 +30,6 @@ EPOCHS = 200
 ITERATIONS_PER_EPOCH = 390
 
 _SAMPLER_FIELDS = ("initial", "step_size", "noise_std", "buffer_size", "reinit_probability", "batch_size")
-_SYMBOLS: dict[str, str] = {
-    "network": "network",
-    "norm": "norm",
-    "initial": "p0",
-    "sampling_steps": "K",
-    "step_size": "α",
-    "noise_std": "σ",
-    "buffer_size": "|B|",
-    "reinit_probability": "ρ",
-    "l2_weight": "λ",
-    "learning_rate": "learning rate",
-    "batch_size": "batch size",
-    "epochs": "epochs",
-    "iterations_per_epoch": "iterations per epoch",
-    "gradient_clamp": "gradient clamp",
-    "l2_form": "L2 form",
-}
-
-
-def symbol(field: str) -> str:
-    """A setting's name as the paper writes it: its symbol where it has one."""
-    return _SYMBOLS.get(field, field.replace("_", " "))
-
-
-def text(value: Any) -> str:
-    """A setting's value for people."""
-    if value is None:
-        return "none"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def brief(value: Any) -> str:
-    """A setting's value for people where its exact digits do not matter: three significant ones."""
-    return f"{value:.3g}" if isinstance(value, float) else text(value)
 
 
 def paper_setting(dataset: str, method: str) -> dict[str, Any]:

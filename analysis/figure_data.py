@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import html
 import math
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
-from analysis.aggregate import ENDED_BADLY, Trial, group_by
-from analysis.compare import brief, symbol, text
+from analysis.aggregate import ENDED_BADLY, Trial, configuration, group_by
+from analysis.grouping import sort_key
 from analysis.load import Results, current_epochs, records
-from analysis.stability import sort_key
-from analysis.summary import objective, varied_or_all
-from trainables.schema import CAUSE_TEXT, Cause, Metric, Outcome
+from analysis.summary import explanatory_fields, objective, varied_or_all
+from analysis.words import brief, symbol, text
+from trainables.schema import CAUSE_TEXT, METRICS, Cause, Metric, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +29,8 @@ MAX_POINTS = 400
 """Most points of one trace of a training curve."""
 MAX_POINTS_OF_STUDY = 24_000
 """Most points of all training curves of a study, so that a report of hundreds of trials stays small."""
+MAX_SURVIVAL_FIGURES = 5
+"""Most survival figures of a study."""
 _MAX_CATEGORIES = 12
 _GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
 
@@ -121,6 +125,9 @@ def hover(trial: Trial, fields: Sequence[str] = ()) -> str:
         for f in dict.fromkeys((*fields, "sampling_steps", "step_size", "initial", "norm", "l2_weight"))
     )
     lines = [f"<b>{trial['trial_id']}</b> {ending(trial)}", settings, f"seed {trial['seed']}, {trial['setting_id']}"]
+    if trial["outcome"] == Outcome.FAILED and trial["message"] is not None:
+        # plotly reads hover text as markup.
+        lines.append(html.escape(shorten(trial["message"], 100, placeholder=" …"), quote=False))
     return "<br>".join(lines)
 
 
@@ -134,12 +141,18 @@ def ending(trial: Trial) -> str:
     return f"{trial['outcome']}{when}{why}"
 
 
-def survival_fields(results: Results, study: str) -> list[str]:
-    """Fields to draw survival curves by: varied ones of two to eight values or of numbers, K and p0 first."""
+def survival_fields(results: Results, study: str, most: int = MAX_SURVIVAL_FIGURES) -> list[str]:
+    """At most `most` varied fields to draw survival curves by, those that explain most first, K and p0 among them.
+
+    Left out is a field of text of more than eight values: it has no order to group them by.
+    """
     trials = results.trials[results.trials["study"] == study]
-    first = {"sampling_steps": 0, "initial": 1}
-    varied = sorted(varied_or_all(results, study), key=lambda f: first.get(f, 2))
-    return [f for f in varied if is_numeric_dtype(trials[f]) or 2 <= len(trials[f].unique()) <= 8]
+    varied = varied_or_all(results, study)
+    drawable = [f for f in varied if is_numeric_dtype(trials[f]) or 2 <= len(trials[f].unique()) <= 8]
+    ranked = list(dict.fromkeys([*explanatory_fields(trials, drawable), *drawable]))
+    wanted = [f for f in ("sampling_steps", "initial") if f in ranked]
+    chosen = {*wanted, *[f for f in ranked if f not in wanted][: max(0, most - len(wanted))]}
+    return [f for f in ranked if f in chosen]
 
 
 def thin(x: ArrayLike, y: ArrayLike, most: int = MAX_POINTS) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -209,12 +222,18 @@ class SampleGrid:
 
     trial_id: str
     kind: str
+    title: str
+    """The trial and what of it the grid shows."""
     caption: str
+    """Its setting, how it ended, and the quality of these samples."""
     path: Path
 
 
 def sample_grids(results: Results, study: str, best: int = 2) -> list[SampleGrid]:
-    """Sample grids of the best completed trials by the study's objective, then of one diverged and one collapsed."""
+    """Sample grids of the best completed trials by the study's objective, then of one diverged and one collapsed.
+
+    Of those that ended badly the first with the most grids is shown: it also has what it made before.
+    """
     metric = objective(results, study)
     trials = records(results.trials[results.trials["study"] == study])
     completed = [t for t in trials if t["outcome"] == Outcome.COMPLETED]
@@ -222,33 +241,54 @@ def sample_grids(results: Results, study: str, best: int = 2) -> list[SampleGrid
         sign = 1 if metric.direction == "minimize" else -1
         scored = [t for t in completed if t[f"{metric.name}_best"] is not None]
         completed = sorted(scored, key=lambda t: sign * t[f"{metric.name}_best"])
-    grids = _grids(results, study, completed, metric, best)
+    grids = [_grids(results, study, t) for t in completed]
+    shown = [g for g in grids if g][:best]
     for outcome in (Outcome.DIVERGED, Outcome.COLLAPSED):
-        grids += _grids(results, study, [t for t in trials if t["outcome"] == outcome], metric, 1)
-    return grids
+        ended = [_grids(results, study, t) for t in trials if t["outcome"] == outcome]
+        shown += sorted((g for g in ended if g), key=lambda g: -_informative(g))[:1]
+    return [grid for group in shown for grid in group]
 
 
-def _grids(results: Results, study: str, trials: Sequence[Trial], metric: Metric | None, most: int) -> list[SampleGrid]:
-    grids: list[SampleGrid] = []
-    shown = 0
-    for trial in trials:
-        paths = {kind: results.sample_grid(study, trial["trial_id"], kind) for kind in ("buffer", "fresh")}
-        found = [(kind, path) for kind, path in paths.items() if path is not None]
-        if not found:
+def _informative(grids: Sequence[SampleGrid]) -> int:
+    # Grids of the untrained model show p0, which every trial of that p0 has.
+    return sum(2 if g.kind == "end" or "untrained" not in g.title else 1 for g in grids)
+
+
+def _grids(results: Results, study: str, trial: Trial) -> list[SampleGrid]:
+    """The grids that were kept of a trial, labelled."""
+    setting = ", ".join(f"{symbol(f)} {brief(trial[f])}" for f in varied_or_all(results, study)) or trial["setting_id"]
+    grids = []
+    for kind in ("buffer", "fresh", "end"):
+        path = results.sample_grid(study, trial["trial_id"], kind)
+        if path is None:
             continue
-        value = "" if metric is None or trial[f"{metric.name}_best"] is None else _quality(trial, metric)
-        varied = ", ".join(f"{symbol(f)} {brief(trial[f])}" for f in varied_or_all(results, study))
-        for kind, path in found:
-            what = "replay buffer" if kind == "buffer" else "fresh chains from p0"
-            caption = f"{trial['trial_id']}, {what}: {varied or trial['setting_id']}, seed {trial['seed']}; "
-            grids.append(SampleGrid(trial["trial_id"], kind, f"{caption}{ending(trial)}{value}", path))
-        shown += 1
-        if shown == most:
-            break
+        what, quality = _at_the_end(trial) if kind == "end" else _evaluated(results, trial, kind)
+        caption = "; ".join(part for part in (f"{setting}, seed {trial['seed']}", quality, ending(trial)) if part)
+        grids.append(SampleGrid(trial["trial_id"], kind, f"{trial['trial_id']}: {what}", caption, path))
     return grids
 
 
-def _quality(trial: Trial, metric: Metric) -> str:
-    return (
-        f"; best {metric.label} {trial[f'{metric.name}_best']:.3g} ({trial[metric.protocol_column] or 'no protocol'})"
-    )
+def _at_the_end(trial: Trial) -> tuple[str, str]:
+    """What the samples of a trial's last iteration are; no metric is taken of them."""
+    when = f"at iteration {trial['iteration']}" if trial["iteration"] is not None else "at its end"
+    return f"chains {when}, when it {trial['outcome']}", ""
+
+
+def _evaluated(results: Results, trial: Trial, kind: str) -> tuple[str, str]:
+    """What the samples of a trial's last evaluation are, and the first metric that was taken of them."""
+    what = "replay buffer"
+    if kind == "fresh":
+        steps = configuration(trial["config"]).get("evaluation.fresh_steps")
+        what = "fresh chains from p0" + (f", {steps} steps" if steps is not None else "")
+    metrics = [m for m in METRICS if m.name.endswith(f"_{kind}")]
+    epochs = results.epochs[
+        (results.epochs["study"] == trial["study"]) & (results.epochs["trial_id"] == trial["trial_id"])
+    ]
+    rows = [r for r in records(current_epochs(epochs)) if any(r[m.name] is not None for m in metrics)]
+    if not rows:
+        return what, ""
+    last = rows[-1]
+    when = "untrained" if last["epoch"] == 0 else f"epoch {last['epoch']}"
+    metric = next(m for m in metrics if last[m.name] is not None)
+    protocol = last[metric.protocol_column] or "no protocol"
+    return f"{what}, {when}", f"{metric.label} {last[metric.name]:.3g} ({protocol})"

@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from analysis.aggregate import ENDED_BADLY, group_by
-from analysis.compare import ITERATIONS_PER_EPOCH, symbol, text
+from analysis.compare import ITERATIONS_PER_EPOCH
 from analysis.figure_data import (
     Axis,
     TrainingCurve,
@@ -26,7 +26,8 @@ from analysis.figure_data import (
 )
 from analysis.load import Results, records
 from analysis.stability import SurvivalCurve, logrank_p, survival_by
-from analysis.tradeoff import published_points, tradeoff
+from analysis.tradeoff import published_points, tradeoff, without_value
+from analysis.words import symbol
 from trainables.schema import METRIC_BY_NAME, Metric, Outcome
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def survival_figure(trials: pd.DataFrame, by: str) -> go.Figure:
 
 def _add_survival(figure: go.Figure, curve: SurvivalCurve, by: str, index: int, *, band: float) -> None:
     colour, dash = _CYCLE[index % len(_CYCLE)], _DASHES[index % len(_DASHES)]
-    name = f"{symbol(by)} {text(curve.value)} ({curve.events}/{curve.trials} diverged)"
+    name = f"{symbol(by)} {curve.value} ({curve.events}/{curve.trials} diverged)"
     common: dict[str, Any] = {"legendgroup": name, "line": {"shape": "hv", "width": 0}, "mode": "lines"}
     figure.add_scatter(x=curve.iterations, y=curve.low, showlegend=False, hoverinfo="skip", **common)
     figure.add_scatter(
@@ -158,7 +159,8 @@ def _add_survival(figure: go.Figure, curve: SurvivalCurve, by: str, index: int, 
 def tradeoff_figure(results: Results, study: str, metric: str) -> go.Figure:
     """Quality against time per iteration, coloured by K, with the Pareto front; the paper's points beside where it has.
 
-    Diverged trials stand at their best value before they diverged and are never on the front.
+    Diverged trials stand at their best value before they diverged and are never on the front; those that had none yet
+    stand in a band of their own above the plot.
     """
     trials = results.trials[results.trials["study"] == study]
     frame = tradeoff(trials, metric)
@@ -202,6 +204,8 @@ def tradeoff_figure(results: Results, study: str, metric: str) -> go.Figure:
     steps = [int(r["sampling_steps"]) for r in rows if r["sampling_steps"] is not None]
     if any(r["dataset"] == "cifar10" for r in rows):
         steps += _add_published(figure, metric)
+    unscored = records(without_value(trials, metric))
+    steps += _add_without_value(figure, unscored, by_id)
     better = "lower" if info.direction == "minimize" else "higher"
     return figure.update_layout(
         xaxis={"title": {"text": "time per iteration [ms]"}, "type": "log", "minor": {"ticks": "outside"}},
@@ -210,6 +214,67 @@ def tradeoff_figure(results: Results, study: str, metric: str) -> go.Figure:
         height=480,
         showlegend=True,
     )
+
+
+def _add_without_value(figure: go.Figure, unscored: list[dict[str, Any]], by_id: dict[str, Any]) -> list[int]:
+    """A band above the plot with the trials that ended badly before they had a value; returns the K it draws."""
+    if not unscored:
+        return []
+    timed = [r for r in unscored if r["seconds_per_iteration"] is not None]
+    for outcome in (Outcome.DIVERGED, Outcome.COLLAPSED):
+        count = sum(r["outcome"] == outcome for r in unscored)
+        part = [r for r in timed if r["outcome"] == outcome]
+        if not count:
+            continue
+        untimed = f", {count - len(part)} without a time" if len(part) < count else ""
+        name = f"{outcome.value}, no value yet ({count}{untimed})"
+        shape = f"{MARKS[outcome][1]}-open"
+        _add_legend(figure, name, shape, 9)
+        if not part:
+            continue
+        figure.add_scatter(
+            x=[1000 * r["seconds_per_iteration"] for r in part],
+            y=[0.0] * len(part),
+            yaxis="y2",
+            mode="markers",
+            name=name,
+            legendgroup=name,
+            showlegend=False,
+            marker=_marker([_log2(r["sampling_steps"]) for r in part], shape, 9) | {"coloraxis": "coloraxis"},
+            hovertext=[
+                f"{hover(by_id[r['trial_id']])}<br>no value before it {r['outcome']}, "
+                f"{1000 * r['seconds_per_iteration']:.3g} ms per iteration"
+                for r in part
+            ],
+            hoverinfo="text",
+        )
+    if timed:
+        figure.update_layout(
+            yaxis={"domain": [0, 0.86]},
+            yaxis2={
+                "domain": [0.9, 1],
+                "anchor": "x",
+                "range": [-1, 1],
+                "tickvals": [0],
+                "ticktext": ["no value"],
+                "ticks": "",
+                "showgrid": False,
+                "fixedrange": True,
+            },
+        )
+        figure.add_shape(
+            type="rect",
+            xref="paper",
+            yref="paper",
+            x0=0,
+            x1=1,
+            y0=0.9,
+            y1=1,
+            layer="below",
+            line={"width": 0},
+            fillcolor=_transparent("#8c8c8c", 0.14),
+        )
+    return [int(r["sampling_steps"]) for r in timed if r["sampling_steps"] is not None]
 
 
 def _add_legend(figure: go.Figure, name: str, shape: str, size: int) -> None:
@@ -259,7 +324,8 @@ def training_figure(results: Results, study: str, metric: Metric | None) -> go.F
     figure.update_xaxes(title_text="training iterations", row=1, col=1)
     if with_quality:
         scale = "log" if metric is not None and metric.direction == "minimize" else "linear"
-        figure.update_yaxes(title_text=titles[1], type=scale, row=2, col=1)
+        ticks = {"dtick": "D2"} if scale == "log" else {}  # at 1, 2 and 5
+        figure.update_yaxes(title_text=titles[1], type=scale, row=2, col=1, **ticks)
         figure.update_xaxes(title_text="epoch", row=2, col=1)
     return figure.update_layout(height=780 if with_quality else 420, showlegend=True)
 
@@ -281,7 +347,13 @@ def _add_curve(figure: go.Figure, curve: TrainingCurve, row: int, x: Any, y: Any
         showlegend=named,
         opacity=0.9 if bad else 0.55,
         line={"color": colour, "width": 1.3},
-        marker={"color": colour, "symbol": shape, "size": sizes if len(x) > 1 else 7, "opacity": 1},
+        marker={
+            "color": colour,
+            "symbol": shape,
+            "size": sizes if len(x) > 1 else 7,
+            "opacity": 1,
+            "line": {"width": 0},
+        },
         text=f"{curve.trial['trial_id']} {ending(curve.trial)}<br>"
         f"K {curve.trial['sampling_steps']}, p0 {curve.trial['initial']}, seed {curve.trial['seed']}",
         hovertemplate="%{text}<br>at %{x}<extra></extra>",

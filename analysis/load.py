@@ -185,7 +185,7 @@ class Results:
         return read_parquet(path, SIGNAL_COLUMNS).sort_values("iteration", kind="stable", ignore_index=True)
 
     def sample_grid(self, study: str, trial_id: str, kind: str) -> Path | None:
-        """PNG with a grid of a trial's samples, `kind` being buffer or fresh; None where none was kept."""
+        """PNG with a grid of a trial's samples, `kind` being buffer, fresh or end; None where none was kept."""
         path = self.folders[study] / "samples" / f"{trial_id}_{kind}.png"
         return path if path.is_file() else None
 
@@ -269,7 +269,8 @@ def _lookup(config: Any, field: str) -> Any:
     value = json.loads(config) if isinstance(config, str) else None
     for part in field.split("."):
         value = value.get(part) if isinstance(value, dict) else None
-    return value if isinstance(value, (bool, int, float, str)) else None
+    # A list (epochs at which the learning rate decays) is a value to tell apart, not one to calculate with.
+    return json.dumps(value, sort_keys=True) if isinstance(value, (list, dict)) else value
 
 
 def _is_study(path: Path) -> bool:

@@ -6,9 +6,9 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from analysis.aggregate import wilson
-from analysis.compare import brief, symbol, text
+from analysis.aggregate import configuration, differing, wilson
 from analysis.load import records
+from analysis.words import brief, symbol, text
 from trainables.schema import METRICS, SETTING_NAMES
 
 if TYPE_CHECKING:
@@ -25,8 +25,10 @@ CAPTIONS: dict[str, str] = {
     "table_6": "Table 6: minutes per epoch (390 iterations), run time and speed-up",
     "settings": "Measured settings",
 }
-NOTHING = "–"
+NOTHING = "—"
 _STAR = "*"
+_FEW = 5
+"""Most values of a hyperparameter that are written out."""
 _NUMBERS = {
     "accuracy_percent": ("Acc. %", 1, 1),
     "inception_score": ("IS", 2, 2),
@@ -110,7 +112,11 @@ def _paper_table(name: str, rows: list[dict[str, Any]]) -> Display:
         notes.append(
             "Measured: mean ± standard deviation (trials)" + ("." if runtime else "; diverged k/n [95% Wilson].")
         )
-    notes += [f"{row['model'].replace('alpha=', 'α=')}: {row['published_note']}." for row in rows if _plain_note(row)]
+    noted: dict[str, list[str]] = {}
+    for row in rows:
+        if _plain_note(row):
+            noted.setdefault(row["published_note"], []).append(row["model"].replace("alpha=", "α="))
+    notes += [f"{', '.join(models)}: {note}." for note, models in noted.items()]
     notes += [f"[{number}] {reason}." for reason, number in reasons.items()]
     return Display(CAPTIONS[name], header, groups, notes)
 
@@ -150,7 +156,7 @@ def _hyperparameters(rows: list[dict[str, Any]]) -> Display:
             row["variable"],
             symbols.get(row["symbol"], row["symbol"]),
             text(row["published"]),
-            row["measured_values"] or NOTHING,
+            _values(row),
             str(row["trials"]),
             f"{row['trials_matching']}/{row['trials']}" if row["trials"] else NOTHING,
         ]
@@ -159,22 +165,34 @@ def _hyperparameters(rows: list[dict[str, Any]]) -> Display:
     return Display(CAPTIONS["table_5"], header, [("", body)], [])
 
 
+def _values(row: dict[str, Any]) -> str:
+    """The measured values of a hyperparameter: all of a few, the range of many."""
+    values = row["measured_values"]
+    if values is None:
+        return NOTHING
+    n = values.count(",") + 1
+    return values if n <= _FEW else f"{brief(row['measured_min'])} to {brief(row['measured_max'])} ({n} values)"
+
+
 def _settings(rows: list[dict[str, Any]]) -> Display:
     # What all settings share is said once below the table; the columns show where they differ.
     varied = [f for f in SETTING_NAMES if len({row[f] for row in rows}) > 1]
     common = [f"{symbol(f)} {text(rows[0][f])}" for f in SETTING_NAMES if rows and f not in varied]
+    configs = [configuration(row["config"]) for row in rows]
+    others = [f for f in differing(configs) if f not in SETTING_NAMES]
     studies = len({row["study"] for row in rows}) > 1
     metrics = [m for m in METRICS if any(row[f"{m.name}_best_n"] for row in rows)]
     header = ["Study"] if studies else []
-    header += ["Setting", *(symbol(f) for f in varied), "Trials", "Diverged", "Median it.", "Collapsed"]
+    header += ["Setting", *(symbol(f) for f in (*varied, *others)), "Trials", "Diverged", "Median it.", "Collapsed"]
     header += [f"{m.label} best" for m in metrics] + ["Time/it. [ms]", "Saved [s]"]
     body = []
-    for row in rows:
+    for row, config in zip(rows, configs, strict=True):
         judged = row["completed"] + row["diverged"] + row["collapsed"]
         cells = [row["study"]] if studies else []
         cells += [
             row["setting_id"],
             *(NOTHING if row[f] is None else brief(row[f]) for f in varied),
+            *(NOTHING if config.get(f) is None else brief(config[f]) for f in others),
             str(row["trials"]),
         ]
         interval = wilson(row["diverged"], judged)

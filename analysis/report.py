@@ -11,23 +11,27 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 from plotly.offline import get_plotlyjs
 
-from analysis.aggregate import ENDED_BADLY
-from analysis.compare import brief, symbol, text
+from analysis.aggregate import ENDED_BADLY, Trial
 from analysis.figure_data import SampleGrid, ending, outcome_fields, sample_grids, survival_fields
 from analysis.figures import outcome_figure, survival_figure, template, tradeoff_figure, training_figure
 from analysis.load import Results, records
-from analysis.render import display
+from analysis.render import NOTHING, display
 from analysis.stability import compute_ledger, divergence_by, seeds_note
-from analysis.summary import StudySummary, duration, explanatory_fields, objective, summarise, varied_or_all
+from analysis.summary import StudySummary, duration, explanatory_fields, objective, summarise, value_text, varied_or_all
 from analysis.tables import build_tables
 from analysis.tradeoff import measured_metrics
+from analysis.words import brief, symbol, text
 from trainables.schema import METRICS, Outcome
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import plotly.graph_objects as go
 
 _MAX_RATES = 8
 """Most values of a field that gets a table of divergence rates."""
+_GRID_PIXELS = 300
+"""Width of a sample grid, about."""
 _SHOWN_ROWS = 25
 """Rows of the table of failed trials that are open; the rest is one click away."""
 
@@ -97,11 +101,9 @@ def _study(results: Results, study: str, index: int) -> dict[str, Any]:
         "lines": summarise(part).lines(),
         "figures": figures,
         "ended_badly": _ended_badly(part, study),
-        "failed": [
-            {"trial": t["trial_id"], "message": t["message"] or "no message"}
-            for t in trials
-            if t["outcome"] == Outcome.FAILED
-        ],
+        "failed": messages(trials, failed=True),
+        "remarks": messages(trials, failed=False),
+        "cut_off": cut_off(trials),
         "rates": _rates(part, study),
         "grids": [_grid(g) for g in sample_grids(part, study)],
         "ledger": _ledger(part),
@@ -136,13 +138,39 @@ def _cards(summary: StudySummary) -> list[dict[str, str]]:
     counts = dict(summary.outcomes)
     total = sum(counts.values())
     cards = [("trials", str(total), f"{counts.get(Outcome.COMPLETED, 0)} completed")]
-    cards += [(o.value, str(counts.get(o, 0)), f"of {total} trials") for o in (Outcome.DIVERGED, Outcome.COLLAPSED)]
+    always = (Outcome.DIVERGED, Outcome.COLLAPSED)
+    others = [o for o in Outcome if counts.get(o) and o not in (Outcome.COMPLETED, *always)]
+    cards += [(o.value, str(counts.get(o, 0)), f"of {total} trials") for o in (*always, *others)]
     best = summary.best
     if best is not None:
-        cards.append((f"best {best.metric.label}", f"{best.mean:.3g}", f"{best.setting} (n = {best.n})"))
+        fresh = "" if best.fresh is None else f"{value_text(best.fresh)}; "
+        cards.append((f"best {best.metric.label}", f"{best.mean:.3g}", f"{fresh}{best.setting} (n = {best.n})"))
     cards.append(("trial time", duration(summary.seconds), "training and evaluation"))
     cards.append(("saved", duration(summary.saved_seconds), "by stopping failing trials early"))
     return [{"label": label, "value": value, "note": note} for label, value, note in cards]
+
+
+def messages(trials: Sequence[Trial], *, failed: bool) -> list[dict[str, Any]]:
+    """Errors of the failed trials, or remarks on the others: each message once with its trials, in their order."""
+    found: dict[str, list[str]] = {}
+    for trial in trials:
+        if (trial["outcome"] == Outcome.FAILED) is failed and (failed or trial["message"] is not None):
+            found.setdefault(trial["message"] or "no message", []).append(trial["trial_id"])
+    return [{"message": message, "trials": ids} for message, ids in found.items()]
+
+
+def cut_off(trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    """Stopped and interrupted trials: outcome, and each trial with the iterations it was stable for."""
+    return [
+        {
+            "outcome": outcome.value,
+            "trials": [
+                f"{t['trial_id']} ({text(t['iterations_done'] or 0)} of {text(t['iterations_planned'])})" for t in part
+            ],
+        }
+        for outcome in (Outcome.STOPPED, Outcome.INTERRUPTED)
+        if (part := [t for t in trials if t["outcome"] == outcome])
+    ]
 
 
 def _ended_badly(results: Results, study: str) -> dict[str, Any] | None:
@@ -153,15 +181,15 @@ def _ended_badly(results: Results, study: str) -> dict[str, Any] | None:
     fields = varied_or_all(results, study)
     metric = objective(results, study)
     before = [f"{metric.label} before"] if metric is not None else []
-    header = ["Trial", "Outcome", *(symbol(f) for f in fields), "Seed", "Alarm", "Ended", "of", "Saved", *before, "Why"]
+    header = ["Trial", "Outcome", *(symbol(f) for f in fields), "Seed", "Alarm", "Ended", "Saved", *before, "Why"]
     rows = []
     for t in sorted(trials, key=lambda t: (t["outcome"] != Outcome.DIVERGED, t["iteration"] or 0)):
         row = [t["trial_id"], t["outcome"], *(brief(t[f]) for f in fields), text(t["seed"])]
-        row += [_or_dash(t["alarm_iteration"]), _or_dash(t["iteration"]), _or_dash(t["iterations_planned"])]
-        row += ["–" if t["saved_seconds"] is None else duration(t["saved_seconds"])]
+        row += [_or_dash(t["alarm_iteration"]), f"{_or_dash(t['iteration'])} of {_or_dash(t['iterations_planned'])}"]
+        row += [NOTHING if t["saved_seconds"] is None else duration(t["saved_seconds"])]
         if metric is not None:
             best = t[f"{metric.name}_best"]
-            row.append("–" if best is None else f"{best:.3g}*")
+            row.append(NOTHING if best is None else f"{best:.3g}*")
         rows.append([*row, ending(t).partition(": ")[2] or "not recorded"])
     return {"header": header, "rows": rows, "open": len(rows) <= _SHOWN_ROWS}
 
@@ -169,7 +197,7 @@ def _ended_badly(results: Results, study: str) -> dict[str, Any] | None:
 def _rates(results: Results, study: str) -> list[dict[str, Any]]:
     """Divergence rates by the fields that explain most, with how many seeds would decide more."""
     tables = []
-    few = [f for f in survival_fields(results, study) if len(results.trials[f].unique()) <= _MAX_RATES]
+    few = [f for f in varied_or_all(results, study) if len(results.trials[f].unique()) <= _MAX_RATES]
     for field in explanatory_fields(results.trials, few)[:3]:
         rows = [
             [text(r[field]), str(r["trials"]), str(r["collapsed"]), seeds_note(r["diverged"], r["trials"])]
@@ -180,9 +208,20 @@ def _rates(results: Results, study: str) -> list[dict[str, Any]]:
     return tables
 
 
-def _grid(grid: SampleGrid) -> dict[str, str]:
-    data = base64.b64encode(grid.path.read_bytes()).decode("ascii")
-    return {"src": f"data:image/png;base64,{data}", "caption": grid.caption}
+def _grid(grid: SampleGrid) -> dict[str, Any]:
+    data = grid.path.read_bytes()
+    return {
+        "src": f"data:image/png;base64,{base64.b64encode(data).decode('ascii')}",
+        "title": grid.title,
+        "caption": grid.caption,
+        "width": shown_width(data),
+    }
+
+
+def shown_width(png: bytes) -> int:
+    """Width to show a PNG at: its own times a whole number, so that every pixel is equally large, about 300."""
+    width = int.from_bytes(png[16:20], "big")
+    return width * max(1, _GRID_PIXELS // max(1, width))
 
 
 def _ledger(results: Results) -> dict[str, Any]:
@@ -190,7 +229,7 @@ def _ledger(results: Results) -> dict[str, Any]:
     with_gpu = False
     for r in records(compute_ledger(results.trials)):
         if r["seconds"] or r["category"] in ("useful", "spent", "saved"):
-            share = "–" if r["share"] is None or r["category"] == "saved" else f"{r['share']:.1%}"
+            share = NOTHING if r["share"] is None or r["category"] == "saved" else f"{r['share']:.1%}"
             rows.append([r["category"], duration(r["seconds"]), duration(r["gpu_seconds"]), share, r["meaning"]])
             with_gpu = with_gpu or r["gpu_seconds"] > 0
     header = ["Category", "Time", "GPU time", "Share", "What it is"]
@@ -237,4 +276,4 @@ def _hardware(hardware: dict[str, Any]) -> str:
 
 
 def _or_dash(value: Any) -> str:
-    return "–" if value is None else str(value)
+    return NOTHING if value is None else str(value)

@@ -14,10 +14,10 @@ from analysis.compare import (
     matching,
     nearest_setting,
     number_columns,
-    text,
 )
 from analysis.load import records, typed_frame
 from analysis.published import published_results
+from analysis.words import text
 from trainables.schema import Column
 
 if TYPE_CHECKING:

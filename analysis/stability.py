@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import pandas as pd
 from scipy import stats
 
 from analysis.aggregate import ENDED_BADLY, Interval, Trial, count, group_by, total, wilson
+from analysis.grouping import by_value, sort_key
 from analysis.load import records
 from trainables.schema import Outcome
 
@@ -91,18 +92,14 @@ def survival(trials: pd.DataFrame, by: str | None = None, *, collapse_is_event: 
     return curves
 
 
-def survival_by(trials: pd.DataFrame, by: str, most: int = 8) -> list[SurvivalCurve]:
-    """Survival curves by a field, as `survival`; by thirds of the trials for a number of more than `most` values."""
-    values = sorted(v for v in trials[by].dropna().tolist() if isinstance(v, (int, float)))
-    if len(set(values)) <= most:
-        return survival(trials, by)
-    low, high = values[len(values) // 3], values[2 * len(values) // 3]
-    parts = {
-        f"below {low:.3g}": trials[by] < low,
-        f"{low:.3g} to {high:.3g}": (trials[by] >= low) & (trials[by] < high),
-        f"from {high:.3g}": trials[by] >= high,
-    }
-    return [replace(c, value=label) for label, part in parts.items() for c in survival(trials[part.fillna(False)])]
+def survival_by(trials: pd.DataFrame, by: str) -> list[SurvivalCurve]:
+    """Survival curves by a field, as `survival`; a number of many values by the groups of `by_value`."""
+    curves = []
+    for value, group in by_value(records(trials), by).items():
+        times, seen, _ = times_to_divergence(group)
+        if times:
+            curves.append(_curve(value, times, seen))
+    return curves
 
 
 def _curve(value: Any, times: Sequence[int], seen: Sequence[bool]) -> SurvivalCurve:
@@ -136,16 +133,22 @@ def _curve(value: Any, times: Sequence[int], seen: Sequence[bool]) -> SurvivalCu
     )
 
 
-def logrank_p(trials: pd.DataFrame, field: str, first: Any, second: Any) -> float | None:
-    """P value of the log-rank test that two values of a field have the same survival (`scipy.stats.logrank`).
+def logrank_p(trials: pd.DataFrame, field: str, first: str, second: str) -> float | None:
+    """P value of the log-rank test that two groups of a field have the same survival (`scipy.stats.logrank`).
+
+    Args:
+        trials: `TRIAL_COLUMNS`.
+        field: A setting.
+        first: A value in words, as `by_value` names it.
+        second: Another.
 
     Returns:
         None where a group has no trial that trained, or no trial of either diverged.
     """
-    groups = group_by(records(trials), (field,))
+    groups = by_value(records(trials), field)
     samples, events = [], 0
     for value in (first, second):
-        times, seen, _ = times_to_divergence(groups.get((value,), []))
+        times, seen, _ = times_to_divergence(groups.get(value, []))
         if not times:
             return None
         events += sum(seen)
@@ -276,12 +279,3 @@ def _category(outcome: str) -> str:
         Outcome.COLLAPSED: "collapsed",
         Outcome.FAILED: "failed",
     }.get(Outcome(outcome), "open")
-
-
-def sort_key(value: Any) -> tuple[int, float, str]:
-    """Numbers before text before null, each ascending."""
-    if value is None:
-        return (2, 0.0, "")
-    if isinstance(value, (int, float)):
-        return (0, float(value), "")
-    return (1, 0.0, str(value))

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from analysis.aggregate import ENDED_BADLY, JUDGED, Interval, Trial, group_by, spread, wilson
-from analysis.compare import brief, symbol, text
+from analysis.grouping import by_value
 from analysis.load import Results, records, varied_fields
-from analysis.stability import compute_ledger, sort_key
-from trainables.schema import METRICS, SETTING_NAMES, Metric, Outcome
+from analysis.stability import compute_ledger
+from analysis.words import brief, symbol
+from trainables.schema import METRIC_BY_NAME, METRICS, SETTING_NAMES, Metric, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,6 +40,17 @@ class Contrast:
 
 
 @dataclass(frozen=True)
+class Fresh:
+    """Quality of fresh chains from p0, which do not flatter small K as those of the buffer do."""
+
+    metric: Metric
+    protocol: str | None
+    mean: float
+    sd: float | None
+    n: int
+
+
+@dataclass(frozen=True)
 class Best:
     """The best setting of a study by its objective."""
 
@@ -51,6 +63,8 @@ class Best:
     n: int
     stability: Interval
     iterations: int
+    fresh: Fresh | None = None
+    """The same trials scored on fresh chains, where the metric is one of the buffer and that was measured too."""
 
 
 @dataclass(frozen=True)
@@ -104,11 +118,14 @@ def explanatory_fields(trials: pd.DataFrame, fields: Sequence[str]) -> list[str]
 
     The measure is the mutual information between a field's value and ending badly, with Miller and Madow's correction
     for the number of cells: without it a field of many values explains noise. Fields that tell nothing are left out.
-    A field of more than six values is cut into thirds of the trials.
+    A number of many values counts by its groups (`by_value`).
     """
-    judged = [t for t in records(trials) if t["outcome"] in JUDGED]
-    bad = [t["outcome"] in ENDED_BADLY for t in judged]
-    scored = [(_information(_binned(judged, field), bad), -i, field) for i, field in enumerate(fields)]
+    rows = records(trials)
+    scored = []
+    for i, field in enumerate(fields):
+        judged = [(v, t["outcome"]) for v, group in _judged_by_value(rows, field).items() for t in group]
+        told = _information([v for v, _ in judged], [outcome in ENDED_BADLY for _, outcome in judged])
+        scored.append((told, -i, field))
     return [field for score, _, field in sorted(scored, reverse=True) if score > 0]
 
 
@@ -124,15 +141,6 @@ def varied_or_all(results: Results, study: str) -> list[str]:
         return listed
     trials = results.trials[results.trials["study"] == study]
     return [f for f in SETTING_NAMES if len(trials[f].unique()) > 1]
-
-
-def _binned(trials: Sequence[Trial], field: str) -> list[Any]:
-    values = [t[field] for t in trials]
-    numbers = sorted(v for v in values if isinstance(v, (int, float)))
-    if len(set(values)) <= 6 or len(numbers) < len(values):
-        return values
-    cuts = numbers[len(numbers) // 3], numbers[2 * len(numbers) // 3]
-    return [sum(v >= cut for cut in cuts) for v in values]
 
 
 def _information(values: Sequence[Any], bad: Sequence[bool]) -> float:
@@ -164,28 +172,14 @@ def _summarise(results: Results, study: str) -> StudySummary:
     )
 
 
-def _by_value(trials: Sequence[Trial], field: str) -> dict[str, list[Trial]]:
-    """Judged trials by a field's value in words, ascending; by thirds of the trials for a number of many values."""
-    judged = [t for t in trials if t["outcome"] in JUDGED]
-    judged.sort(key=lambda t: sort_key(t[field]))
-    groups: dict[str, list[Trial]] = {}
-    values = [t[field] for t in judged]
-    if len(set(values)) > 6 and all(isinstance(v, (int, float)) for v in values):
-        cuts = values[len(values) // 3], values[2 * len(values) // 3]
-        thirds: dict[int, list[Trial]] = {}
-        for trial in judged:
-            thirds.setdefault(sum(trial[field] >= cut for cut in cuts), []).append(trial)
-        for part in thirds.values():  # named by the values that are there, so that neighbours never share one
-            low, high = brief(part[0][field]), brief(part[-1][field])
-            groups[low if low == high else f"{low} to {high}"] = part
-    else:
-        for trial in judged:
-            groups.setdefault(text(trial[field]), []).append(trial)
-    return groups
+def _judged_by_value(trials: Sequence[Trial], field: str) -> dict[str, list[Trial]]:
+    """Judged trials by a field's value in words; grouped over all trials, so that figures and summary agree."""
+    groups = {v: [t for t in g if t["outcome"] in JUDGED] for v, g in by_value(trials, field).items()}
+    return {value: group for value, group in groups.items() if group}
 
 
 def _contrast(trials: Sequence[Trial], field: str) -> Contrast:
-    groups = _by_value(trials, field)
+    groups = _judged_by_value(trials, field)
     rates = ((v, wilson(sum(t["outcome"] == Outcome.DIVERGED for t in g), len(g))) for v, g in groups.items())
     return Contrast(field, tuple(rates))
 
@@ -194,7 +188,7 @@ def _stable(trials: Sequence[Trial], contrasts: Sequence[Contrast]) -> tuple[str
     """Values of the explanatory fields under which every trial completed."""
     lines = []
     for contrast in contrasts:
-        groups = _by_value(trials, contrast.field)
+        groups = _judged_by_value(trials, contrast.field)
         for value, interval in contrast.rates:
             if all(t["outcome"] == Outcome.COMPLETED for t in groups[value]):
                 iterations = min(t["iterations_done"] or 0 for t in groups[value])
@@ -232,7 +226,21 @@ def _best(results: Results, study: str, trials: Sequence[Trial], varied: Sequenc
         values.n,
         wilson(sum(t["outcome"] == Outcome.DIVERGED for t in setting), len(setting)),
         max(t["iterations_done"] or 0 for t in setting),
+        _fresh(metric, judged),
     )
+
+
+def _fresh(metric: Metric, trials: Sequence[Trial]) -> Fresh | None:
+    """The fresh-chain value beside one of the buffer; None where it was not measured under one protocol."""
+    beside = METRIC_BY_NAME.get(f"{metric.name.removesuffix('_buffer')}_fresh")
+    if beside is None or beside is metric:
+        return None
+    scored = [t for t in trials if t[f"{beside.name}_best"] is not None]
+    protocols = {t[beside.protocol_column] for t in scored}
+    values = spread(t[f"{beside.name}_best"] for t in scored)
+    if values.mean is None or len(protocols) > 1:
+        return None
+    return Fresh(beside, protocols.pop(), values.mean, values.sd, values.n)
 
 
 def duration(seconds: float) -> str:
@@ -243,14 +251,22 @@ def duration(seconds: float) -> str:
 
 
 def best_text(best: Best) -> str:
-    """The best setting with its metric, spread, protocol and stability."""
-    spread_words = "" if best.sd is None else f" ± {best.sd:.3g}"
+    """The best setting with its metric, spread, protocol and stability; the fresh-chain value beside the buffer's."""
+    number = value_text(best)
     trials = "1 trial" if best.n == 1 else f"{best.n} trials"
+    protocol = f"protocol {best.protocol or 'not recorded'}"
+    if best.fresh is not None:
+        number += f", {value_text(best.fresh)}"
+        protocol = f"protocols {best.protocol or 'not recorded'}, {best.fresh.protocol or 'not recorded'}"
     return (
-        f"{best.setting}: {best.metric.label} {best.mean:.3g}{spread_words} ({trials}, "
-        f"protocol {best.protocol or 'not recorded'}), {best.stability.k}/{best.stability.n} diverged "
+        f"{best.setting}: {number} ({trials}, {protocol}), {best.stability.k}/{best.stability.n} diverged "
         f"in {best.iterations} iterations"
     )
+
+
+def value_text(value: Best | Fresh) -> str:
+    """A metric's label with its mean and spread over trials, such as "FD (fresh) 2.8 ± 0.1"."""
+    return f"{value.metric.label} {value.mean:.3g}" + ("" if value.sd is None else f" ± {value.sd:.3g}")
 
 
 def _lines(study: StudySummary) -> list[str]:

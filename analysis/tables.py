@@ -30,12 +30,12 @@ from analysis.compare import (
     number_columns,
     protocol_differences,
     remarks,
-    text,
 )
 from analysis.load import Results, empty_frame, records, typed_frame, write_parquet
 from analysis.published import published_hyperparameters, published_results
 from analysis.render import latex, markdown
 from analysis.runtime import RUNTIME_COLUMNS, runtime_table
+from analysis.words import text
 from trainables.schema import TRIAL_COLUMNS, Column, Outcome
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
-from analysis.aggregate import group_by, identifier
+from analysis.aggregate import ENDED_BADLY, group_by, identifier
 from analysis.load import records
 from analysis.published import published_results
 from trainables.schema import METRIC_BY_NAME, METRICS, Metric, Outcome
@@ -71,6 +71,22 @@ def tradeoff(
     for row in rows:
         row["on_front"] = identifier(row) in front
     return pd.DataFrame(rows, columns=list(COLUMNS)).convert_dtypes()
+
+
+def without_value(trials: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Diverged and collapsed trials that ended before they had a value of `metric`, in the order of `trials`.
+
+    Returns:
+        `study`, `trial_id`, `outcome`, `dataset`, `hardware`, `sampling_steps`, `seconds_per_iteration` (null where
+        the trial ended before a time was taken).
+    """
+    names = ["study", "trial_id", "outcome", "dataset", "hardware", "sampling_steps", "seconds_per_iteration"]
+    rows = [
+        {name: t[name] for name in names}
+        for t in records(trials)
+        if t["outcome"] in ENDED_BADLY and t[f"{metric}_best"] is None
+    ]
+    return pd.DataFrame(rows, columns=names).convert_dtypes()
 
 
 def pareto(points: ArrayLike, directions: Sequence[Literal["minimize", "maximize"]]) -> NDArray[np.bool_]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from study import console
-from study.errors import UserError, nearest, one_line
+from study.errors import RunError, UserError, nearest, one_line
 
 if TYPE_CHECKING:  # torch, Ray and plotly are imported by the commands that need them: `--help` is instant
     from study.config import StudyConfig
@@ -325,6 +325,14 @@ def main() -> None:
         sys.exit(EXIT_MISTAKE)
     except click.ClickException as error:
         console.error(one_line(error.format_message()))
+        sys.exit(EXIT_MISTAKE)
+    except RunError as error:
+        console.error(one_line(error))
+        sys.exit(EXIT_FAILED)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        console.error(one_line(f"{error.filename}: {error.strerror}"))
         sys.exit(EXIT_MISTAKE)
     except (UserError, ResultsError) as error:
         console.error(one_line(error))

@@ -21,7 +21,7 @@ COST_METRICS = ("seconds_per_iteration", "train_seconds")
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Range(_Model):
@@ -286,6 +286,10 @@ def validate_study(values: dict[str, Any], source: str) -> StudyConfig:
         study = StudyConfig.model_validate(values)
     except ValidationError as error:
         raise validation_error(source, error, StudyConfig) from error
+    if isinstance(study.trial.get("data_dir"), str):
+        # Ray's workers have working directories of their own, so a path is made absolute where the user gave it.
+        resolved = {**study.trial, "data_dir": str(Path(study.trial["data_dir"]).resolve())}
+        study = study.model_copy(update={"trial": resolved})
     from study.space import build_space  # the space needs a StudyConfig's type
 
     build_space(study, source)

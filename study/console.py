@@ -206,7 +206,8 @@ class StudyConsole:
         """
         assert self.progress is not None
         self.progress.trials[trial["trial_id"]] = dict(trial)
-        self.progress.gaps[trial["trial_id"]] = gap
+        if gap is not None:
+            self.progress.gaps[trial["trial_id"]] = gap
         if self._live is None and event == "ended":
             self.line(self.plain(trial))
 

@@ -14,6 +14,10 @@ class UserError(Exception):
     """Something the user can mend. The message is one line: file, key, value, what is allowed, the nearest match."""
 
 
+class RunError(Exception):
+    """A study that could not go on for a reason that is not the user's. One line; exit code 1."""
+
+
 def nearest(word: object, known: Iterable[str]) -> str:
     """`; did you mean X?` for the closest known word, or nothing."""
     close = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)

@@ -20,7 +20,7 @@ from typing import Any
 
 from study.config import StudyConfig
 from study.console import Progress, StudyConsole
-from study.errors import UserError, one_line
+from study.errors import RunError, UserError, one_line
 from study.folder import driver_lock, write_manifest
 from study.ledger import Ledger
 from study.space import Space, build_space
@@ -132,9 +132,17 @@ def run_study(study: StudyConfig, folder: Path, console: StudyConsole, *, addres
         ledger = Ledger(folder, study.name)
         try:
             _preflight(study, space)
-            from study.search import reconcile
+            from optuna.exceptions import OptunaError
+            from sqlalchemy.exc import SQLAlchemyError
 
-            reconcile(study, folder, ledger.trials)
+            from study.search import STORAGE, reconcile
+
+            try:
+                reconcile(study, folder, ledger.trials)
+            except (SQLAlchemyError, OptunaError, ValueError, KeyError) as error:
+                raise UserError(
+                    f"{folder / STORAGE}: damaged, or of another study ({one_line(error)[:200]})"
+                ) from error
             write_manifest(folder, study, space)
             ledger.snapshot(force=True)
             return _run(study, space, folder, console, ledger, address, handler)
@@ -171,15 +179,21 @@ def _connect(study: StudyConfig, address: str | None, log_file: Path) -> dict[st
     if not ray.is_initialized():  # a test, or a notebook, may have started it
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
         if address is None:
-            options |= {"include_dashboard": False, "num_cpus": max(os.cpu_count() or 1, int(study.resources.cpus))}
+            # The CPUs this process may use, which in a container or a batch job are fewer than the machine's.
+            options |= {"include_dashboard": False, "num_cpus": len(os.sched_getaffinity(0))}
             # Another Ray on this machine is not this study's: join one only where it was asked for.
             options["address"] = "local"
         else:
             options["address"] = address
+        # Workers on other nodes have the environment of their `ray start`, not ours.
+        mine = {name: value for name, value in os.environ.items() if name.startswith("MEBM_")}
+        options["runtime_env"] = {"env_vars": {n: str(Path(v).resolve()) for n, v in mine.items() if v}}
         try:
             with _chatter_into(log_file):
                 ray.init(**options)
         except (ConnectionError, ValueError, RuntimeError) as error:
+            if address is None:
+                raise RunError(f"Ray does not start on this machine ({one_line(error)[:200]})") from error
             raise UserError(f"--address {address}: no Ray cluster there ({one_line(error)[:200]})") from error
     resources: dict[str, float] = ray.cluster_resources()
     for name, wanted in (("CPU", study.resources.cpus), ("GPU", study.resources.gpus)):
@@ -259,17 +273,25 @@ def _run(
             ),
         )
         started = time.monotonic()
+        broken: Exception | None = None
         with _interruptible() as interrupted:
             console.start(progress)
             try:
                 tuner.fit()
             except KeyboardInterrupt:
                 interrupted.append("SIGINT")
+            except Exception as error:  # whatever it was, what has been measured is kept and nothing stays RUNNING
+                log.exception("the run ended with an error")
+                broken = error
+            try:
+                ending = _close(study, search, ledger, bool(interrupted), time.monotonic() - started)
             finally:
+                progress.trials = {t: dict(v) for t, v in ledger.trials.items()}
                 console.stop()
-        if callback.error is not None:
-            raise callback.error
-        return _close(study, search, ledger, bool(interrupted), time.monotonic() - started)
+        if broken := broken or callback.error:
+            reason = one_line(f"{type(broken).__name__}: {broken}")[:300]
+            raise RunError(f"{folder}: the run broke off ({reason}); see {LOG_FILE}, then: mebm resume {folder}")
+        return ending
     finally:
         if ours:
             ray.shutdown()
@@ -285,7 +307,7 @@ def _close(study: StudyConfig, search: Any, ledger: Ledger, interrupted: bool, s
     outcome = Outcome.STOPPED if by_budget else Outcome.INTERRUPTED
     for trial_id in unfinished:
         ledger.end(trial_id, outcome, f"the study's budget of {study.budget.hours} h is spent" if by_budget else None)
-    search.abandon("budget" if by_budget else "interrupted")
+    search.abandon("budget" if by_budget else "interrupted", ledger.trials)
     return Ending(interrupted or (left and not by_budget), by_budget, _failed(ledger))
 
 

@@ -100,6 +100,12 @@ class Ledger:
                     lost = (earlier["train_seconds"] or 0.0) + (earlier["evaluation_seconds"] or 0.0)
                     trial["replayed_seconds"] += lost
                 self.epochs[key] = {**dict.fromkeys(_EPOCH_NAMES), **row}
+            if Outcome(trial["outcome"]).finished and trial["epochs_done"] is not None:
+                # Epochs that an earlier attempt reached and the one that counts did not.
+                for key in [k for k in self.epochs if k[0] == trial_id and k[1] > trial["epochs_done"]]:
+                    lost_row = self.epochs.pop(key)
+                    trial["replayed_seconds"] += lost_row["train_seconds"] or 0.0
+                    trial["replayed_seconds"] += lost_row["evaluation_seconds"] or 0.0
             counted = (trial["train_seconds"] or 0.0) + (trial["evaluation_seconds"] or 0.0)
             trial["seconds"] = counted + trial["replayed_seconds"]
             if Outcome(trial["outcome"]).finished:
@@ -108,6 +114,7 @@ class Ledger:
             self.checkpoints[trial_id] = event["path"]
         elif kind == "end":
             self.trials[trial_id].update(outcome=event["outcome"], message=event["message"], ended_at=event["at"])
+            self.trials[trial_id].update(cause=None, iteration=None)
         else:
             raise ValueError(f"unknown event {kind!r}")
 

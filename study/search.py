@@ -30,6 +30,8 @@ log = logging.getLogger("mebm")
 STORAGE = "optuna.db"
 STABLE = "stable"
 """Name of the constraint; a diverged or collapsed trial violates it."""
+MEASURED = (Outcome.COMPLETED, Outcome.DIVERGED, Outcome.COLLAPSED)
+"""Ends that are a trial's own result."""
 _WORST = 1e6
 """Told where a trial ended without any value and no other trial has one."""
 
@@ -112,7 +114,7 @@ class StudySearch(Searcher):
         self._live: dict[str, optuna.Trial] = {}
         self.proposals: dict[str, Proposal] = {}
         if not self._optuna.get_trials(deepcopy=False):
-            for point in space.start:
+            for point in space.start[: space.settings]:
                 self._optuna.enqueue_trial(dict(point))
 
     # -------------------------------------------------------------------------------------------- proposing
@@ -153,8 +155,16 @@ class StudySearch(Searcher):
             "trial": proposal.config_json,
             "trial_id": proposal.trial_id,
             "setting_id": proposal.setting,
-            "resume_from": self.checkpoints.get(proposal.trial_id),
+            "resume_from": self._checkpoint(proposal.trial_id),
         }
+
+    def _checkpoint(self, trial_id: str) -> str | None:
+        """The trial's newest checkpoint, if it is still there; a trial without one starts from its beginning."""
+        path = self.checkpoints.get(trial_id)
+        if path is not None and not Path(path).is_dir():
+            log.warning("%s: its checkpoint %s is gone; it starts from its beginning", trial_id, path)
+            return None
+        return path
 
     # ---------------------------------------------------------------------------------------------- telling
 
@@ -174,9 +184,16 @@ class StudySearch(Searcher):
             return
         tell(self._optuna, self.study, trial, values)
 
-    def abandon(self, reason: str) -> None:
-        """Tell Optuna FAIL for every trial that is still live; no end of a run leaves one RUNNING."""
+    def abandon(self, reason: str, ledger_trials: Mapping[str, Mapping[str, Any]]) -> None:
+        """Tell Optuna of every trial that is still live; no end of a run leaves one RUNNING.
+
+        One whose end is in the ledger already (the run ended during its last save) is told; any other is told FAIL.
+        """
         for trial in self._live.values():
+            known = ledger_trials.get(trial.user_attrs["trial_id"])
+            if known is not None and Outcome(known["outcome"]) in MEASURED:
+                tell(self._optuna, self.study, trial, known)
+                continue
             trial.set_user_attr("reason", reason)
             self._optuna.tell(trial, state=TrialState.FAIL)
         self._live.clear()
@@ -256,7 +273,7 @@ def reconcile(study: StudyConfig, folder: Path, ledger_trials: Mapping[str, Mapp
     over = {t for t, known in ledger_trials.items() if Outcome(known["outcome"]).finished}
     newest: dict[tuple[int, int], optuna.trial.FrozenTrial] = {}
     for frozen in opened.get_trials(deepcopy=False):
-        if "setting" in frozen.user_attrs:
+        if "setting" in frozen.user_attrs and "seed" in frozen.user_attrs:
             newest[frozen.user_attrs["setting"], frozen.user_attrs["seed"]] = frozen
     for setting in sorted({number for number, _ in newest}):
         replicates = {seed: newest[setting, seed] for seed in study.seeds if (setting, seed) in newest}

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from study.config import assign, load_study, make_trial, packaged_configs, parse_assignments, read_config
 from study.console import StudyConsole, number, state_text
-from study.errors import UserError, nearest, one_line
+from study.errors import RunError, UserError, nearest, one_line
 from study.folder import MANIFEST_FILE, STUDY_FILE, commit, hardware, versions
 from study.ledger import Ledger, utc_now
 from study.space import build_space, known_fields, setting_id
@@ -103,6 +103,10 @@ def train_one(config: TrialConfig, folder: Path, console: StudyConsole) -> Outco
     except KeyboardInterrupt:
         ledger.end(TRIAL_ID, Outcome.INTERRUPTED, None)
         outcome = None
+    except Exception as error:
+        reason = one_line(f"{type(error).__name__}: {error}")
+        ledger.end(TRIAL_ID, Outcome.FAILED, reason)
+        raise RunError(f"{folder}: the trial failed: {reason}") from error
     finally:
         signal.signal(signal.SIGTERM, previous)
         ledger.close()

@@ -1,11 +1,14 @@
 """Figures: every trial is drawn, curves keep their shape, the same trials give the same figure."""
 
+import json
+
 import numpy as np
 import pytest
 
 from analysis.figure_data import (
     axis,
     ending,
+    hover,
     outcome_fields,
     outcome_points,
     sample_grids,
@@ -70,10 +73,31 @@ def test_axes():
 
 def test_fields_shown(sixty, make_results, row):
     assert outcome_fields(sixty, "synthetic") == ("sampling_steps", "step_size")
-    assert survival_fields(sixty, "synthetic") == ["sampling_steps", "initial", "step_size"]
+    assert survival_fields(sixty, "synthetic") == ["initial", "step_size", "sampling_steps"]
     one = make_results([row("t1")])
     assert outcome_fields(one, "demo") == ("sampling_steps", "step_size")
     assert survival_fields(one, "demo") == []
+
+
+def test_few_survival_figures_the_most_telling_first_and_always_k_and_p0(make_results, row):
+    noise = ["noise_std", "learning_rate", "l2_weight", "buffer_size"]
+    trials = [
+        row(
+            f"t{i}",
+            "diverged" if i % 2 else "completed",
+            step_size=[0.5, 2.0][i % 2],
+            initial=["gaussian", "uniform"][i // 2 % 2],
+            sampling_steps=1 + i // 4 % 2,
+            **dict.fromkeys(noise, 1 + i // 2 % 2),
+        )
+        for i in range(16)
+    ]
+    results = make_results(trials, varied=[*noise, "step_size", "initial", "sampling_steps"])
+    fields = survival_fields(results, "demo")
+    assert len(fields) == 5
+    assert fields[0] == "step_size"
+    assert {"sampling_steps", "initial"} < set(fields)
+    assert set(survival_fields(results, "demo", most=2)) == {"sampling_steps", "initial"}
 
 
 def test_thin_keeps_ends_and_extremes():
@@ -132,6 +156,29 @@ def test_tradeoff_figure_draws_diverged_trials(sixty):
     assert "Pareto" in drawn
 
 
+def test_trials_that_diverged_before_they_had_a_value_stand_in_a_band(make_results, row):
+    trials = [
+        row("a", fd_buffer_best=1.0),
+        row("b", "diverged", seconds_per_iteration=0.02, sampling_steps=20),
+        row("c", "diverged", seconds_per_iteration=None),
+        row("d", "collapsed"),
+        row("e", "failed"),
+    ]
+    figure = tradeoff_figure(make_results(trials), "demo", "fd_buffer")
+    band = {t.name: list(t.x) for t in figure.data if t.yaxis == "y2"}
+    assert band == {"diverged, no value yet (2, 1 without a time)": [20.0], "collapsed, no value yet (1)": [10.0]}
+    named = [t.name for t in figure.data if t.showlegend is not False]
+    assert set(band) < set(named)
+    assert figure.layout.yaxis.domain[1] < figure.layout.yaxis2.domain[0]
+    assert figure.layout.coloraxis.cmax == pytest.approx(np.log2(20))
+
+
+def test_a_failed_trial_shows_its_message_escaped(row):
+    shown = hover(row("t", "failed", message="ValueError: <b> " + "x " * 99))
+    assert "ValueError: &lt;b&gt;" in shown
+    assert len(shown) < 300
+
+
 def test_no_front_joins_two_protocols(make_results, row):
     trials = [
         row(f"{p}{i}", fd_buffer_best=3.0 - i, seconds_per_iteration=1.0 + i, fd_buffer_protocol=p)
@@ -161,6 +208,40 @@ def test_sample_grids_are_the_best_and_the_failures(sixty):
     assert [g.trial_id for g in grids[:4:2]] == completed["trial_id"].tolist()[:2]
     assert [g.kind for g in grids[:2]] == ["buffer", "fresh"]
     assert "small-buffer-v1" in grids[0].caption
+
+
+def test_grids_say_what_they_show(study, row):
+    config = json.dumps({"evaluation": {"fresh_steps": 20}})
+    trials = [
+        row("early", "diverged", iteration=8, config=config),
+        row("late", "diverged", iteration=250, config=config),
+        row("bad", "collapsed", iteration=None, iterations_done=90, config=config),
+    ]
+    epochs = [
+        {"trial_id": trial, "epoch": epoch, "attempt": 1, "iteration": 100 * epoch, "fd_buffer": 9.0 - epoch}
+        for trial, last in (("early", 0), ("late", 2))
+        for epoch in range(last + 1)
+    ]
+    folder = study([t | {"sampling_steps": i + 1} for i, t in enumerate(trials)], epochs)
+    (folder / "samples").mkdir()
+    for trial in ("early", "late"):
+        for kind in ("buffer", "fresh", "end"):
+            (folder / "samples" / f"{trial}_{kind}.png").touch()
+    (folder / "samples" / "bad_end.png").touch()
+    grids = sample_grids(load(folder), "demo")
+    assert [g.title for g in grids] == [
+        "late: replay buffer, epoch 2",
+        "late: fresh chains from p0, 20 steps",
+        "late: chains at iteration 250, when it diverged",
+        "bad: chains at its end, when it collapsed",
+    ]
+    assert grids[0].caption == (
+        "K 2, seed 0; FD (buffer) 7 (no protocol); diverged at iteration 250: energy gap ran away"
+    )
+    (folder / "samples" / "late_end.png").unlink()
+    (folder / "samples" / "late_buffer.png").unlink()
+    (folder / "samples" / "late_fresh.png").unlink()
+    assert sample_grids(load(folder), "demo")[0].title == "early: replay buffer, untrained"
 
 
 def test_ending_in_words(row):

@@ -18,6 +18,7 @@ from analysis.load import (
     varied_fields,
     write_parquet,
 )
+from analysis.report import report_html
 from trainables.schema import EPOCH_COLUMNS, SIGNAL_COLUMNS, TRIAL_COLUMNS, Column, Outcome
 
 COLUMNS = (
@@ -220,6 +221,22 @@ def test_current_epochs_keep_the_last_attempt(make_results, row):
     ]
     results = make_results([row("t1")], epochs)
     assert current_epochs(results.epochs)["loss"].tolist() == [10.0, 21.0]
+
+
+def test_a_searched_field_without_a_column_is_read_from_the_configurations(make_results, row):
+    def config(jitter):
+        return json.dumps({"covariance_jitter": jitter, "decay_epochs": [1, 2], "divergence": {"gap_limit": 2.0}})
+
+    trials = [row("t1", "failed", config=config(0.0)), row("t2", config=config(1e-4)), row("t3", config=None)]
+    varied = ["covariance_jitter", "decay_epochs", "divergence.gap_limit", "nonsense"]
+    results = make_results(trials, varied=varied)
+    values = records(results.trials)
+    assert [v["covariance_jitter"] for v in values] == [0.0, 1e-4, None]
+    assert [v["decay_epochs"] for v in values] == ["[1, 2]", "[1, 2]", None]
+    assert [v["divergence.gap_limit"] for v in values] == [2.0, 2.0, None]
+    assert [v["nonsense"] for v in values] == [None] * 3
+    assert varied_fields(results, "demo") == varied[:3]
+    assert "covariance jitter" in report_html(results)
 
 
 def test_varied_fields_are_those_listed_that_really_vary(make_results, row):

@@ -82,6 +82,22 @@ def test_table_without_anything_measured_has_no_measured_cell():
             assert {row[i] for row in shown.rows for i in at} == {NOTHING}
 
 
+def test_a_note_on_several_rows_is_printed_once(tables):
+    notes = display("table_4", tables["table_4"]).notes
+    (note,) = [n for n in notes if n.endswith("no official IS and FID reported.")]
+    assert note.startswith("JEM(K=20), JEM(K=30), ")
+
+
+def test_many_values_of_a_hyperparameter_are_shown_as_their_range(make_results, row):
+    def measured(n):
+        trials = [row(f"t{i}", step_size=0.12345 * (i + 1), setting_id=str(i)) for i in range(n)]
+        rows = display("table_5", build_tables(make_results(trials))["table_5"]).rows
+        return next(r for r in rows if r[1] == "α")[3]
+
+    assert measured(2) == "0.12345, 0.2469"
+    assert measured(6) == "0.123 to 0.741 (6 values)"
+
+
 def test_spread_text():
     assert spread_text(1.234, 0.5, 3, 2) == "1.23 ± 0.50 (3)"
     assert spread_text(1.0, None, 1, 1) == "1.0 (1)"

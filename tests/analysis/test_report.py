@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from analysis.load import Results, load
-from analysis.report import report_html, write_report
+from analysis.load import Results, load, records
+from analysis.report import cut_off, messages, report_html, shown_width, write_report
 from analysis.tables import build_tables
 
 
@@ -90,8 +90,45 @@ def test_diverged_trials_are_listed_with_when_and_why(study, row):
     assert "2 trials diverged or collapsed" in page
     line = re.search(r"<tr><td>t77</td>.*?</tr>", page)
     assert line is not None
-    assert "<td>123</td>" in line[0]
+    assert "<td>123 of 600</td>" in line[0]
     assert "energy gap ran away" in line[0]
+
+
+def test_every_outcome_is_counted_and_failed_trials_are_listed_with_their_message(study, row):
+    trials = [
+        row("t1"),
+        row("t2", "failed", message="ValueError: no"),
+        row("t3", "failed", message="ValueError: no"),
+        row("t4", "failed"),
+        row("t5", "stopped", iterations_done=70),
+        row("t6", "interrupted", iterations_done=0),
+        row("t7", "diverged", message="fid_buffer: no weights"),
+    ]
+    results = load(study(trials))
+    rows = records(results.trials)
+    assert messages(rows, failed=True) == [
+        {"message": "ValueError: no", "trials": ["t2", "t3"]},
+        {"message": "no message", "trials": ["t4"]},
+    ]
+    assert messages(rows, failed=False) == [{"message": "fid_buffer: no weights", "trials": ["t7"]}]
+    assert cut_off(rows) == [
+        {"outcome": "stopped", "trials": ["t5 (70 of 600)"]},
+        {"outcome": "interrupted", "trials": ["t6 (0 of 600)"]},
+    ]
+    page = without_plotly(report_html(results))
+    assert "<li>t2, t3: ValueError: no</li>" in page
+    assert "<li>t7: fid_buffer: no weights</li>" in page
+    assert "t5 (70 of 600)" in page
+    for outcome, count in {"failed": 3, "stopped": 1, "interrupted": 1, "collapsed": 0, "diverged": 1}.items():
+        assert f"<span>{outcome}</span><b>{count}</b>" in page
+    assert "<span>running</span>" not in page
+
+
+def test_a_grid_is_enlarged_by_a_whole_number():
+    def png(width):
+        return b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + width.to_bytes(4, "big")
+
+    assert [shown_width(png(w)) for w in (73, 146, 265, 292, 640)] == [292, 292, 265, 292, 640]
 
 
 def test_several_studies_in_one_report(synthetic):

@@ -95,8 +95,10 @@ def test_a_number_of_many_values_is_cut_in_thirds(make_results, row):
         [row(f"t{i}", "diverged" if i < 4 else "completed", sampling_steps=i + 1) for i in range(12)]
     ).trials
     curves = survival_by(trials, "sampling_steps")
-    assert [(c.value, c.events, c.trials) for c in curves] == [("below 5", 4, 4), ("5 to 9", 0, 4), ("from 9", 0, 4)]
-    assert [c.value for c in survival_by(trials, "sampling_steps", most=12)] == list(range(1, 13))
+    assert [(c.value, c.events, c.trials) for c in curves] == [("1 to 4", 4, 4), ("5 to 8", 0, 4), ("9 to 12", 0, 4)]
+    few = trials[trials["sampling_steps"] <= 4]
+    assert [c.value for c in survival_by(few, "sampling_steps")] == ["1", "2", "3", "4"]
+    assert logrank_p(trials, "sampling_steps", "1 to 4", "5 to 8") is not None
 
 
 def test_logrank_by_hand(make_results, row):

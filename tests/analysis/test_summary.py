@@ -1,7 +1,7 @@
 """The closing summary: its claims carry counts and go no further than the budget."""
 
 from analysis.load import Results, load
-from analysis.summary import duration, explanatory_fields, objective, summarise
+from analysis.summary import best_text, duration, explanatory_fields, objective, summarise
 
 
 def p0_study(row):
@@ -44,6 +44,25 @@ def test_a_number_of_many_values_is_cut_in_thirds(make_results, row):
     lines = summarise(results).lines()
     assert lines[1] == "α = 0.1 to 1: 10/10, α = 1.1 to 2: 0/10, α = 2.1 to 3: 0/10 diverged"
     assert any(line.startswith("α = 2.1 to 3: stable for 600 iterations (0/10 diverged") for line in lines)
+
+
+def test_best_of_the_buffer_has_its_fresh_value_beside(make_results, row):
+    trials = [
+        row(f"t{i}", seed=i, fd_buffer_best=0.2, fd_buffer_protocol="b", fd_fresh_best=2.7 + 0.2 * i,
+            fd_fresh_protocol="f")
+        for i in range(2)
+    ]  # fmt: skip
+    best = summarise(make_results(trials)).studies[0].best
+    assert best is not None
+    assert "FD (buffer) 0.2 ± 0, FD (fresh) 2.8 ± 0.141 (2 trials, protocols b, f)" in best_text(best)
+    mixed = [trials[0], trials[1] | {"fd_fresh_protocol": "other"}]
+    best = summarise(make_results(mixed)).studies[0].best
+    assert best is not None
+    assert best.fresh is None
+    assert "FD (buffer) 0.2 ± 0 (2 trials, protocol b)" in best_text(best)
+    alone = summarise(make_results([row("t", fd_fresh_best=1.0)])).studies[0].best
+    assert alone is not None
+    assert alone.fresh is None
 
 
 def test_objective_is_the_manifests_if_measured(make_results, row):

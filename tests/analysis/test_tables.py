@@ -1,5 +1,6 @@
 """Tables 1-6: row counts, published cells, aggregation by hand, reasons, identical bytes."""
 
+import json
 import math
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from analysis.aggregate import spread, wilson
 from analysis.load import read_parquet, records
 from analysis.published import published_results
+from analysis.render import display
 from analysis.tables import ROWS, TABLE_COLUMNS, build_tables, numbers_of, write_tables
 
 
@@ -246,6 +248,20 @@ def test_settings_have_one_row_each_by_hand(make_results, row):
     assert first["fd_buffer_protocol"] == "p"
     assert (first["saved_seconds_sum"], first["seconds_sum"]) == (12.0, 40.0)
     assert (second["sampling_steps"], second["trial_ids"], second["divergence_rate"]) == (9, "t5", 0.0)
+
+
+def test_settings_that_differ_in_a_field_without_a_column_are_told_apart(make_results, row):
+    def config(seed, steps):
+        return json.dumps({"seed": seed, "sampling_steps": 2, "covariance_jitter": 0.0, "evaluation": {"steps": steps}})
+
+    trials = [row(f"t{i}", setting_id=f"s{i % 2}", seed=i, config=config(i, 5 * (i % 2))) for i in range(4)]
+    frame = build_tables(make_results(trials))["settings"]
+    assert frame["setting"].tolist() == ["evaluation.steps 0", "evaluation.steps 5"]
+    assert "seed" not in json.loads(frame["config"][0])
+    shown = display("settings", frame)
+    assert "evaluation.steps" in shown.header
+    assert [r[shown.header.index("evaluation.steps")] for r in shown.rows] == ["0", "5"]
+    assert build_tables(make_results(trials[::2]))["settings"]["setting"].isna().all()
 
 
 def test_two_runs_give_identical_bytes(synthetic, tmp_path):

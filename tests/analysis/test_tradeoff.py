@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from analysis.load import load, records
-from analysis.tradeoff import measured_metrics, pareto, published_points, tradeoff
+from analysis.tradeoff import measured_metrics, pareto, published_points, tradeoff, without_value
 
 
 def brute_force(points: np.ndarray, directions: tuple[str, ...]) -> list[bool]:
@@ -58,6 +58,23 @@ def test_every_trial_with_a_value_is_there_and_only_completed_ones_on_the_front(
         "other": True,
         "elsewhere": True,
     }
+
+
+def test_trials_that_ended_badly_without_a_value_are_listed_apart(make_results, row):
+    trials = [
+        row("a", "diverged"),
+        row("b", "diverged", fd_buffer_best=2.0),
+        row("c", "collapsed", seconds_per_iteration=None),
+        row("d", "completed"),
+        row("e", "failed"),
+    ]
+    frame = make_results(trials).trials
+    got = [
+        (r["trial_id"], r["outcome"], r["seconds_per_iteration"]) for r in records(without_value(frame, "fd_buffer"))
+    ]
+    assert got == [("a", "diverged", 0.01), ("c", "collapsed", None)]
+    drawn = {*without_value(frame, "fd_buffer")["trial_id"], *tradeoff(frame, "fd_buffer")["trial_id"]}
+    assert drawn == {"a", "b", "c"}
 
 
 def test_accuracy_is_better_when_larger(make_results, row):

@@ -103,3 +103,21 @@ def test_nan_is_refused(tmp_path):
     ledger = two_trials(tmp_path)
     with pytest.raises(ValueError, match="JSON"):
         ledger.report("t0001", {**row(3), "loss": float("nan")}, state())
+
+
+def test_epochs_an_abandoned_attempt_reached_are_dropped_and_counted_as_replayed(tmp_path):
+    ledger = Ledger(tmp_path, "s")
+    ledger.start("t0001", CONFIG, "abcd", 0.0)
+    for epoch in (0, 1, 2, 3):
+        ledger.report("t0001", row(epoch), state(epochs_done=epoch))
+    ledger.start("t0001", CONFIG, "abcd", 0.0)  # from the checkpoint after epoch 1; then it diverges in epoch 2
+    ledger.report("t0001", None, state("diverged", cause="energy_gap", iteration=15, epochs_done=1))
+    ledger.close()
+    assert list(pd.read_parquet(tmp_path / "epochs.parquet")["epoch"]) == [0, 1]
+    assert pd.read_parquet(tmp_path / "trials.parquet")["replayed_seconds"].item() == 2 * 1.5
+
+
+def test_a_failure_after_a_verdict_shows_the_failure(tmp_path):
+    ledger = two_trials(tmp_path)
+    ledger.end("t0002", Outcome.FAILED, "OSError: disk full")
+    assert (ledger.trials["t0002"]["cause"], ledger.trials["t0002"]["iteration"]) == (None, None)

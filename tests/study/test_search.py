@@ -133,7 +133,7 @@ def test_errors_fail_in_optuna_and_nothing_is_left_running(searcher, tmp_path):
         search.suggest(f"ray{i}")
     search.on_trial_complete("ray0", None, error=True)
     search.on_trial_complete("ray1", {"trial/outcome": "running"})
-    search.abandon("interrupted")
+    search.abandon("interrupted", {})
     trials = open_storage(study, tmp_path).get_trials()
     assert not [t for t in trials if t.state is TrialState.RUNNING]
     failed = [t.user_attrs["reason"] for t in trials if t.state is TrialState.FAIL]
@@ -155,12 +155,14 @@ def test_a_killed_driver_forgets_no_trial_and_doubles_none(searcher, tmp_path):
     reconcile(study, tmp_path, ledger)  # harmless twice
     opened = open_storage(study, tmp_path)
     assert not opened.get_trials(states=(TrialState.RUNNING,))
-    again = searcher(study, {"t0002": "/checkpoints/t0002"})
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    again = searcher(study, {"t0002": str(checkpoint), "t0004": str(tmp_path / "deleted")})
     proposed = run_all(again)
     assert len(proposed) == 8 - 2  # t0001 and t0003 are over
     resumed = [c for c in proposed if c["trial_id"] == "t0002"]
     assert len(resumed) == 1
-    assert resumed[0]["resume_from"] == "/checkpoints/t0002"
+    assert resumed[0]["resume_from"] == str(checkpoint)
     assert resumed[0]["trial"] == first[1]["trial"]
     assert all(c["resume_from"] is None for c in proposed if c["trial_id"] != "t0002")
     complete = open_storage(study, tmp_path).get_trials(states=(TrialState.COMPLETE,))
@@ -200,3 +202,25 @@ def test_outcomes_that_count_as_over():
     assert {o for o in Outcome if o.finished} == {
         Outcome.COMPLETED, Outcome.DIVERGED, Outcome.COLLAPSED, Outcome.STOPPED, Outcome.FAILED,
     }  # fmt: skip
+
+
+def test_a_trial_whose_end_was_recorded_before_the_run_broke_off_is_told(searcher, tmp_path):
+    study = make_study(seeds=[0])
+    search = searcher(study)
+    search.suggest("ray0")
+    search.suggest("ray1")
+    search.abandon(
+        "interrupted", {"t0001": {"outcome": "completed", "fd_buffer_best": 0.5}, "t0002": {"outcome": "running"}}
+    )
+    first, second = open_storage(study, tmp_path).get_trials()[:2]
+    assert (first.state, first.values) == (TrialState.COMPLETE, [0.5])
+    assert second.state is TrialState.FAIL
+
+
+def test_fewer_settings_than_starting_points_takes_the_first(searcher):
+    study = make_study()
+    start = tuple({"sampling_steps": k} for k in (5, 6, 7))
+    search = study.search.model_copy(update={"start": start, "trials": 2})
+    proposed = run_all(searcher(study.model_copy(update={"search": search})))
+    trials = [TrialConfig.model_validate_json(c["trial"]) for c in proposed]
+    assert sorted((t.sampling_steps, t.seed) for t in trials) == [(5, 0), (5, 1), (6, 0), (6, 1)]
