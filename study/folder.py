@@ -79,14 +79,32 @@ def first_difference(there: StudyConfig, here: StudyConfig) -> str | None:
     return _difference("", there.model_dump(mode="json"), here.model_dump(mode="json"))
 
 
-def _difference(path: str, there: Any, here: Any) -> str | None:
+def _difference(path: str, there: Any, here: Any, was: str = "there", now: str = "here") -> str | None:
     if isinstance(there, Mapping) and isinstance(here, Mapping):
         for key in dict.fromkeys([*there, *here]):
-            found = _difference(f"{path}.{key}" if path else str(key), there.get(key), here.get(key))
+            found = _difference(f"{path}.{key}" if path else str(key), there.get(key), here.get(key), was, now)
             if found:
                 return found
         return None
-    return None if there == here else f"{path}: {there!r} there, {here!r} here"
+    return None if there == here else f"{path}: {there!r} {was}, {here!r} {now}"
+
+
+def refuse_changes(folder: Path, study: StudyConfig) -> None:
+    """A study goes on as it began: its manifest holds the configuration of its first start.
+
+    Raises:
+        UserError: `study.yaml` was changed since, or the manifest is damaged.
+    """
+    path = folder / MANIFEST_FILE
+    if not path.is_file():
+        return
+    try:
+        began = json.loads(path.read_text(encoding="utf-8"))["config"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({one_line(error)})") from error
+    difference = _difference("", began, study.model_dump(mode="json"), "when it began", "now")
+    if difference:
+        raise UserError(f"{folder / STUDY_FILE}: was changed since the study began ({difference})")
 
 
 def write_manifest(folder: Path, study: StudyConfig, space: Space) -> None:
@@ -103,6 +121,7 @@ def write_manifest(folder: Path, study: StudyConfig, space: Space) -> None:
         "planned_trials": space.settings * len(study.seeds),
         "varied": study.varied,
         "sampler": study.search.sampler,
+        "config": study.model_dump(mode="json"),
         "versions": versions(),
         "commit": commit(),
         "hardware": hardware(),

@@ -21,7 +21,7 @@ from typing import Any
 from study.config import StudyConfig
 from study.console import Progress, StudyConsole
 from study.errors import RunError, UserError, one_line
-from study.folder import driver_lock, write_manifest
+from study.folder import driver_lock, refuse_changes, write_manifest
 from study.ledger import Ledger
 from study.space import Space, build_space
 from trainables.config import TrialConfig
@@ -126,6 +126,7 @@ def run_study(study: StudyConfig, folder: Path, console: StudyConsole, *, addres
     """
     space = build_space(study)
     with driver_lock(folder):
+        refuse_changes(folder, study)
         quiet_ray()
         handler = _log_file(folder)
         _log_only_to(handler)

@@ -151,6 +151,30 @@ def test_a_finished_study_is_not_run_again(swept, mebm, write_config, tiny):
     assert "8 trials: 4 completed, 4 diverged" in out
 
 
+def test_resume_refuses_a_study_that_was_changed_or_damaged(swept, mebm, tmp_path):
+    import shutil
+
+    folder = tmp_path / "tiny"
+    shutil.copytree(swept[0], folder)
+    text = (folder / "study.yaml").read_text()
+    (folder / "study.yaml").write_text(text.replace("epochs: 2", "epochs: 3"))
+    code, _, err = mebm("resume", folder)
+    assert code == 2
+    assert err == (
+        f"mebm: {folder / 'study.yaml'}: was changed since the study began (trial.epochs: 2 when it began, 3 now)\n"
+    )
+    (folder / "study.yaml").write_text(text)
+    (folder / "optuna.db").write_bytes(b"not a database, and long enough to be read as one" * 100)
+    code, _, err = mebm("resume", folder)
+    assert code == 2
+    assert err.startswith(f"mebm: {folder / 'optuna.db'}: damaged")
+    assert err.count("\n") == 1
+    (folder / "manifest.json").write_text("{")
+    code, _, err = mebm("resume", folder)
+    assert code == 2
+    assert err.startswith(f"mebm: {folder / 'manifest.json'}: damaged")
+
+
 def test_a_trial_through_ray_is_the_trial_without_ray(swept):
     folder = swept[0]
     trials = pd.read_parquet(folder / "trials.parquet").set_index("trial_id")
