@@ -23,7 +23,7 @@ LONG = {
     "trial": {
         "dataset": "digits",
         "norm": "batch",
-        "epochs": 40,
+        "epochs": 60,
         "iterations_per_epoch": 10,
         "evaluation": {"every": 10, "fresh_steps": 2},
         "batch_size": 16,

@@ -229,7 +229,7 @@ def test_a_spent_budget_stops_trials_and_leaves_none_running(ray_cluster, mebm, 
     tiny["trial"] |= {"epochs": 10_000, "initial": "gaussian"}
     tiny["search"] = {"sampler": "grid", "grid": [{"sampling_steps": [1, 2, 3]}]}
     tiny["seeds"] = [0]
-    tiny["budget"] = {"hours": 20 / 3600}  # workers are up after some ten seconds
+    tiny["budget"] = {"hours": 45 / 3600}  # workers are up after ten to twenty seconds
     code, out, err = mebm("sweep", write_config(tiny), "--results", tmp_path)
     assert (code, err) == (0, "")
     trials = pd.read_parquet(tmp_path / "tiny" / "trials.parquet")
