@@ -19,7 +19,7 @@ from PIL import Image
 
 from trainables.datasets import Batches, DataError, ImageData, crop_flip, load_dataset, to_float
 
-CIFAR_JPEG = Path("/work/shared/data/cifar10-jpeg")
+CIFAR_JPEG = Path(__file__).resolve().parents[3] / "shared/data/cifar10-jpeg"
 
 
 # --------------------------------------------------------------------------------------------------------------- digits

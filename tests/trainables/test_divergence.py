@@ -16,7 +16,7 @@ from trainables.divergence import DivergenceLatch, LatchReading
 from trainables.schema import Cause, Outcome
 
 CPU = torch.device("cpu")
-RECORDED = Path("/work/shared/data/small_study")
+RECORDED = Path(__file__).resolve().parents[3] / "shared/data/small_study"
 CALM = {"loss": 0.0, "total": 0.0, "gap": 0.0, "energy_max": 1.0, "grad": 1.0}
 
 

@@ -34,7 +34,7 @@ from trainables.features import small_extractor
 from trainables.initial import build_initial
 from trainables.networks import EnergyModel, build_network
 
-CIFAR_JPEG = Path("/work/shared/data/cifar10-jpeg")
+CIFAR_JPEG = Path(__file__).resolve().parents[3] / "shared/data/cifar10-jpeg"
 Quick = Callable[..., TrialConfig]
 
 
