@@ -6,6 +6,7 @@ the paper's text, both are named.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from analysis.aggregate import Trial, group_by, joined
@@ -29,14 +30,121 @@ PAPER_HARDWARE = "Titan GPU"
 EPOCHS = 200
 ITERATIONS_PER_EPOCH = 390
 
+_ALPHA = re.compile(r"alpha=([\d.]+)")
 _SAMPLER_FIELDS = ("initial", "step_size", "noise_std", "buffer_size", "reinit_probability", "batch_size")
+_RESIDUAL = {
+    "norm": "spectral",
+    "initial": "uniform",
+    "step_size": 10.0,
+    "noise_std": 0.005,
+    "gradient_clamp": 0.01,
+    "buffer": "ring",
+    "buffer_size": 10_000,
+    "reinit_probability": 0.05,
+    "l2_weight": 1.0,
+    "l2_form": "paper",
+    "optimiser": "adam",
+    "learning_rate": 3e-4,
+    "batch_size": 128,
+}
+BASELINES: dict[str, dict[str, Any]] = {
+    # wgrathwohl/JEM: train_wrn_ebm.py and the command of its README.
+    "jem": {
+        "network": "wrn-28-10",
+        "norm": "none",
+        "initial": "uniform",
+        "step_size": 1.0,
+        "noise_std": 0.01,
+        "gradient_clamp": None,
+        "buffer_size": 10_000,
+        "reinit_probability": 0.05,
+        "l2_weight": 0.0,
+        "optimiser": "adam",
+        "learning_rate": 1e-4,
+        "batch_size": 64,
+        "epochs": 200,
+        "iterations_per_epoch": 703,
+    },
+    # sndnyang/JEMPP: train_jempp.py and the command of its README.
+    "jem++": {
+        "network": "wrn-28-10",
+        "norm": "batch",
+        "initial": "class-gaussian",
+        "step_size": 1.0,
+        "noise_std": 0.0,
+        "gradient_clamp": 1.0,
+        "buffer_size": 10_000,
+        "reinit_probability": 0.05,
+        "l2_weight": 0.0,
+        "optimiser": "sgd",
+        "learning_rate": 0.1,
+        "batch_size": 64,
+        "epochs": 150,
+        "iterations_per_epoch": 703,
+    },
+    # openai/ebm_code_release and ermongroup/f-EBM (image_generation): commands of their READMEs. Both are stopped by
+    # hand, so there is no published number of epochs.
+    "igebm": {"network": "igebm-128", **_RESIDUAL},
+    "f-ebm": {"network": "febm-128", **_RESIDUAL, "f_divergence": "jensen-shannon"},
+    # enijkamp/short_run: train_cifar10_minimal.py.
+    "shortrun": {
+        "network": "shortrun-64",
+        "norm": "none",
+        "initial": "uniform",
+        "step_size": 1.0,
+        "noise_std": 0.01,
+        "gradient_clamp": None,
+        "buffer": "none",
+        "l2_weight": 0.0,
+        "optimiser": "adam",
+        "learning_rate": 1e-4,
+        "batch_size": 64,
+    },
+    # yilundu/improved_contrastive_divergence: the CIFAR-10 command of its README.
+    "kl-ebm": {
+        "network": "multiscale-64",
+        "norm": "instance",
+        "initial": "uniform",
+        "step_size": 100.0,
+        "noise_std": 0.001,
+        "gradient_clamp": None,
+        "buffer": "reservoir",
+        "buffer_size": 10_000,
+        "reinit_probability": 0.001,
+        "l2_weight": 1.0,
+        "l2_form": "paper",
+        "optimiser": "adam",
+        "learning_rate": 2e-4,
+        "batch_size": 128,
+    },
+    # wgrathwohl/VERA: train.py and the CIFAR command of its README.
+    "vera": {
+        "network": "wrn-28-10",
+        "norm": "none",
+        "optimiser": "adam",
+        "learning_rate": 3e-5,
+        "batch_size": 40,
+        "epochs": 200,
+        "iterations_per_epoch": 1250,
+    },
+}
+"""Settings behind the rows of other papers' methods, as their authors' code has them, on CIFAR-10."""
+_ROWS: dict[tuple[int, str], str] = {
+    (1, "igebm"): "the published value is an ensemble of ten checkpoints, this is one model",
+    (1, "f-ebm"): "the published model is class-conditional, this one is not",
+    (3, "igebm"): "the published model is class-conditional, this one is not",
+}
+"""What a published row is that no trial of its method is, by table and method."""
 
 
 def paper_setting(dataset: str, method: str) -> dict[str, Any]:
-    """What the paper says of the settings behind its rows, as far as they are a trial's settings.
+    """What is published of the settings behind a method's rows, as far as they are a trial's settings.
 
-    The L2 weight and form are not in it: the paper gives no value, and three forms exist in paper and code.
+    For M-EBM and M-JEM the paper's own; the L2 weight and form are not in it: the paper gives no value, and three forms
+    exist in paper and code. For the other methods `BASELINES`.
     """
+    if method in BASELINES:
+        return {"precision": "fp32"} | BASELINES[method]
     setting: dict[str, Any] = {
         "epochs": EPOCHS,
         "network": NETWORKS.get(dataset),
@@ -59,15 +167,22 @@ def paper_setting(dataset: str, method: str) -> dict[str, Any]:
 
 
 def differences(trial: Trial) -> list[str]:
-    """Where a trial's setting and data differ from the paper's, one text each; empty where they agree."""
+    """Where a trial's setting and data differ from those published, one text each; empty where they agree."""
     found = []
+    origin = "its authors'" if trial["method"] in BASELINES else "paper"
     for field, value in paper_setting(trial["dataset"], trial["method"]).items():
-        if trial[field] != value and not _released_noise(trial, field):
-            found.append(f"{symbol(field)} {text(trial[field])}, paper {text(value)}")
+        if trial.get(field) != value and not _released_noise(trial, field):
+            found.append(f"{symbol(field)} {text(trial.get(field))}, {origin} {text(value)}")
     source = trial["data_source"]
     if source is None or not source.startswith("torchvision:"):
         found.append(f"images from {source or 'an unrecorded source'}, not the data set's own files")
     return found
+
+
+def row_differences(table: int, method: str) -> list[str]:
+    """What a published row is that no trial of its method can be; empty where there is nothing of the kind."""
+    found = _ROWS.get((table, method))
+    return [found] if found else []
 
 
 def remarks(trial: Trial) -> list[str]:
@@ -88,18 +203,18 @@ def protocol_differences(trials: Sequence[Trial], metric: str) -> list[str]:
 
 
 def matching(trials: Sequence[Trial], row: dict[str, Any]) -> list[Trial]:
-    """Trials of a published row's data set, method and K.
-
-    A row whose name sets something that a trial does not report (the alpha of VERA) matches nothing.
-    """
-    if row["method"] is None or "alpha=" in row["model"]:
+    """Trials of a published row's data set, method, K and, where its name gives one, alpha (VERA's class weight)."""
+    if row["method"] is None:
         return []
+    named = _ALPHA.search(row["model"])
+    alpha = float(named[1]) if named else None
     return [
         t
         for t in trials
         if t["dataset"] == row["dataset"]
         and t["method"] == row["method"]
         and (row["sampling_steps"] is None or t["sampling_steps"] == row["sampling_steps"])
+        and (alpha is None or t.get("class_weight") == alpha)
     ]
 
 

@@ -124,18 +124,21 @@ def read_parquet(path: Path | str, columns: Sequence[Column]) -> pd.DataFrame:
     names = [c.name for c in columns]
     try:
         present = pq.read_schema(path).names
-        missing = [n for n in names if n not in present]
+        missing = [c.name for c in columns if c.name not in present and not c.added]
         if missing:
             shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
             raise ResultsError(
                 f"{path}: lacks {len(missing)} of {len(names)} columns ({shown}); "
                 f"expected a table of results schema {SCHEMA_VERSION}"
             )
-        table = pq.read_table(path, columns=names)
+        table = pq.read_table(path, columns=[n for n in names if n in present])
     except (pa.ArrowException, OSError) as error:
         raise ResultsError(f"{path}: not a readable Parquet file ({_first_line(error)})") from error
     arrays = []
     for column in columns:
+        if column.name not in table.column_names:
+            arrays.append(pa.nulls(len(table), _ARROW_TYPES[column.type]))
+            continue
         array = table.column(column.name)
         try:
             array = array.cast(_ARROW_TYPES[column.type])

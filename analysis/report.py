@@ -12,9 +12,11 @@ import jinja2
 from plotly.offline import get_plotlyjs
 
 from analysis.aggregate import ENDED_BADLY, Trial
+from analysis.courses import courses, courses_caption, courses_figure
+from analysis.exhibits import FOLDER, draw, read_index
 from analysis.figure_data import SampleGrid, ending, outcome_fields, sample_grids, survival_fields
 from analysis.figures import outcome_figure, survival_figure, template, tradeoff_figure, training_figure
-from analysis.load import Results, records
+from analysis.load import Results, ResultsError, records
 from analysis.render import NOTHING, display
 from analysis.stability import compute_ledger, divergence_by, seeds_note
 from analysis.summary import StudySummary, duration, explanatory_fields, objective, summarise, value_text, varied_or_all
@@ -32,6 +34,8 @@ _MAX_RATES = 8
 """Most values of a field that gets a table of divergence rates."""
 _GRID_PIXELS = 300
 """Width of a sample grid, about."""
+_DETAIL_BYTES = 2_000_000
+"""Most bytes of pictures of single classes that a report takes in for a model."""
 _SHOWN_ROWS = 25
 """Rows of the table of failed trials that are open; the rest is one click away."""
 
@@ -47,7 +51,9 @@ def write_report(results: Results, out_file: Path | str) -> Path:
         The file.
     """
     out_file = Path(out_file)
-    page = report_html(results)
+    # Figures of several studies together lie beside their report: `mebm figures DIR...` leaves them there.
+    joint = out_file.parent / FOLDER if len(results.studies) > 1 else None
+    page = report_html(results, joint)
     out_file.parent.mkdir(parents=True, exist_ok=True)
     temporary = out_file.with_name(f".{out_file.name}.tmp")
     temporary.write_text(page, encoding="utf-8", newline="\n")
@@ -55,14 +61,20 @@ def write_report(results: Results, out_file: Path | str) -> Path:
     return out_file
 
 
-def report_html(results: Results) -> str:
-    """The report as text."""
+def report_html(results: Results, joint: Path | None = None) -> str:
+    """The report as text.
+
+    Args:
+        results: See `write_report`.
+        joint: Folder with figures of several studies together, if there is one.
+    """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     source = (files("analysis") / "templates" / "report.html.j2").read_text(encoding="utf-8")
     tables = {name: display(name, frame) for name, frame in build_tables(results).items()}
     return environment.from_string(source).render(
         title=", ".join(results.studies) or "no studies",
         studies=[_study(results, name, index) for index, name in enumerate(results.studies)],
+        together=_exhibits(results, joint) if joint is not None else [],
         tables=[(name, table) for name, table in tables.items() if name != "settings"],
         settings=tables["settings"],
         protocols=_protocols(results),
@@ -106,6 +118,7 @@ def _study(results: Results, study: str, index: int) -> dict[str, Any]:
         "cut_off": cut_off(trials),
         "rates": _rates(part, study),
         "grids": [_grid(g) for g in sample_grids(part, study)],
+        "exhibits": _exhibits(part, results.folders[study] / FOLDER) if trials else [],
         "ledger": _ledger(part),
         "provenance": _provenance(results.manifests[study], trials),
         "finished": sum(n for o, n in summary.outcomes if o.finished),
@@ -211,11 +224,51 @@ def _rates(results: Results, study: str) -> list[dict[str, Any]]:
 def _grid(grid: SampleGrid) -> dict[str, Any]:
     data = grid.path.read_bytes()
     return {
-        "src": f"data:image/png;base64,{base64.b64encode(data).decode('ascii')}",
+        "src": _source(data),
         "title": grid.title,
         "caption": grid.caption,
         "width": shown_width(data),
     }
+
+
+def _exhibits(results: Results, folder: Path) -> list[dict[str, Any]]:
+    """Figures of the paper: those `mebm figures` left in a folder, and methods against each other."""
+    shown = []
+    made = read_index(folder)
+    for e in made:
+        if e.drawing == "courses":
+            continue  # drawn below, from all that was measured since
+        item: dict[str, Any] = {"title": e.title, "caption": e.caption, "pictures": [], "details": [], "figure": None}
+        if e.drawing == "pictures":
+            files = [(p, folder / p.file) for p in e.pictures]
+            missing = [p.file for p, path in files if not path.is_file()]
+            if missing:
+                raise ResultsError(f"{folder / missing[0]}: no such file; make it again with mebm figures")
+            item["pictures"] = [_picture(path, p.label) for p, path in files if not p.detail]
+            details = [(p, path) for p, path in files if p.detail]
+            if sum(path.stat().st_size for _, path in details) <= _DETAIL_BYTES:
+                item["details"] = [_picture(path, p.label) for p, path in details]
+            elif details:
+                place = (Path(FOLDER) / details[0][0].file).parent
+                item["caption"] += f" Grids of single classes: {len(details)} files in {place.as_posix()}/."
+        else:
+            item["figure"] = _figure(draw(folder, e), e.caption)
+        shown.append(item)
+    found = courses(results)
+    if len({c.method for c in found}) > 1 or (found and any(e.kind == "curves" for e in made)):
+        figure = _figure(courses_figure(found), courses_caption(found))
+        title = "Quality over epochs by method"
+        shown.append({"title": title, "caption": "", "pictures": [], "details": [], "figure": figure})
+    return shown
+
+
+def _picture(path: Path, label: str) -> dict[str, Any]:
+    data = path.read_bytes()
+    return {"src": _source(data), "label": label, "width": shown_width(data)}
+
+
+def _source(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
 
 
 def shown_width(png: bytes) -> int:

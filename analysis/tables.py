@@ -23,6 +23,7 @@ from analysis.aggregate import (
     spread,
 )
 from analysis.compare import (
+    BASELINES,
     PROTOCOLS,
     differences,
     matching,
@@ -30,6 +31,7 @@ from analysis.compare import (
     number_columns,
     protocol_differences,
     remarks,
+    row_differences,
 )
 from analysis.load import Results, empty_frame, records, typed_frame, write_parquet
 from analysis.published import published_hyperparameters, published_results
@@ -162,7 +164,10 @@ def quality_table(table: int, trials: Sequence[Trial]) -> pd.DataFrame:
         row = {k: published[k] for k in ("table", "row", "dataset", "group", "model", "method", "sampling_steps")}
         row["published_note"] = published["note"]
         row |= {f"{name}_published": published[name] for name in numbers_of(table)}
-        row |= _measured(group, settings, numbers_of(table)) if group else _nothing(candidates, numbers_of(table))
+        known = row_differences(table, published["method"])
+        row |= (
+            _measured(group, settings, numbers_of(table), known) if group else _nothing(candidates, numbers_of(table))
+        )
         rows.append(row)
     return typed_frame(rows, columns)
 
@@ -175,9 +180,9 @@ def _nothing(candidates: Sequence[Trial], names: Sequence[str]) -> dict[str, Any
     return row
 
 
-def _measured(trials: list[Trial], settings: int, names: Sequence[str]) -> dict[str, Any]:
+def _measured(trials: list[Trial], settings: int, names: Sequence[str], known: Sequence[str]) -> dict[str, Any]:
     counts, interval = count(trials), count(trials).divergence
-    reasons = list(dict.fromkeys(reason for t in trials for reason in differences(t)))
+    reasons = [*known, *dict.fromkeys(reason for t in trials for reason in differences(t))]
     notes = list(dict.fromkeys(note for t in trials for note in remarks(t)))
     if settings > 1:
         notes.append(f"of {settings} settings with this method and K the one that differs least from the paper's")
@@ -238,11 +243,12 @@ def _one_protocol(scored: list[Trial], metric: str) -> tuple[list[Trial], list[s
 
 
 def hyperparameter_table(trials: Sequence[Trial]) -> pd.DataFrame:
-    """Table 5 (`HYPERPARAMETER_TABLE_COLUMNS`); a classifier has epochs and no sampler."""
+    """Table 5 (`HYPERPARAMETER_TABLE_COLUMNS`): trials of the paper's own methods; a classifier has no sampler."""
     rows = []
     for row in records(published_hyperparameters()):
         field, published = row["field"], row.pop("value")
-        having = [t for t in trials if t[field] is not None and (t["method"] != "softmax" or field == "epochs")]
+        own = [t for t in trials if t["method"] not in BASELINES and (t["method"] != "softmax" or field == "epochs")]
+        having = [t for t in own if t[field] is not None]
         values = sorted({float(t[field]) for t in having})
         same = sum(float(t[field]) == published for t in having)
         measured = {

@@ -20,6 +20,8 @@ _SYMBOLS: dict[str, str] = {
     "iterations_per_epoch": "iterations per epoch",
     "gradient_clamp": "gradient clamp",
     "l2_form": "L2 form",
+    "class_weight": "class weight",
+    "f_divergence": "f-divergence",
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -229,6 +230,7 @@ def methods(as_json: bool) -> None:
     """The training methods, what each is, where it comes from, and which rows of the paper's tables it fills."""
     from trainables.methods import METHODS, build_trial
     from trainables.protocols import PROTOCOLS
+    from trainables.quoted import QUOTED
 
     if as_json:
         shown = {
@@ -237,13 +239,16 @@ def methods(as_json: bool) -> None:
                     "name": m.name,
                     "title": m.title,
                     "energy": m.energy or None,
+                    "sampler": m.sampler or None,
                     "loss": m.loss,
                     "rows": m.rows,
                     "source": m.source,
+                    "departures": m.departures,
                     "defaults": build_trial({"method": m.name, "dataset": "cifar10"}).model_dump(mode="json"),
                 }
                 for m in METHODS.values()
             ],
+            "quoted": [{"title": q.title, "rows": q.rows, "reason": q.reason} for q in QUOTED],
             "protocols": [
                 {"name": p.name, "source": p.source, "features": p.features, "citation": p.citation}
                 for p in PROTOCOLS.values()
@@ -252,13 +257,26 @@ def methods(as_json: bool) -> None:
         click.echo(json.dumps(shown, indent=2, ensure_ascii=False))
         return
     for m in METHODS.values():
-        click.echo(f"{m.name:<9} {m.title}\n          loss    {m.loss}")
-        if m.energy:
-            click.echo(f"          energy  {m.energy}")
-        click.echo(f"          fills   {m.rows}\n          source  {m.source}")
+        parts = [("energy", m.energy), ("sampler", m.sampler), ("loss", m.loss)]
+        parts += [("fills", m.rows), ("source", m.source), *(("differs", text) for text in m.departures)]
+        _entry(m.name, m.title, parts)
+    click.echo("quoted in the tables, not trained here:")
+    for q in QUOTED:
+        _entry("", f"{q.title} ({q.rows}): {q.reason}", [])
     click.echo("\nevaluation protocols:")
     for p in PROTOCOLS.values():
         click.echo(f"{p.name:<13} {p.source}, {p.features} features: {p.citation}")
+
+
+def _entry(name: str, title: str, parts: list[tuple[str, str]]) -> None:
+    """A name and a title, then one indented, wrapped paragraph per labelled part that has a text."""
+    click.echo(f"{name:<9} {title}")
+    for label, text in parts:
+        if text:
+            lines = textwrap.wrap(text, 90)
+            click.echo(f"          {label:<8}{lines[0]}")
+            for line in lines[1:]:
+                click.echo(f"{'':18}{line}")
 
 
 # --------------------------------------------------------------------------------------------------- analysis
@@ -291,6 +309,67 @@ def report(folders: tuple[Path, ...], out: Path | None) -> None:
     results = load(*folders)
     target = out or (folders[0] / "report.html" if len(folders) == 1 else Path("report.html"))
     click.echo(write_report(results, target))
+
+
+@cli.command()
+@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="DIR...")
+@click.option(
+    "--kind",
+    "kinds",
+    multiple=True,
+    type=click.Choice(["samples", "classes", "histogram", "centres", "tsne", "curves"]),
+    help="What to make; may be given again. Default: all that can be made. samples: 8x8 and, with a class head, 10 per "
+    "class. classes: 100 of highest and lowest p(x) and p(y|x) per class. histogram: log p(x). "
+    "centres: mean of p0. tsne: features of x+, x-, x0 of all models, and their energies. curves: quality over epochs.",
+)
+@click.option("--trials", metavar="ID,ID", help="Trials to show: ID or STUDY/ID. Default: --best.")
+@click.option(
+    "--best",
+    multiple=True,
+    metavar="METRIC",
+    help="Show of every study and method the completed trial whose METRIC is best at its end; may be given again. "
+    "Default: FID or FD of the buffer, of fresh samples where a method has no buffer.",
+)
+@click.option(
+    "--log-p",
+    type=click.Choice(["logsumexp", "energy"]),
+    help="What stands for log p(x): log-sum-exp of the class logits, or minus the energy. Default: logsumexp with a "
+    "trained class head, as in the paper's figures, else energy.",
+)
+@click.option("--points", type=click.IntRange(2, 10_000), default=200, help="Images per set and model in the t-SNE.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where the models run.")
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder. Default: DIR/figures, or figures.")
+def figures(
+    folders: tuple[Path, ...],
+    kinds: tuple[str, ...],
+    trials: str | None,
+    best: tuple[str, ...],
+    log_p: Any,
+    points: int,
+    device: str,
+    out: Path | None,
+) -> None:
+    """Make the paper's figures (1, 2b, 3-17) of the models that completed trials in DIR left, as PNG, HTML and Parquet.
+
+    \b
+    Examples:
+      mebm figures results/m-jem-digits
+      mebm figures results/NAME --kind tsne --trials t0003,t0007
+      mebm figures results/m-ebm results/m-jem results/lse-jem --kind tsne --out joint
+    `mebm report DIR` shows what is in DIR/figures, and one of several DIRs what is in figures beside it.
+    """
+    from study.exhibits import make_figures
+
+    target = out or (folders[0] / "figures" if len(folders) == 1 else Path("figures"))
+    ids = [part.strip() for part in (trials or "").split(",") if part.strip()]
+    if trials is not None and not ids:
+        raise UserError(f"--trials {trials!r}: names no trial")
+    made = make_figures(folders, target, kinds=kinds, trials=ids, best=best, log_p=log_p, points=points, device=device)
+    for figure in made.figures:
+        more = f" (and {len(figure.files) - 1} more)" if len(figure.files) > 1 else ""
+        click.echo(f"{figure.kind:<10} {target / figure.files[0]}{more}")
+    for note in made.notes:
+        click.echo(f"not made: {note}")
 
 
 @cli.command()

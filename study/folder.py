@@ -168,7 +168,7 @@ def hardware() -> dict[str, Any]:
     """CPUs and GPUs of this machine."""
     import torch
 
-    from trainables.trainer import cpu_name
+    from trainables.device import cpu_name
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {"cpus": os.cpu_count(), "cpu_name": cpu_name(), "gpus": gpus}

@@ -25,7 +25,7 @@ from study.folder import driver_lock, refuse_changes, write_manifest
 from study.ledger import Ledger
 from study.space import Space, build_space
 from trainables.config import TrialConfig
-from trainables.datasets import DataError, load_dataset
+from trainables.datasets import DataError
 from trainables.schema import Outcome
 
 log = logging.getLogger("mebm")
@@ -76,6 +76,23 @@ def _log_only_to(handler: logging.Handler) -> None:
     logging.getLogger("ray.tune.analysis").setLevel(logging.ERROR)
 
 
+_SHARED = (
+    "method",
+    "dataset",
+    "data_dir",
+    "image_size",
+    "bad_images",
+    "train_images",
+    "validation_images",
+    "initial",
+    "initial_rank",
+    "covariance_jitter",
+    "batch_size",
+    "label_batch_size",
+)
+"""Fields of a trial that decide what it reads and what it shares with others."""
+
+
 def _preflight(study: StudyConfig, space: Space) -> None:
     """Read the images and take what trials share into the cache, once, before any of them starts.
 
@@ -85,25 +102,26 @@ def _preflight(study: StudyConfig, space: Space) -> None:
     from trainables.evaluation import protocols_for
     from trainables.features import small_extractor
     from trainables.initial import build_initial
+    from trainables.learner import training_images
 
     seen: set[tuple[Any, ...]] = set()
     points = space.start or ({key: _any_value(d) for key, d in space.distributions.items()},)
     for point in points:
         trial = space.trial({**{k: _any_value(d) for k, d in space.distributions.items()}, **point}, study.seeds[0])
-        key = (trial.dataset, trial.data_dir, trial.initial, trial.covariance_jitter, trial.method)
+        key = tuple(getattr(trial, name) for name in _SHARED)
         if key in seen:
             continue
         seen.add(key)
         try:
-            data = load_dataset(trial.dataset, trial.data_dir)
+            data = training_images(trial)
             for size in ("batch_size", "label_batch_size"):
                 if getattr(trial, size) > len(data.images):
                     raise UserError(f"trial.{size}: {getattr(trial, size)} images, but there are {len(data.images)}")
             protocols = protocols_for(trial, data)
             if any(p.features == "small" for p in protocols):
                 small_extractor(data)
-            if trial.samples:
-                build_initial(trial.initial, data, trial.covariance_jitter)
+            if trial.sampler == "chains":
+                build_initial(trial.initial, data, trial.covariance_jitter, rank=trial.initial_rank)
         except (DataError, ValueError) as error:
             raise UserError(one_line(error)) from error
 
@@ -357,12 +375,22 @@ def describe(study: StudyConfig, space: Space, source: str) -> list[str]:
         f"trials      {trials} = {space.settings} settings x {len(study.seeds)} seeds {list(study.seeds)}",
         f"sampler     {study.search.sampler}",
         f"objectives  {', '.join(f'{o.resolved_direction} {o.metric}' for o in study.objectives)}",
-        f"method      {example.method} on {example.dataset}, {example.network}, norm {example.norm}",
-        f"length      {example.epochs} epochs" + _iterations(example),
+        *_methods(study, space, example),
         f"resources   {study.resources.cpus:g} CPUs, {study.resources.gpus:g} GPUs per trial",
     ]
     lines += [f"searched    {key}: {_range_text(d)}" for key, d in space.distributions.items()]
     return lines
+
+
+def _methods(study: StudyConfig, space: Space, example: TrialConfig) -> list[str]:
+    """Method, data, network and length; one line for each where a grid has several."""
+    grid = study.search.sampler == "grid"
+    trials = [space.trial(dict(point), study.seeds[0]) for point in space.start] if grid else [example]
+    lines = []
+    for t in trials:
+        length = f"{t.epochs} epochs" + _iterations(t)
+        lines.append(f"{t.method} on {t.dataset}, {t.network}, norm {t.norm}, {length}")
+    return [f"{'method' if i == 0 else '':<12}{line}" for i, line in enumerate(dict.fromkeys(lines))]
 
 
 def _iterations(trial: TrialConfig) -> str:

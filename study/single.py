@@ -85,7 +85,9 @@ def train_one(config: TrialConfig, folder: Path, console: StudyConsole) -> Outco
     _write_folder(folder, config)
     ledger = Ledger(folder, folder.name)
     ledger.start(TRIAL_ID, config, setting_id(config), float(trial.trainer.device.type == "cuda"))
-    title = f"{config.method} on {config.dataset}, {config.network}, K={config.sampling_steps}"
+    title = f"{config.method} on {config.dataset}, {config.network}"
+    if config.sampler == "chains":
+        title += f", K={config.sampling_steps}"
     console.line(f"{title}: {config.epochs} epochs of {trial.trainer.iterations_per_epoch} iterations in {folder}/")
     outcome: Outcome | None = Outcome.RUNNING
     previous = signal.signal(signal.SIGTERM, _raise_interrupt)

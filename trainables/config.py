@@ -7,20 +7,22 @@ description names both sides. `trainables.methods.build_trial` fills what a user
 from __future__ import annotations
 
 import json
-import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from trainables.definitions import DEFINITIONS, Definition, MethodName
+from trainables.network_names import parse_network
 from trainables.protocols import PROTOCOLS
 from trainables.schema import SETTING_NAMES, DetectorRule
-
-MethodName = Literal["m-ebm", "m-jem", "lse-jem", "softmax"]
-NETWORK_PATTERN = re.compile(r"wrn-(\d+)-(\d+)|conv-(\d+)")
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+Divergence = Literal["jensen-shannon", "squared-hellinger", "reverse-kl", "kl", "pearson"]
+"""f-divergences of f-EBM."""
 
 
 class _Model(BaseModel):
@@ -86,6 +88,34 @@ class EvaluationConfig(_Model):
     )
     fresh_steps: int = Field(20, ge=1, le=100_000, description="Langevin steps of a fresh chain from p0")
     batch_size: int = Field(100, ge=1, le=100_000, description="images per batch of the evaluation")
+    weights: Literal["last", "ema"] = Field(
+        "last", description="which weights are scored: the trained ones, or their moving average (needs ema_decay)"
+    )
+
+
+class CriticConfig(_Model):
+    """The second network of f-EBM (ermongroup/f-EBM train_febm.py)."""
+
+    divergence: Divergence = Field("jensen-shannon", description="the f-divergence that energy and critic play for")
+    start_iteration: int = Field(
+        11, ge=0, description="iterations before it train the L2 terms alone, on chains the buffer does not keep"
+    )
+
+
+class GeneratorConfig(_Model):
+    """The generator of VERA (wgrathwohl/VERA models/generator.py, train.py)."""
+
+    noise_dim: int = Field(128, ge=1, le=65_536, description="dimension of the latent z ~ N(0, I)")
+    features: int = Field(256, ge=1, le=65_536, description="channels of the generator's residual blocks")
+    learning_rate: PositiveFloat = Field(6e-5, description="base learning rate of the generator's Adam")
+    posterior_learning_rate: PositiveFloat = Field(
+        3e-5, description="learning rate of the posterior's Adam, without schedule"
+    )
+    entropy_weight: NonNegativeFloat = Field(1e-4, description="weight of the generator's entropy")
+    importance_samples: int = Field(20, ge=1, le=10_000, description="posterior samples per estimate of its gradient")
+    noise_std_range: tuple[PositiveFloat, PositiveFloat] = Field(
+        (0.01, 0.3), description="bounds of the learned noise that is added to g(z)"
+    )
 
 
 class TrialConfig(_Model):
@@ -94,25 +124,81 @@ class TrialConfig(_Model):
     method: MethodName = Field("m-ebm", description="training method")
 
     # Data
-    dataset: str = Field("digits", min_length=1, description="digits, cifar10, cifar100, or a name of your own data")
+    dataset: str = Field(
+        "digits",
+        min_length=1,
+        description="digits, cifar10, cifar100, celeba_hq_128, imagenet32, or a name of your own data",
+    )
     data_dir: str | None = Field(
-        None, description="folder of the images: torchvision's layout, or Hugging Face Parquet files (train*, test*)"
+        None,
+        description="folder of the images: torchvision's layout, Hugging Face Parquet files, image folders, or "
+        "ImageNet-32's batches",
+    )
+    image_size: int | None = Field(
+        None,
+        ge=4,
+        le=1024,
+        description="side to which images of a folder or Parquet file are cropped and scaled; null: the data set's own",
+    )
+    bad_images: Literal["refuse", "skip"] = Field(
+        "refuse", description="images that cannot be read or are of an odd size: an error, or left out and counted"
+    )
+    train_images: int | None = Field(
+        None, ge=2, description="train on so many images, the same for every seed; null: all that are not held out"
+    )
+    validation_images: int = Field(
+        0,
+        ge=0,
+        description="training images that are held out and not used, the same for every seed (JEM and JEM++: 5000)",
     )
     batch_size: int = Field(64, ge=2, le=65_536, description="images in the energy batch x+ and in the chains x-")
     label_batch_size: int = Field(128, ge=2, le=65_536, description="images in the labelled batch; it sets the epoch")
     augment: Literal["none", "crop_flip"] = Field(
         "crop_flip", description="augmentation of the labelled batch: reflect-pad 4, random crop, horizontal flip"
     )
+    energy_augment: Literal["none", "crop_flip"] = Field(
+        "none", description="augmentation of x+ (none in M-EBM; crop_flip in JEM, JEM++ and VERA)"
+    )
+    shared_batch: bool = Field(
+        False, description="the labelled batch is x+ itself, in one forward (VERA), not a second batch"
+    )
+    batch_order: Literal["shuffled", "replacement"] = Field(
+        "shuffled", description="x+ in shuffled passes through the data, or drawn with replacement (ShortRun)"
+    )
+    pixel_range: Literal["signed", "unit"] = Field(
+        "signed",
+        description="range of the images: signed [-1, 1], or unit [0, 1] (IGEBM, f-EBM, KL-EBM). alpha, sigma and the "
+        "gradient clamp are in its units",
+    )
+    dequantise: bool = Field(
+        False, description="x+ is uint8 plus uniform noise of one grey level, divided by 256 (IGEBM, f-EBM, KL-EBM)"
+    )
     input_noise: NonNegativeFloat = Field(
         0.0, description="std of Gaussian noise added to x+ (0 in M-EBM, 0.03 in JEM)"
     )
+    label_noise: NonNegativeFloat = Field(
+        0.0, description="std of Gaussian noise added to the labelled batch (0 in M-JEM, 0.03 in JEM)"
+    )
 
     # Network
-    network: str = Field("wrn-28-10", description="wrn-DEPTH-WIDTH (depth 10, 16, 22, 28, ...) or conv-CHANNELS")
-    norm: Literal["batch", "none"] = Field("batch", description="normalisation layers of the network")
+    network: str = Field(
+        "wrn-28-10",
+        description="wrn-DEPTH-WIDTH (depth 10, 16, 22, 28, ...), conv-CHANNELS, or a method's own network at a width "
+        "of your choice: igebm-128, febm-128, shortrun-64, multiscale-64",
+    )
+    norm: Literal["batch", "none", "spectral", "instance"] = Field(
+        "batch",
+        description="normalisation. wrn, conv: batch or none; igebm, febm: spectral or none; multiscale: instance or "
+        "none; shortrun: none",
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="dropout inside residual blocks, in every training forward (VERA 0.3, IGEBM 0.5)"
+    )
     norm_momentum: Probability = Field(0.9, description="batch norm's momentum in PyTorch's sense (released: 0.9)")
     sampler_norm_mode: Literal["train", "eval"] = Field(
-        "train", description="mode of batch norm inside the sampler (released: train; not in the paper)"
+        "train",
+        description="the network's mode inside the sampler, for batch norm and dropout (released: train; not in the "
+        "paper)",
     )
     initialisation: Literal["default", "xavier"] = Field(
         "default",
@@ -121,19 +207,46 @@ class TrialConfig(_Model):
     )
 
     # Sampler
-    initial: Literal["gaussian", "uniform"] = Field("gaussian", description="p0: N(mu, Sigma) of the data, or U[-1, 1]")
+    initial: Literal["gaussian", "gaussian-low-rank", "class-gaussian", "uniform"] = Field(
+        "gaussian",
+        description="p0: N(mu, Sigma) of the data (from 64 pixels up estimated on down-sampled images, as released); "
+        "the same at full resolution with a low-rank Sigma; one Gaussian per class (JEM++); uniform in the pixel range",
+    )
+    initial_rank: int | None = Field(
+        None, ge=1, le=65_536, description="principal directions of gaussian-low-rank; null: its default"
+    )
     covariance_jitter: NonNegativeFloat = Field(
         1e-4, description="added to Sigma's diagonal (released; not in the paper)"
     )
     sampling_steps: int = Field(5, ge=1, le=100_000, description="K: Langevin steps per iteration")
     step_size: PositiveFloat = Field(1.0, description="alpha: Langevin step size")
+    inner_steps: int = Field(
+        1,
+        ge=1,
+        le=1000,
+        description="N of JEM++: proximal steps through the first layer per Langevin step, each of size alpha / N with "
+        "its own clamps; 1: plain SGLD",
+    )
     noise_std: NonNegativeFloat = Field(
         0.001, description="sigma of the Langevin noise. Paper: 0.001; released scripts: 0 at K=2, 0.001 at K>=5"
+    )
+    noise_placement: Literal["after", "before"] = Field(
+        "after", description="noise after the gradient step, or before the gradient is taken (IGEBM, f-EBM, KL-EBM)"
     )
     gradient_clamp: PositiveFloat | None = Field(
         1.0, description="elementwise clamp of the sampler's gradient (released: 1; not in the paper); null: none"
     )
-    sample_clamp: bool = Field(True, description="clamp chains to [-1, 1] at every step (released; not in the paper)")
+    sample_clamp: bool = Field(
+        True, description="clamp chains to the pixel range at every step (released; not in the paper)"
+    )
+    buffer: Literal["replace", "ring", "reservoir", "none"] = Field(
+        "replace",
+        description="replay buffer. replace: filled from p0, chains overwrite their slots; ring: uint8, starts empty, "
+        "the oldest goes (IGEBM); reservoir: uint8, keeps a uniform sample of all chains (KL-EBM); none (ShortRun)",
+    )
+    buffer_augment: Literal["none", "contrastive"] = Field(
+        "none", description="contrastive: crops, flips and colour jitter of every drawn chain state (KL-EBM)"
+    )
     buffer_size: int = Field(10_000, ge=1, le=10_000_000, description="|B|: slots of the replay buffer")
     reinit_probability: Probability = Field(0.05, description="rho: probability that a chain restarts from p0")
 
@@ -147,11 +260,34 @@ class TrialConfig(_Model):
         description="paper: mean(E+^2) + mean(E-^2); released: mean(E+^2) + mean(E-)^2 (train_maebm.py:219); "
         "batch_means: mean(E+)^2 + mean(E-)^2 (before 2022-07-24, and the CelebA script)",
     )
+    class_weight: PositiveFloat = Field(
+        1.0, description="weight of the cross-entropy, for methods with a classifier (VERA's alpha: 100 or 1)"
+    )
+    kl_weight: NonNegativeFloat = Field(
+        0.0, description="weight of the KL term: energy of x- through the last Langevin step (KL-EBM: 1)"
+    )
+    entropy_weight: NonNegativeFloat = Field(
+        0.0, description="weight of the log nearest-neighbour distance of x- to buffer samples (KL-EBM: 0.3)"
+    )
+    gradient_penalty: NonNegativeFloat = Field(0.0, description="weight of mean |dE/dx+|^2 / 2 (VERA: 0.1)")
+    critic: CriticConfig = Field(default_factory=CriticConfig, description="the critic of f-EBM")
+    generator: GeneratorConfig = Field(default_factory=GeneratorConfig, description="the generator of VERA")
 
     # Optimisation
-    learning_rate: PositiveFloat = Field(0.1, description="base learning rate of SGD (0.02 for CIFAR-100)")
+    optimiser: Literal["sgd", "adam"] = Field("sgd", description="SGD with momentum, or Adam")
+    learning_rate: PositiveFloat = Field(0.1, description="base learning rate (M-EBM: 0.1, and 0.02 for CIFAR-100)")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="momentum of SGD")
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        (0.9, 0.999), description="decay rates of Adam's moments"
+    )
     weight_decay: NonNegativeFloat = Field(5e-4, description="weight decay of every parameter that gets a gradient")
+    clip_norm: PositiveFloat | None = Field(None, description="bound on the gradient's norm (KL-EBM: 0.5)")
+    clip_sigma: PositiveFloat | None = Field(
+        None, description="bound on every gradient element: this many of Adam's standard deviations + 0.1 (IGEBM: 3)"
+    )
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="decay per iteration of a moving average of the weights (KL-EBM: 0.99); null: none"
+    )
     warmup_iterations: int = Field(
         1000, ge=0, description="lr = base * it / warmup for the first iterations; it 0 has lr 0"
     )
@@ -185,13 +321,7 @@ class TrialConfig(_Model):
     @field_validator("network")
     @classmethod
     def _known_network(cls, value: str) -> str:
-        match = NETWORK_PATTERN.fullmatch(value)
-        if not match:
-            raise ValueError("must be wrn-DEPTH-WIDTH such as wrn-28-10, or conv-CHANNELS such as conv-16")
-        if match[1] and (int(match[1]) < 10 or (int(match[1]) - 4) % 6):
-            raise ValueError("a Wide ResNet's depth must be 6n + 4 with n >= 1: 10, 16, 22, 28, ...")
-        if int(match[2] or match[3]) < 1:
-            raise ValueError("width must be at least 1")
+        parse_network(value)
         return value
 
     @field_validator("decay_epochs")
@@ -208,17 +338,57 @@ class TrialConfig(_Model):
             raise ValueError("l2_weight must be 0 for lse-jem: the paper (section 4.2) calls the two incompatible")
         if self.buffer_size < self.batch_size:
             raise ValueError(f"buffer_size ({self.buffer_size}) must be at least batch_size ({self.batch_size})")
+        family = parse_network(self.network).family
+        family.check(norm=self.norm, initialisation=self.initialisation, dropout=self.dropout)
+        if self.inner_steps > 1 and not family.stem:
+            raise ValueError(f"inner_steps > 1 needs a wrn- or conv-network, but network is {self.network}")
+        if self.clip_sigma is not None and self.optimiser != "adam":
+            raise ValueError("clip_sigma uses Adam's second moment: set optimiser to adam")
+        if self.evaluation.weights == "ema" and self.ema_decay is None:
+            raise ValueError("evaluation.weights is ema, but ema_decay is null")
+        if self.energy_augment != "none" and self.dequantise:
+            raise ValueError("energy_augment and dequantise exclude each other")
+        if self.shared_batch and not (self.classifies and self.definition.energy == "logsumexp"):
+            raise ValueError("shared_batch needs a method whose energy comes from its class logits")
+        if self.sampler != "chains" or self.definition.critic:
+            for name in ("kl_weight", "entropy_weight"):
+                if getattr(self, name) > 0:
+                    raise ValueError(f"{name} must be 0 for {self.method}")
+        if self.entropy_weight > 0 and self.buffer == "none":
+            raise ValueError("entropy_weight needs a replay buffer, but buffer is none")
+        if (self.kl_weight > 0 or self.entropy_weight > 0) and self.inner_steps > 1:
+            raise ValueError("kl_weight and entropy_weight need inner_steps 1")
         return self
+
+    @property
+    def definition(self) -> Definition:
+        """The parts that make the method what it is."""
+        return DEFINITIONS[self.method]
+
+    @property
+    def sampler(self) -> Literal["chains", "generator"] | None:
+        """Where x- comes from; None for a plain classifier."""
+        return self.definition.sampler
 
     @property
     def samples(self) -> bool:
         """True for the methods with an energy and a sampler."""
-        return self.method != "softmax"
+        return self.sampler is not None
+
+    @property
+    def buffered(self) -> bool:
+        """True for the methods that keep a replay buffer of chains."""
+        return self.sampler == "chains" and self.buffer != "none"
 
     @property
     def classifies(self) -> bool:
         """True for the methods trained with a cross-entropy term."""
-        return self.method != "m-ebm"
+        return self.definition.classifies
+
+    @property
+    def divergence_name(self) -> str | None:
+        """The f-divergence of a method with a critic; None for the others."""
+        return self.critic.divergence if self.definition.critic else None
 
     def setting(self, iterations_per_epoch: int | None = None) -> dict[str, Any]:
         """The setting's columns of `trials.parquet` (`schema.SETTING_FIELDS`).
@@ -226,8 +396,19 @@ class TrialConfig(_Model):
         Args:
             iterations_per_epoch: what the data's size made of `iterations_per_epoch`, once known.
         """
-        values = {name: getattr(self, name) for name in SETTING_NAMES}
+        values = {name: getattr(self, name, None) for name in SETTING_NAMES}
         values["iterations_per_epoch"] = iterations_per_epoch or self.iterations_per_epoch
+        values["f_divergence"] = self.divergence_name
+        # What a method does not have is null, not its unused default.
+        chains = ("initial", "sampling_steps", "step_size", "noise_std", "gradient_clamp", "buffer")
+        for names, has in (
+            (chains, self.sampler == "chains"),
+            (("buffer_size", "reinit_probability"), self.buffered),
+            (("l2_weight", "l2_form"), self.samples),
+            (("class_weight",), self.classifies),
+        ):
+            if not has:
+                values |= dict.fromkeys(names)
         return values
 
     def to_json(self, *, with_seed: bool = True) -> str:

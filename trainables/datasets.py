@@ -1,31 +1,38 @@
-"""Images and labels, read once, kept on the device as uint8 and turned into batches there.
+"""Data sets by name: images and labels, kept on the device as uint8 and turned into batches there.
 
-Readers: scikit-learn's digits (ships with a dependency, no download), torchvision's CIFAR-10 and CIFAR-100, and
-Hugging Face Parquet files with a column `img` or `image` (`{bytes, path}` or raw bytes) and a label column.
+scikit-learn's digits ship with a dependency. CIFAR comes from torchvision. Everything else, and CIFAR too, is read from
+a folder in one of the forms of `readers`, once on a machine (`image_cache`).
 """
 
 from __future__ import annotations
 
 import difflib
-import functools
-import hashlib
-import io
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-from PIL import Image
 from torch import Tensor
 
+from trainables.image_cache import CachedImages, cached, fingerprint
+from trainables.readers import DataError, Found, Item, Split, find
 
-class DataError(ValueError):
-    """The images are not there or not readable; the message is one line that names the file."""
+__all__ = [
+    "CROP_PADDING",
+    "DATASETS",
+    "Batches",
+    "DataError",
+    "DatasetInfo",
+    "ImageData",
+    "cache_dir",
+    "crop_flip",
+    "load_dataset",
+    "to_float",
+]
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,8 @@ class DatasetInfo:
     classes: int
     trial_defaults: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `TrialConfig` this data set sets differently from the CIFAR-10 script."""
+    scaled: bool = False
+    """Images of another size are cropped and scaled to `side`; else they count as bad."""
 
 
 DATASETS: dict[str, DatasetInfo] = {
@@ -51,13 +60,7 @@ DATASETS: dict[str, DatasetInfo] = {
             1,
             10,
             {
-                "network": "conv-16",
-                "norm": "none",
-                "initialisation": "xavier",
                 "augment": "none",
-                "noise_std": 0.001,
-                "l2_weight": 0.0,
-                "l2_form": "paper",
                 "buffer_size": 2000,
                 "warmup_iterations": 0,
                 "decay_epochs": (),
@@ -67,7 +70,10 @@ DATASETS: dict[str, DatasetInfo] = {
             },
         ),
         DatasetInfo("cifar10", "CIFAR-10", 32, 3, 10, {"signal_every": 10}),
-        DatasetInfo("cifar100", "CIFAR-100", 32, 3, 100, {"learning_rate": 0.02, "signal_every": 10}),
+        DatasetInfo("cifar100", "CIFAR-100", 32, 3, 100, {"signal_every": 10}),
+        # No labels: one class. The images come at 1024, 512 or 256 pixels as often as at 128.
+        DatasetInfo("celeba_hq_128", "CelebA-HQ 128x128", 128, 3, 1, {"signal_every": 10}, scaled=True),
+        DatasetInfo("imagenet32", "ImageNet 32x32", 32, 3, 1000, {"signal_every": 10}),
     )
 }
 
@@ -82,6 +88,7 @@ class ImageData:
         test_images, test_labels: the same of the test split.
         classes: number of classes.
         source: where the images came from and a fingerprint of them, for example `torchvision:cifar10#1f0c...`.
+        skipped: the first few images that were left out, with the reason; `skipped_count` is their whole number.
     """
 
     name: str
@@ -91,6 +98,8 @@ class ImageData:
     test_labels: Tensor
     classes: int
     source: str
+    skipped: tuple[str, ...] = ()
+    skipped_count: int = 0
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -124,50 +133,66 @@ def to_float(images: Tensor) -> Tensor:
     return images.to(torch.float32) / 127.5 - 1
 
 
-@functools.lru_cache(maxsize=2)
-def load_dataset(name: str, data_dir: str | None = None) -> ImageData:
-    """Read a data set into CPU memory; repeated calls in one process share it.
+@lru_cache(maxsize=2)
+def load_dataset(
+    name: str,
+    data_dir: str | None = None,
+    bad_images: Literal["refuse", "skip"] = "refuse",
+    side: int | None = None,
+) -> ImageData:
+    """A data set on the CPU, mapped into memory; repeated calls in one process share it.
 
     Args:
-        name: `digits`, `cifar10`, `cifar100`, or any name for Parquet files of your own.
-        data_dir: folder with Parquet files, or torchvision's root; None: `cache_dir()/data`.
+        name: a name of `DATASETS`, or any other for images of your own.
+        data_dir: folder of the images, in one of the forms of `readers`; for CIFAR it may be torchvision's root, and
+            None is `cache_dir()/data`.
+        bad_images: what to do with images that cannot be decoded or are of an odd size.
+        side: crop and scale images to this side; None: only those of CelebA-HQ, to 128 pixels. A known data set's
+            images of another size, and in any other set those that differ from most, are bad images.
 
     Raises:
-        DataError: unknown name without a folder, missing or unreadable files.
+        DataError: unknown name without a folder, missing or unreadable files, bad images that are not to be skipped.
     """
-    if data_dir is not None:
-        folder = Path(data_dir)
-        if not folder.is_dir():
-            raise DataError(f"{folder}: data_dir is not a folder")
-        if any(folder.glob("*.parquet")):
-            return _read_parquet(name, folder)
-    if name == "digits":
+    known = DATASETS.get(name)
+    if name == "digits" and data_dir is None:
         return _read_digits()
-    if name in ("cifar10", "cifar100"):
-        return _read_torchvision(name, Path(data_dir) if data_dir else cache_dir() / "data")
-    if data_dir is not None:
-        raise DataError(f"{data_dir}: no *.parquet file in it for dataset {name!r}")
-    near = difflib.get_close_matches(name, DATASETS, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    raise DataError(
-        f"dataset {name!r} is unknown (known: {', '.join(DATASETS)}); your own Parquet files need data_dir{hint}"
+    folder = Path(data_dir) if data_dir is not None else None
+    if folder is not None and not folder.is_dir():
+        raise DataError(f"{folder}: data_dir is not a folder")
+    if name in _TORCHVISION and (folder is None or _holds_torchvision(name, folder)):
+        found, folder = _torchvision(name, folder or cache_dir() / "data"), None
+    elif folder is not None:
+        found = find(folder)
+    elif known is not None:
+        raise DataError(f"dataset {name} cannot be downloaded: set data_dir to a folder of its images")
+    else:
+        near = difflib.get_close_matches(name, DATASETS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise DataError(
+            f"dataset {name!r} is unknown (known: {', '.join(DATASETS)}); images of your own need data_dir{hint}"
+        )
+    wanted = side or (known.side if known else None)
+    images = cached(
+        found,
+        cache_dir() / "images",
+        size=(wanted, wanted) if wanted else None,
+        side=side or (known.side if known and known.scaled else None),
+        channels=known.channels if known else None,
+        bad_images=bad_images,
     )
+    return _make(name, images.train, images.test, found.reader, images)
 
 
-def _fingerprint(*tensors: Tensor) -> str:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(str(tuple(tensor.shape)).encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _make(name: str, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], reader: str) -> ImageData:
-    images, labels = train
-    classes = int(torch.cat([labels, test[1]]).max()) + 1
+def _make(
+    name: str, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], reader: str, cache: CachedImages | None = None
+) -> ImageData:
+    classes = int(torch.cat([train[1], test[1]]).max()) + 1
     if name in DATASETS:
         classes = max(classes, DATASETS[name].classes)
-    return ImageData(name, images, labels, *test, classes, f"{reader}:{name}#{_fingerprint(images, labels)}")
+    identity = cache.fingerprint if cache else fingerprint(*train)
+    source = f"{reader}:{name}#{identity}"
+    skipped, count = (cache.skipped, cache.skipped_count) if cache else ((), 0)
+    return ImageData(name, *train, *test, classes, source, skipped, count)
 
 
 def _read_digits() -> ImageData:
@@ -198,11 +223,21 @@ def _digits_arrays() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     return raw.images, raw.target
 
 
-def _read_torchvision(name: str, root: Path) -> ImageData:
+_TORCHVISION = {"cifar10": ("CIFAR10", "cifar-10-batches-py"), "cifar100": ("CIFAR100", "cifar-100-python")}
+"""torchvision's class, and the folder it unpacks to."""
+
+
+def _holds_torchvision(name: str, folder: Path) -> bool:
+    """True where a folder is torchvision's root, and where nothing else is in it either."""
+    unpacked = _TORCHVISION[name][1]
+    return (folder / unpacked).exists() or any(folder.glob("cifar-*.tar.gz")) or not any(folder.iterdir())
+
+
+def _torchvision(name: str, root: Path) -> Found:
     import torchvision
     from filelock import FileLock
 
-    reader = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
+    reader, unpacked = getattr(torchvision.datasets, _TORCHVISION[name][0]), root / _TORCHVISION[name][1]
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f".{name}.lock"):  # trials that start together must not unpack over each other
@@ -211,71 +246,15 @@ def _read_torchvision(name: str, root: Path) -> ImageData:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
             f"{root}: {name} is not there and could not be downloaded ({reason}); put torchvision's files there or "
-            "set data_dir to a folder of Hugging Face Parquet files"
+            "set data_dir to a folder of Parquet files or images"
         ) from error
-    parts = [
-        (torch.from_numpy(s.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(s.targets, dtype=torch.int64))
-        for s in splits
-    ]
-    return _make(name, parts[0], parts[1], "torchvision")
 
+    def items(split: Any) -> Iterator[Item]:
+        for row, (image, label) in enumerate(zip(split.data, split.targets, strict=True)):
+            yield Item(f"{unpacked}: row {row}", int(label), partial(np.asarray, image))
 
-def _read_parquet(name: str, folder: Path) -> ImageData:
-    files = sorted(folder.glob("*.parquet"))
-    train = [f for f in files if f.name.startswith("train")]
-    test = [f for f in files if f.name.startswith("test")] or [f for f in files if f.name.startswith("valid")]
-    if not train:
-        raise DataError(f"{folder}: no train*.parquet among {', '.join(f.name for f in files)}")
-    parts = [_read_parquet_files(train)]
-    # Without a test split the first tenth of the training images is held out.
-    if test:
-        parts.append(_read_parquet_files(test))
-    else:
-        images, labels = parts[0]
-        n = max(1, len(labels) // 10)
-        parts = [(images[n:], labels[n:]), (images[:n], labels[:n])]
-    if parts[0][0].shape[1:] != parts[1][0].shape[1:]:
-        raise DataError(f"{folder}: train images are {_size(parts[0][0])}, test images {_size(parts[1][0])}")
-    return _make(name, parts[0], parts[1], "parquet")
-
-
-def _size(images: Tensor) -> str:
-    return "x".join(str(n) for n in images.shape[1:])
-
-
-def _read_parquet_files(files: list[Path]) -> tuple[Tensor, Tensor]:
-    images: list[np.ndarray[Any, Any]] = []
-    labels: list[int] = []
-    for file in files:
-        try:
-            table = pq.read_table(file)
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{file}: not a readable Parquet file ({str(error).splitlines()[0]})") from error
-        columns = table.column_names
-        image_column = next((c for c in ("img", "image") if c in columns), None)
-        label_column = next((c for c in ("label", "fine_label", "labels") if c in columns), None)
-        if image_column is None or label_column is None:
-            raise DataError(f"{file}: needs a column img or image, and label; it has {', '.join(columns)}")
-        for row, (cell, label) in enumerate(
-            zip(table[image_column].to_pylist(), table[label_column].to_pylist(), strict=True)
-        ):
-            raw: Any = cell.get("bytes") if isinstance(cell, dict) else cell
-            try:
-                with Image.open(io.BytesIO(raw)) as picture:
-                    pixels = np.asarray(picture if picture.mode == "L" else picture.convert("RGB"))
-            except Exception as error:
-                raise DataError(f"{file}: row {row}: image cannot be decoded ({error})") from error
-            if images and pixels.shape != images[0].shape:
-                raise DataError(f"{file}: row {row}: image is {pixels.shape}, the ones before are {images[0].shape}")
-            if not isinstance(label, int | float) or label < 0 or label != int(label):
-                raise DataError(f"{file}: row {row}: label is {label!r}, expected an integer >= 0")
-            images.append(pixels)
-            labels.append(int(label))
-    if not images:
-        raise DataError(f"{files[0]}: no rows")
-    stacked = torch.from_numpy(np.stack(images))
-    stacked = stacked.unsqueeze(1) if stacked.dim() == 3 else stacked.permute(0, 3, 1, 2).contiguous()
-    return stacked, torch.tensor(labels, dtype=torch.int64)
+    files = tuple(sorted(p for p in unpacked.iterdir() if p.is_file()))
+    return Found("torchvision", files, Split(lambda: items(splits[0])), Split(lambda: items(splits[1])))
 
 
 class Batches:

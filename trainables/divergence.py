@@ -119,6 +119,29 @@ class DivergenceLatch:
             ]
         )
 
+    def update_companion(self, iteration: int, *, loss: Tensor, grad: Tensor) -> None:
+        """Look at a second network's step (a critic, a generator): only whether it is finite.
+
+        Args:
+            loss: its loss; `grad`: the L2 norm of its gradient; scalars on the latch's device.
+        """
+        state = self._state
+        code = self._first(
+            {Cause.NONFINITE_LOSS: ~torch.isfinite(loss), Cause.NONFINITE_GRADIENT: ~torch.isfinite(grad)}
+        )
+        new_alarm, new_verdict = (state[_ALARM] < 0) & (code > 0), (state[_VERDICT] < 0) & (code > 0)
+        self._state = torch.stack(
+            [
+                state[_GAP_RUN],
+                state[_OPTIMUM_RUN],
+                torch.where(new_alarm, iteration, state[_ALARM]),
+                torch.where(new_alarm, code, state[_ALARM_CODE]),
+                torch.where(new_verdict, iteration, state[_VERDICT]),
+                torch.where(new_verdict, code, state[_VERDICT_CODE]),
+                state[_LOSS_LIMIT],
+            ]
+        )
+
     def _first(self, conditions: Mapping[Cause, Tensor]) -> Tensor:
         """Code of the first condition that holds, 0 where none does."""
         stacked = torch.stack(list(conditions.values()))

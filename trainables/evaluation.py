@@ -27,7 +27,7 @@ INCEPTION_VARIABLE = "MEBM_INCEPTION_WEIGHTS"
 
 
 def protocols_for(config: TrialConfig, data: ImageData) -> tuple[Protocol, ...]:
-    """The protocols a trial is scored under."""
+    """The protocols a trial is scored under; those of a replay buffer only where the method has one."""
     wanted = config.evaluation.protocols
     if wanted == "none" or not config.samples:
         return ()
@@ -36,8 +36,10 @@ def protocols_for(config: TrialConfig, data: ImageData) -> tuple[Protocol, ...]:
         if channels != 3 or side < 32:
             wanted = ("small-buffer", "small-fresh")
         else:
-            wanted = ("paper-mebm" if config.method == "m-ebm" else "paper-mjem", "fresh-10k")
-    return tuple(PROTOCOLS[name] for name in wanted)
+            own = {"m-ebm": "paper-mebm", "m-jem": "paper-mjem", "lse-jem": "paper-mjem"}
+            wanted = (own.get(config.method, "buffer-all"), "fresh-10k")
+    chosen = [PROTOCOLS[name] for name in wanted]
+    return tuple(p for p in chosen if p.source != "buffer" or config.buffered)
 
 
 @dataclass(frozen=True)
@@ -57,17 +59,19 @@ def to_uint8(images: Tensor, rounding: Literal["truncate", "round"]) -> Tensor:
 
 @contextmanager
 def frozen_statistics(model: nn.Module) -> Iterator[None]:
-    """Batch norm in train mode with the batch's statistics, leaving the running ones as they are."""
-    layers = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    """The model in train mode (batch norm with the batch's statistics), with every running statistic put back after.
+
+    That covers batch norm's averages and the power iteration of spectral norm.
+    """
     was_training = model.training
+    kept = [b.clone() for b in model.buffers()]
     model.train()
-    for layer in layers:
-        layer.track_running_stats = False
     try:
         yield
     finally:
-        for layer in layers:
-            layer.track_running_stats = True
+        with torch.no_grad():
+            for buffer, value in zip(model.buffers(), kept, strict=True):
+                buffer.copy_(value)
         model.train(was_training)
 
 
@@ -194,20 +198,20 @@ def score(
     model: EnergyModel,
     data: ImageData,
     *,
-    chain_steps: int,
+    made_by: str,
     batch_size: int,
 ) -> Scores:
     """Score samples under a protocol.
 
     Args:
         samples: float (N, C, H, W) in [-1, 1], drawn from the protocol's source, at least `count`.
-        chain_steps: length of the fresh chains; part of a fresh protocol's id.
+        made_by: how fresh samples were made, such as `20steps` or `generator`; part of a fresh protocol's id.
     """
     chosen = samples[: protocol.count] if protocol.count is not None else samples
     if protocol.top_share is not None:
         chosen = most_confident(model, chosen, protocol.top_share, batch_size)
     suffix = protocol.source
-    length = f"{chain_steps}steps-" if suffix == "fresh" else ""
+    length = f"{made_by}-" if suffix == "fresh" else ""
     if protocol.features == "small":
         extractor = small_extractor(data)
         identity = f"{extractor.id}-{suffix}-{length}n{len(chosen)}"
@@ -217,7 +221,7 @@ def score(
         if not math.isfinite(distance):
             return Scores({}, identity, "no FD: the samples' features are not finite")
         return Scores({f"fd_{suffix}": distance}, identity)
-    identity = f"{protocol.name}-{chain_steps}steps" if suffix == "fresh" else protocol.name
+    identity = f"{protocol.name}-{made_by}" if suffix == "fresh" else protocol.name
     if not bool(torch.isfinite(chosen).all()):
         return Scores({}, identity, "no FID: the samples are not finite")
     values, remark = inception_scores(to_uint8(chosen, protocol.rounding), data, samples.device)

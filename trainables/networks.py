@@ -1,4 +1,7 @@
-"""Networks of M-EBM, M-JEM, LSE-JEM and the softmax classifier: one trunk, an energy head and a class head.
+"""Energy models: a trunk, an energy head and, where the published network has one, a class head.
+
+Here are the trunks of M-EBM, M-JEM, LSE-JEM, JEM, JEM++, VERA and the softmax classifier (one Wide ResNet) and of
+ShortRun; IGEBM's and f-EBM's are in `igebm_networks`, KL-EBM's in `multiscale`, VERA's generator in `generator`.
 
 The Wide ResNet is the released one (sndnyang/mebm models/wideresnet.py), which is not the stock one: LeakyReLU(0.2),
 biases on every convolution, the stride on the second convolution of a block, no norm on the shortcut, and PyTorch's
@@ -8,14 +11,16 @@ default initialisation. Parameter counts and MACs are checked against the releas
 from __future__ import annotations
 
 import math
-import re
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SLOPE = 0.2
-"""Negative slope of every LeakyReLU."""
+from trainables.igebm_networks import FEBM_STAGES, IGEBM_STAGES, ResidualSumNet
+from trainables.layers import SLOPE, Dropout, Trunk, half_to_float, seeded, without_autocast
+from trainables.multiscale import MultiScaleNet
+from trainables.network_names import ParsedNetwork, parse_network
 
 FOUR_STAGE_SIDE = 64
 """Images of at least this side get a fourth stage."""
@@ -26,25 +31,32 @@ def _norm(kind: str, channels: int, momentum: float) -> nn.Module:
 
 
 class _Block(nn.Module):
-    """norm - LeakyReLU - conv(in, out) - norm - LeakyReLU - conv(out, out, stride), plus the raw input's shortcut."""
+    """norm - LeakyReLU - conv(in, out) - dropout - norm - LeakyReLU - conv(out, out, stride), plus a shortcut.
 
-    def __init__(self, inputs: int, outputs: int, stride: int, norm: str, momentum: float) -> None:
+    The shortcut is of the raw input: a 1x1 convolution if the shape changes.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int, norm: str, momentum: float, dropout: float) -> None:
         super().__init__()
         self.norm1 = _norm(norm, inputs, momentum)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.dropout = Dropout(dropout)
         self.norm2 = _norm(norm, outputs, momentum)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, stride=stride, padding=1)
         changes = stride != 1 or inputs != outputs
         self.shortcut: nn.Module = nn.Conv2d(inputs, outputs, 1, stride=stride) if changes else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        h: Tensor = self.conv1(F.leaky_relu(self.norm1(x), SLOPE))
+        h: Tensor = self.dropout(self.conv1(F.leaky_relu(self.norm1(x), SLOPE)))
         h = self.conv2(F.leaky_relu(self.norm2(h), SLOPE))
         return h + self.shortcut(x)  # type: ignore[no-any-return]
 
 
-class WideResNet(nn.Module):
+class WideResNet(Trunk):
     """Trunk of a Wide ResNet: (N, C, H, W) in [-1, 1] to pooled features (N, 64k), or (N, 128k) from 64 pixels up.
+
+    VERA's copy (wgrathwohl/VERA models/wideresnet.py) lets its first block skip the first norm; VERA runs it without
+    norms, where that changes nothing.
 
     Args:
         depth: 6n + 4 for n blocks per stage.
@@ -53,9 +65,14 @@ class WideResNet(nn.Module):
         side: input height and width.
         norm: `batch` or `none`.
         momentum: batch norm's momentum in PyTorch's sense.
+        dropout: behind the first convolution of every block (VERA 0.3; 0 in the others).
     """
 
-    def __init__(self, depth: int, width: int, channels: int, side: int, norm: str, momentum: float) -> None:
+    supports_stem = True
+
+    def __init__(
+        self, depth: int, width: int, channels: int, side: int, norm: str, momentum: float, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         blocks = (depth - 4) // 6
         widths = [16 * width, 32 * width, 64 * width] + ([128 * width] if side >= FOUR_STAGE_SIDE else [])
@@ -64,24 +81,34 @@ class WideResNet(nn.Module):
         for stage, outputs in enumerate(widths):
             for block in range(blocks):
                 stride = 2 if stage > 0 and block == 0 else 1
-                layers.append(_Block(inputs, outputs, stride, norm, momentum))
+                layers.append(_Block(inputs, outputs, stride, norm, momentum, dropout))
                 inputs = outputs
         self.stem = nn.Conv2d(channels, 16, 3, padding=1)
         self.blocks = nn.Sequential(*layers)
         self.norm = _norm(norm, inputs, momentum)
         self.features = inputs
 
-    def forward(self, x: Tensor) -> Tensor:
+    def first(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, 16, H, W)."""
+        return self.stem(x)  # type: ignore[no-any-return]
+
+    def after_first(self, h: Tensor) -> Tensor:
         """Pooled features."""
-        h = F.leaky_relu(self.norm(self.blocks(self.stem(x))), SLOPE)
+        h = F.leaky_relu(self.norm(self.blocks(h)), SLOPE)
         return h.mean(dim=(2, 3))
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Pooled features."""
+        return self.after_first(self.first(x))
 
-class SmallConvNet(nn.Module):
+
+class SmallConvNet(Trunk):
     """Trunk for 8x8 images: three 3x3 convolutions of c, 2c, 4c channels, each with norm and LeakyReLU, mean-pooled.
 
     (N, C, H, W) to (N, 4c). The second and third convolution have stride 2.
     """
+
+    supports_stem = True
 
     def __init__(self, width: int, channels: int, norm: str, momentum: float) -> None:
         super().__init__()
@@ -97,48 +124,165 @@ class SmallConvNet(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.features = inputs
 
+    def first(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, c, H, W)."""
+        return self.layers[0](x)  # type: ignore[no-any-return]
+
+    def after_first(self, h: Tensor) -> Tensor:
+        """Pooled features."""
+        for layer in list(self.layers)[1:]:
+            h = layer(h)
+        return h.mean(dim=(2, 3))
+
     def forward(self, x: Tensor) -> Tensor:
         """Pooled features."""
-        return self.layers(x).mean(dim=(2, 3))  # type: ignore[no-any-return]
+        return self.after_first(self.first(x))
+
+
+class PlainConvNet(Trunk):
+    """Trunk of ShortRun (enijkamp/short_run train_cifar10_minimal.py:19-34): no norm, no pooling, LeakyReLU(0.2).
+
+    A 3x3 convolution to f channels, then 4x4 convolutions of stride 2, each doubling the channels, down to 4x4 pixels:
+    three at 32 pixels as published, one at 8. The published last layer, a 4x4 convolution to one number without
+    padding, is the linear energy head on the flattened map: the same sum, the same number of inputs per output and so
+    the same initial distribution. (N, C, H, W) to (N, 16 * channels of the last map).
+
+    Args:
+        filters: f, 64 as published.
+        channels: of an image.
+        side: of an image: 4, 8, 16, 32, ...
+    """
+
+    def __init__(self, filters: int, channels: int, side: int) -> None:
+        super().__init__()
+        halvings = max(0, (side // 4).bit_length() - 1)
+        if side != 4 << halvings:
+            raise ValueError(f"a shortrun network needs images with a side of 4, 8, 16, ... pixels, but got {side}")
+        layers: list[nn.Module] = [nn.Conv2d(channels, filters, 3, padding=1), nn.LeakyReLU(SLOPE)]
+        for i in range(halvings):
+            layers.append(nn.Conv2d(filters << i, filters << (i + 1), 4, stride=2, padding=1))
+            layers.append(nn.LeakyReLU(SLOPE))
+        self.layers = nn.Sequential(*layers)
+        self.features = 16 * (filters << halvings)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The last feature map, flattened."""
+        return self.layers(x).flatten(1)  # type: ignore[no-any-return]
+
+
+class ScaleHeads(nn.Module):
+    """One linear head per network of a trunk: (N, sum of features) to (N, number of networks)."""
+
+    def __init__(self, features: tuple[int, ...]) -> None:
+        super().__init__()
+        self.features = features
+        self.heads = nn.ModuleList([nn.Linear(f, 1) for f in features])
+
+    def forward(self, h: Tensor) -> Tensor:
+        """One number per image and network."""
+        parts = h.split(self.features, dim=1)
+        return torch.cat([head(part) for head, part in zip(self.heads, parts, strict=True)], dim=1)
 
 
 class EnergyModel(nn.Module):
-    """A trunk with an energy head and a class head, both linear with bias (models/jem_models.py).
+    """A trunk with an energy head and, if wanted, a class head, all linear with bias (models/jem_models.py).
+
+    The energy is minus the energy head's output for every trunk. IGEBM, f-EBM and KL-EBM take the output itself; the
+    initial distribution of the head is symmetric about 0, so the two are one method.
 
     Args:
-        trunk: module with an attribute `features`, mapping (N, C, H, W) to (N, features).
-        classes: number of classes C.
-        from_logits: energy is -logsumexp of the class head's logits (LSE-JEM) instead of the energy head's.
+        trunk: maps (N, C, H, W) to (N, features).
+        classes: number of classes; None: no class head.
+        energy: `head`, or `logsumexp`: -logsumexp of the class logits (JEM, JEM++, LSE-JEM, VERA). The unused energy
+            head then stays without gradient, as in the released code.
     """
 
-    def __init__(self, trunk: WideResNet | SmallConvNet, classes: int, *, from_logits: bool) -> None:
+    def __init__(self, trunk: Trunk, classes: int | None, *, energy: Literal["head", "logsumexp"] = "head") -> None:
         super().__init__()
+        if energy == "logsumexp" and classes is None:
+            raise ValueError("energy logsumexp needs a class head")
         self.trunk = trunk
-        self.energy_head = nn.Linear(trunk.features, 1)
-        self.class_head = nn.Linear(trunk.features, classes)
-        self.from_logits = from_logits
+        parts = trunk.scale_features
+        self.energy_head: nn.Module = nn.Linear(parts[0], 1) if len(parts) == 1 else ScaleHeads(parts)
+        self.class_head: nn.Linear | None = nn.Linear(trunk.features, classes) if classes is not None else None
+        self.energy_kind = energy
+
+    @property
+    def has_class_head(self) -> bool:
+        """Whether `logits` works."""
+        return self.class_head is not None
+
+    @property
+    def supports_stem(self) -> bool:
+        """Whether `stem` and `energy_from_stem` work."""
+        return self.trunk.supports_stem
 
     def energy(self, x: Tensor) -> Tensor:
-        """E(x), low on data: (N, C, H, W) to (N,), in float32 under autocast too."""
-        if self.from_logits:
-            return -torch.logsumexp(self.logits(x), dim=1)
-        return -self._head(self.energy_head, x).squeeze(1)
+        """E(x), low on data: (N, C, H, W) to (N,), in float32 under autocast too. The sum of `energy_terms`."""
+        return _total(self.energy_terms(x))
+
+    def energy_terms(self, x: Tensor) -> Tensor:
+        """(N,), or (N, 3) with the small, mid and large network's energy; KL-EBM's losses use their mean."""
+        return self._terms(self.trunk(x))
 
     def logits(self, x: Tensor) -> Tensor:
-        """Class logits: (N, C, H, W) to (N, classes), in float32 under autocast too."""
-        return self._head(self.class_head, x)
+        """Class logits: (N, C, H, W) to (N, classes), in float32 under autocast too.
 
-    def _head(self, head: nn.Module, x: Tensor) -> Tensor:
-        h = self.trunk(x)
-        if h.dtype == torch.bfloat16:
-            # Autocast: the trunk may be bfloat16; the energy gap, a small difference of large numbers, must not be.
-            with torch.autocast(x.device.type, enabled=False):
-                return head(h.float())  # type: ignore[no-any-return]
-        return head(h)  # type: ignore[no-any-return]
+        Raises:
+            RuntimeError: the model has no class head.
+        """
+        return self._logits(self.trunk(x))
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """Features under the heads: (N, C, H, W) to (N, F), in float32 under autocast too."""
+        return half_to_float(self.trunk(x))
+
+    def stem(self, x: Tensor) -> Tensor:
+        """Output of the first convolution.
+
+        Raises:
+            RuntimeError: the trunk cannot be cut there.
+        """
+        self._need_stem()
+        return self.trunk.first(x)
+
+    def energy_from_stem(self, h: Tensor) -> Tensor:
+        """E of the image whose `stem` is h: (N,).
+
+        Raises:
+            RuntimeError: the trunk cannot be cut there.
+        """
+        self._need_stem()
+        return _total(self._terms(self.trunk.after_first(h)))
 
     def forward(self, x: Tensor) -> Tensor:
         """The energy, so that `model(x)` is what the sampler descends."""
         return self.energy(x)
+
+    def _terms(self, features: Tensor) -> Tensor:
+        if self.energy_kind == "logsumexp":
+            return -torch.logsumexp(self._logits(features), dim=1)
+        out = -_apply(self.energy_head, features)
+        return out.squeeze(1) if out.shape[1] == 1 else out
+
+    def _logits(self, features: Tensor) -> Tensor:
+        if self.class_head is None:
+            raise RuntimeError("this network has no class head: build it with class_head=True")
+        return _apply(self.class_head, features)
+
+    def _need_stem(self) -> None:
+        if not self.supports_stem:
+            raise RuntimeError(f"{type(self.trunk).__name__} cannot be cut behind its first convolution")
+
+
+def _apply(head: nn.Module, features: Tensor) -> Tensor:
+    # Autocast: the trunk may be bfloat16; the energy gap, a small difference of large numbers, must not be.
+    with without_autocast(features):
+        return head(half_to_float(features))  # type: ignore[no-any-return]
+
+
+def _total(terms: Tensor) -> Tensor:
+    return terms if terms.dim() == 1 else terms.sum(dim=1)
 
 
 def build_network(
@@ -146,32 +290,43 @@ def build_network(
     shape: tuple[int, int, int],
     classes: int,
     *,
-    norm: str = "batch",
+    norm: str | None = None,
     momentum: float = 0.9,
     initialisation: str = "default",
-    from_logits: bool = False,
+    energy: Literal["head", "logsumexp"] = "head",
+    dropout: float = 0.0,
+    class_head: bool | None = None,
     seed: int = 0,
 ) -> EnergyModel:
     """A freshly initialised network; the same arguments give the same weights, and no global random state changes.
 
     Args:
-        name: `wrn-DEPTH-WIDTH` or `conv-CHANNELS`.
+        name: see `network_names.NETWORK_FAMILIES`.
         shape: (channels, height, width) of an image.
+        classes: number of classes of the class head, if there is one.
+        norm: None for the family's published one.
+        momentum: batch norm's momentum in PyTorch's sense.
+        initialisation: `default` for the published one, `xavier` for the one that the released code defines only.
+        energy: `head` or `logsumexp`.
+        dropout: inside residual blocks; then `layers.set_dropout_generator` must be called before training.
+        class_head: None for what is published, plus a head wherever the energy needs one.
 
     Raises:
-        ValueError: unknown name.
+        ValueError: unknown name, or something that the family cannot have.
     """
-    channels, side, _ = shape
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every GPU's generator as well
-        trunk: WideResNet | SmallConvNet
-        if match := re.fullmatch(r"wrn-(\d+)-(\d+)", name):
-            trunk = WideResNet(int(match[1]), int(match[2]), channels, side, norm, momentum)
-        elif match := re.fullmatch(r"conv-(\d+)", name):
-            trunk = SmallConvNet(int(match[1]), channels, norm, momentum)
-        else:
-            raise ValueError(f"network must be wrn-DEPTH-WIDTH or conv-CHANNELS, but got {name!r}")
-        model = EnergyModel(trunk, classes, from_logits=from_logits)
+    parsed = parse_network(name)
+    family = parsed.family
+    norm = family.default_norm if norm is None else norm
+    family.check(norm=norm, initialisation=initialisation, dropout=dropout)
+    if class_head is None:
+        class_head = family.class_head or energy == "logsumexp"
+    with seeded(seed):
+        trunk = _trunk(parsed, shape, norm, momentum, dropout)
+        model = EnergyModel(trunk, classes if class_head else None, energy=energy)
+        if family.name in ("igebm", "febm"):
+            assert isinstance(model.energy_head, nn.Linear)
+            nn.init.xavier_uniform_(model.energy_head.weight)  # TensorFlow's default (IGEBM utils.py:101-132)
+            nn.init.zeros_(model.energy_head.bias)
         if initialisation == "xavier":
             for module in trunk.modules():
                 if isinstance(module, nn.Conv2d):
@@ -179,3 +334,22 @@ def build_network(
                     assert module.bias is not None
                     nn.init.zeros_(module.bias)
     return model
+
+
+def _trunk(parsed: ParsedNetwork, shape: tuple[int, int, int], norm: str, momentum: float, dropout: float) -> Trunk:
+    channels, side, _ = shape
+    size = parsed.sizes[-1]
+    match parsed.family.name:
+        case "wrn":
+            return WideResNet(parsed.sizes[0], size, channels, side, norm, momentum, dropout)
+        case "conv":
+            return SmallConvNet(size, channels, norm, momentum)
+        case "igebm":
+            return ResidualSumNet(IGEBM_STAGES, size, channels, norm=norm, dropout=dropout, affine=True)
+        case "febm":
+            return ResidualSumNet(FEBM_STAGES, size, channels, norm=norm, dropout=dropout, affine=False)
+        case "shortrun":
+            return PlainConvNet(size, channels, side)
+        case "multiscale":
+            return MultiScaleNet(size, channels, side, norm)
+    raise AssertionError(parsed.family.name)

@@ -6,15 +6,17 @@ as soon as its energies are known and no graph has to live while the sampler run
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 L2Form = Literal["paper", "released", "batch_means"]
 
 
 def data_term(energy: Tensor, l2_weight: float, l2_form: L2Form) -> Tensor:
-    """The part of L that depends on E(x+): float (N,) to a scalar."""
+    """The part of L that depends on E(x+): float (N,), or (N, scales), to a scalar."""
     mean = energy.mean()
     if l2_weight == 0:
         return mean
@@ -23,13 +25,55 @@ def data_term(energy: Tensor, l2_weight: float, l2_form: L2Form) -> Tensor:
 
 
 def sample_term(energy: Tensor, l2_weight: float, l2_form: L2Form) -> Tensor:
-    """The part of L that depends on E(x-): float (N,) to a scalar."""
+    """The part of L that depends on E(x-): float (N,), or (N, scales), to a scalar."""
     mean = energy.mean()
     if l2_weight == 0:
         return -mean
     # The released train_maebm.py:219 squares the batch mean here and the single energies for x+.
     square = (energy**2).mean() if l2_form == "paper" else mean**2
     return -mean + l2_weight * square
+
+
+def gradient_penalty(energy: Tensor, x: Tensor) -> Tensor:
+    """mean over the batch of |dE/dx|^2 / 2 with a graph, a scalar (VERA train.py:509-516).
+
+    Args:
+        energy: (N,), computed from `x`, which requires a gradient.
+    """
+    (slope,) = torch.autograd.grad(energy.sum(), x, create_graph=True)
+    return (slope.flatten(1) ** 2).sum(1).mean() / 2
+
+
+def sampler_term(
+    energy: Callable[[Tensor], Tensor],
+    moved: Tensor,
+    neighbours: Tensor | None,
+    *,
+    kl_weight: float,
+    entropy_weight: float,
+) -> Tensor:
+    """KL-EBM's terms through the sampler, propagated back at once; the energy's own parameters count as constants.
+
+    kl_weight mean E(x) - entropy_weight mean_i log min_j |x_i - b_j| (yilundu/improved_contrastive_divergence
+    train.py:417-455).
+
+    Args:
+        energy: (N, C, H, W) to (N,) or (N, scales).
+        moved: x as a function of the parameters: the chain's last step with a graph, (N, C, H, W).
+        neighbours: b, images of the replay buffer, (M, C, H, W); None leaves the entropy term out.
+
+    Returns:
+        The terms' value, a scalar without a graph.
+    """
+    leaf = moved.detach().requires_grad_()
+    loss = kl_weight * energy(leaf).mean()
+    if neighbours is not None and entropy_weight > 0:
+        distances = torch.cdist(leaf.flatten(1), neighbours.flatten(1), compute_mode="donot_use_mm_for_euclid_dist")
+        loss = loss - entropy_weight * distances.amin(1).log().mean()
+    # The loss's slope at x is all that reaches theta: the parameters inside `energy` here are frozen.
+    (slope,) = torch.autograd.grad(loss, leaf)
+    moved.backward(slope)
+    return loss.detach()
 
 
 def learning_rate(

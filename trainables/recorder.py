@@ -1,4 +1,4 @@
-"""Files a trial writes itself, in its study's folder: signals per iteration, sample grids, a forensic record.
+"""Files a trial writes itself, in its study's folder: signals, sample grids, a forensic record, its trained model.
 
 Rows of `epochs.parquet` and `trials.parquet` do not pass through here: they are reported, and the study writes them.
 """
@@ -6,11 +6,14 @@ Rows of `epochs.parquet` and `trials.parquet` do not pass through here: they are
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -24,7 +27,7 @@ _PIXELS = 256
 
 
 class Recorder:
-    """Writes `signals/<trial_id>.parquet` and `samples/<trial_id>_<set>.png` below a study's folder.
+    """Writes `signals/<trial_id>.parquet`, `samples/<trial_id>_<set>.png` and `models/<trial_id>.pt` below a folder.
 
     Args:
         folder: the study's folder.
@@ -96,6 +99,18 @@ class Recorder:
             part = path.with_suffix(".part")
             save_grid(images, part)
             part.replace(path)
+
+    @property
+    def model_path(self) -> Path:
+        """Where the model of a completed trial goes."""
+        return self.folder / "models" / f"{self.trial_id}.pt"
+
+    def write_model(self, state: Mapping[str, Any]) -> None:
+        """Write the trained model, `saved.model_state`; complete under its name or not there."""
+        self.model_path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.model_path.with_suffix(".part")
+        torch.save(dict(state), part)
+        part.replace(self.model_path)
 
 
 def save_grid(images: Tensor, path: Path) -> None:

@@ -122,6 +122,8 @@ class Column:
     type: ColumnType
     meaning: str
     unit: str = ""
+    added: bool = False
+    """Added after the first release of its schema version: a file without it is read with nulls."""
 
 
 @dataclass(frozen=True)
@@ -202,19 +204,23 @@ EPOCH_COLUMNS: tuple[Column, ...] = (
 )
 
 SETTING_FIELDS: tuple[Column, ...] = (
-    Column("method", "string", "training method: m-ebm, m-jem, lse-jem, softmax"),
+    Column("method", "string", "training method, a name of `mebm methods`"),
     Column("dataset", "string", "name of the data set"),
-    Column("network", "string", "wrn-DEPTH-WIDTH or conv-16"),
-    Column("norm", "string", "normalisation layers: batch or none"),
-    Column("initial", "string", "the sampler's initial distribution p0: gaussian or uniform"),
-    Column("sampling_steps", "int64", "K: Langevin steps per iteration"),
+    Column("network", "string", "the network, such as wrn-28-10 or conv-16"),
+    Column("norm", "string", "normalisation: batch, none, spectral or instance"),
+    Column("initial", "string", "the sampler's initial distribution p0; null without chains"),
+    Column("sampling_steps", "int64", "K: Langevin steps per iteration; null without chains"),
     Column("step_size", "float64", "alpha: Langevin step size"),
     Column("noise_std", "float64", "sigma: standard deviation of the Langevin noise"),
     Column("gradient_clamp", "float64", "elementwise clamp of the sampler's gradient; null without"),
-    Column("buffer_size", "int64", "|B|: slots of the replay buffer", "image"),
+    Column("buffer_size", "int64", "|B|: slots of the replay buffer; null without one", "image"),
     Column("reinit_probability", "float64", "rho: probability that a chain restarts from p0", "fraction"),
+    Column("buffer", "string", "policy of the replay buffer: replace, ring, reservoir or none", added=True),
     Column("l2_weight", "float64", "lambda: weight of the L2 term on the energies"),
     Column("l2_form", "string", "form of the L2 term: paper, released or batch_means"),
+    Column("class_weight", "float64", "weight of the cross-entropy (VERA's alpha); null without one", added=True),
+    Column("f_divergence", "string", "the f-divergence of a method with a critic; null otherwise", added=True),
+    Column("optimiser", "string", "sgd or adam", added=True),
     Column("learning_rate", "float64", "base learning rate"),
     Column("batch_size", "int64", "images per energy batch", "image"),
     Column("precision", "string", "fp32, tf32 or bf16"),

@@ -16,8 +16,10 @@ from trainables.config import TrialConfig
 from trainables.datasets import ImageData
 from trainables.divergence import LatchReading
 from trainables.recorder import Recorder
+from trainables.reports import GRID_IMAGES, EpochReport, Evaluation, absent_signals, to_grid
+from trainables.saved import model_state
 from trainables.schema import METRIC_BY_NAME, METRICS, Cause, Outcome
-from trainables.trainer import GRID_IMAGES, EpochReport, Evaluation, Trainer, absent_signals, to_grid
+from trainables.trainer import Trainer
 
 Value = float | int | str | None
 
@@ -49,7 +51,7 @@ class Trial:
     Args:
         config: what to train.
         data: its images; read by name where not given.
-        recorder: takes signals and sample grids; None: they are dropped.
+        recorder: takes signals, sample grids and the trained model; None: they are dropped.
     """
 
     def __init__(self, config: TrialConfig, data: ImageData | None = None, recorder: Recorder | None = None) -> None:
@@ -99,10 +101,13 @@ class Trial:
         if last or trainer.epoch % self.config.evaluation.every == 0:
             seconds = self._evaluate()
         self._write(force=last)
+        collapsed = last and self._worse_than_p0()
+        if last and not collapsed and seconds is not None:
+            seconds += self._write_model()
         row = self._row(epoch, seconds)
         if not last:
             return Report(row, self._trial_values(epoch.latch, Outcome.RUNNING, None), Outcome.RUNNING)
-        if self._worse_than_p0():
+        if collapsed:
             values = self._trial_values(epoch.latch, Outcome.COLLAPSED, Cause.WORSE_THAN_P0, trainer.iteration)
             return Report(row, values, Outcome.COLLAPSED)
         return Report(row, self._trial_values(epoch.latch, Outcome.COMPLETED, None), Outcome.COMPLETED)
@@ -131,6 +136,16 @@ class Trial:
     def _write(self, *, force: bool) -> None:
         if self.recorder:
             self.recorder.write_signals(force=force)
+
+    def _write_model(self) -> float:
+        """Keep the model of a trial that completed; returns the time it took, which counts as evaluation."""
+        if not self.recorder:
+            return 0.0
+        started = time.perf_counter()
+        self.recorder.write_model(model_state(self.trainer))
+        seconds = time.perf_counter() - started
+        self._evaluation_seconds += seconds
+        return seconds
 
     def _worse_than_p0(self) -> bool:
         """Samples of the buffer score worse than p0's own, which filled the buffer before training."""

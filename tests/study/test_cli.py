@@ -11,12 +11,16 @@ import pytest
 import torch
 import yaml
 
+from analysis.load import records
+from analysis.published import published_results
+from study.config import packaged_configs
 from trainables.methods import METHODS
+from trainables.quoted import QUOTED
 from trainables.trial import Trial
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 SMALL = ("--set", "epochs=2", "--set", "iterations_per_epoch=8", "--set", "evaluation.fresh_steps=2")
-COMMANDS = ("sweep", "resume", "status", "train", "methods", "tables", "report", "detector")
+COMMANDS = ("sweep", "resume", "status", "train", "methods", "tables", "report", "figures", "detector")
 
 
 def test_help_names_every_command_and_every_option_of_it(mebm):
@@ -90,12 +94,20 @@ def test_a_dry_run_shows_the_study_and_writes_nothing(mebm, tmp_path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
-def test_methods_lists_the_four_with_their_sources(mebm):
+def test_methods_lists_every_method_with_its_source_and_what_stays_quoted(mebm):
     code, out, _ = mebm("methods")
     assert code == 0
-    assert all(m.title in out and m.source in out for m in METHODS.values())
+    flat = " ".join(out.split())
+    assert all(m.title in flat and m.source in flat for m in METHODS.values())
+    assert all(f"{q.title} ({q.rows}): {q.reason}" in flat for q in QUOTED)
     shown = json.loads(mebm("methods", "--json")[1])
-    assert [m["name"] for m in shown["methods"]] == ["m-ebm", "m-jem", "lse-jem", "softmax"]
+    assert [m["name"] for m in shown["methods"]] == [
+        "m-ebm", "m-jem", "lse-jem", "softmax", "jem", "jem++", "igebm", "shortrun", "kl-ebm", "f-ebm", "vera",
+    ]  # fmt: skip
+    # Every row of the paper's tables is of a method that runs or of one that says why it does not.
+    quoted = " ".join(q["title"] for q in shown["quoted"])
+    for row in records(published_results()):
+        assert row["method"] or row["model"].partition("(")[0] in quoted, row["model"]
     assert shown["methods"][0]["defaults"]["buffer_size"] == 10000
     assert {p["name"] for p in shown["protocols"]} >= {"paper-mebm", "paper-mjem", "small-buffer", "small-fresh"}
 
@@ -260,7 +272,7 @@ def test_a_damaged_study_file_is_named(mebm, trained, tmp_path):
 
 def test_packaged_configs_are_documented_and_their_yaml_is_plain():
     readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
-    for name in ("quickstart", "digits_stability", "cifar10_stability", "table1", "table4", "table6"):
+    for name in packaged_configs():
         assert f"`{name}`" in readme
     from importlib import resources
 

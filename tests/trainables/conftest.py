@@ -1,8 +1,9 @@
-"""Fixtures of the tests of `trainables`: one thread, a cache of their own, the digits, and small made-up data."""
+"""Fixtures of the tests of `trainables`: one thread, a cache of their own, small data, copies of states, Adam's step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import io
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +93,78 @@ def same() -> Callable[[Any, Any], bool]:
         return bool(a == b)
 
     return equal
+
+
+@pytest.fixture(scope="session")
+def copy_of() -> Callable[[Any], Any]:
+    """A state written and read back as a checkpoint is: `copy_of(state_dict)`."""
+
+    def copy(state: Any) -> Any:
+        file = io.BytesIO()
+        torch.save(state, file)
+        file.seek(0)
+        return torch.load(file, weights_only=True)
+
+    return copy
+
+
+@pytest.fixture(scope="session")
+def generators_of() -> Callable[[Any], dict[str, torch.Generator]]:
+    """The random streams of a trainer's state as generators of their own, by purpose."""
+
+    def build(state: Any) -> dict[str, torch.Generator]:
+        made = {}
+        for purpose, saved in state["generators"].items():
+            made[purpose] = torch.Generator()
+            made[purpose].set_state(saved)
+        return made
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def check_adam() -> Callable[..., None]:
+    """One step of Adam against its definition (Kingma and Ba, Algorithm 1), with gradients taken elsewhere.
+
+    `check_adam(optimiser, before, parameters, weights, gradients, rate, betas)`: the optimiser after the step, its
+    state dict before it, the parameters after it, their values before it, and the gradient each of them should have had
+    (None: none). The moments are compared with what the gradients make them, the weights with what the moments make
+    them: a step of Adam divides by the gradient's own size, so a rounding error of a tiny gradient may turn it.
+    """
+
+    def check(
+        optimiser: torch.optim.Optimizer,
+        before: dict[str, Any],
+        parameters: Sequence[torch.Tensor],
+        weights: Sequence[torch.Tensor],
+        gradients: Sequence[torch.Tensor | None],
+        rate: float,
+        betas: tuple[float, float],
+        *,
+        rtol: float = 1e-3,
+        atol: float = 2e-6,
+    ) -> None:
+        assert optimiser.param_groups[0]["lr"] == pytest.approx(rate)
+        state = optimiser.state_dict()["state"]
+        slow, fast = betas
+        for i, (p, old, g) in enumerate(zip(parameters, weights, gradients, strict=True)):
+            if g is None:
+                assert i not in state and torch.equal(p, old)
+                continue
+            earlier = before["state"].get(i)
+            m = torch.zeros_like(old) if earlier is None else earlier["exp_avg"]
+            v = torch.zeros_like(old) if earlier is None else earlier["exp_avg_sq"]
+            t = 1 if earlier is None else int(earlier["step"]) + 1
+            now = state[i]
+            assert int(now["step"]) == t
+            scale = float(g.abs().max())
+            torch.testing.assert_close(now["exp_avg"], slow * m + (1 - slow) * g, rtol=rtol, atol=atol * max(1, scale))
+            torch.testing.assert_close(
+                now["exp_avg_sq"], fast * v + (1 - fast) * g * g, rtol=2 * rtol, atol=atol * max(1, scale) * scale
+            )
+            first = now["exp_avg"].double() / (1 - slow**t)
+            second = now["exp_avg_sq"].double() / (1 - fast**t)
+            wanted = old.double() - rate * first / (second.sqrt() + 1e-8)
+            torch.testing.assert_close(p.detach().double(), wanted, rtol=1e-6, atol=1e-3 * rate + 1e-7)
+
+    return check

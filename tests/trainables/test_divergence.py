@@ -249,6 +249,68 @@ def test_update_never_reads_a_value_on_the_host(l2: float) -> None:
     assert reads.count == 0
 
 
+# ------------------------------------------------------------------------------------- a second network's own step
+
+
+def _companion(latch: DivergenceLatch, iteration: int, loss: float = 0.0, grad: float = 1.0) -> LatchReading:
+    latch.update_companion(iteration, loss=torch.tensor(loss), grad=torch.tensor(grad))
+    return latch.read()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    ("signal", "cause"), [("loss", Cause.NONFINITE_LOSS), ("grad", Cause.NONFINITE_GRADIENT)]
+)
+@pytest.mark.parametrize("action", ["stop", "record"])
+@pytest.mark.parametrize("l2", [0.0, 1.0])
+def test_a_companion_that_is_not_finite(signal: str, cause: Cause, value: float, action: str, l2: float) -> None:
+    latch = _latch(l2, action=action)
+    _feed(latch, [{}, {}])
+    assert _companion(latch, 1).verdict is None and latch.tripped.item() == 0
+    reading = _companion(latch, 2, **{signal: value})
+    assert reading.verdict is not None
+    assert (reading.verdict.outcome, reading.verdict.cause, reading.verdict.iteration) == (Outcome.DIVERGED, cause, 2)
+    assert (reading.alarm_iteration, reading.alarm_cause) == (2, cause)
+    assert latch.tripped.item() == 1 and latch.tripped.dtype == torch.float32
+    assert _companion(latch, 3, math.nan, math.nan) == reading, "the first verdict stays"
+    assert _feed(latch, [{"loss": math.nan}], first=3).verdict == reading.verdict
+
+
+def test_a_companions_size_alone_trips_nothing() -> None:
+    """A critic's loss and gradient have no published limit; only the energy's are watched for size."""
+    latch = _latch(1.0, gradient_norm_limit=5.0, energy_limit=5.0)
+    assert _companion(latch, 0, -1e30, 1e30) == LatchReading(None, None, None, None)
+
+
+def test_a_companion_does_not_disturb_the_counts() -> None:
+    """Runs of large gaps and of the trivial optimum go on across its updates, and an earlier alarm stays."""
+    latch = _latch()
+    for i in range(3):
+        _feed(latch, _gaps(3.0), first=i)
+        reading = _companion(latch, i)
+    assert reading.verdict is not None and (reading.verdict.cause, reading.verdict.iteration) == (Cause.ENERGY_GAP, 2)
+    collapsing = _latch(0.1, hard_gap_limit=1000)
+    for i in range(20):
+        assert collapsing.tripped.item() == 0
+        _feed(collapsing, _gaps(-9.9), first=i)
+        reading = _companion(collapsing, i)
+    assert reading.verdict is not None and reading.verdict.outcome is Outcome.COLLAPSED
+    recorded = _latch(action="record")
+    _feed(recorded, [{"gap": 50.0}])
+    reading = _companion(recorded, 1, math.nan)
+    assert (reading.alarm_iteration, reading.alarm_cause) == (0, Cause.ENERGY_GAP_HARD)
+    assert reading.verdict is not None and reading.verdict.iteration == 1
+
+
+def test_a_companions_update_reads_nothing_on_the_host() -> None:
+    latch = _latch()
+    _companion(latch, 0)
+    values = torch.tensor(1.0), torch.tensor(2.0)
+    with _HostReads() as reads:
+        latch.update_companion(1, loss=values[0], grad=values[1])
+    assert reads.count == 0
+
+
 # ------------------------------------------------------------------------------------------- the recorded small study
 
 

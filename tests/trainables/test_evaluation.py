@@ -228,10 +228,10 @@ def test_protocols(quick: Quick, digits: ImageData, make_data: Callable[..., Ima
 
 def test_scores_carry_their_protocol(digits: ImageData, p0: dict[str, Tensor]) -> None:
     model = build_network("conv-8", digits.shape, 10)
-    buffer = score(PROTOCOLS["small-buffer"], p0["gaussian"], model, digits, chain_steps=20, batch_size=100)
-    fresh = score(PROTOCOLS["small-fresh"], p0["gaussian"], model, digits, chain_steps=20, batch_size=100)
-    longer = score(PROTOCOLS["small-fresh"], p0["gaussian"], model, digits, chain_steps=50, batch_size=100)
-    fewer = score(PROTOCOLS["small-buffer"], p0["gaussian"][:300], model, digits, chain_steps=20, batch_size=100)
+    buffer = score(PROTOCOLS["small-buffer"], p0["gaussian"], model, digits, made_by="20steps", batch_size=100)
+    fresh = score(PROTOCOLS["small-fresh"], p0["gaussian"], model, digits, made_by="20steps", batch_size=100)
+    longer = score(PROTOCOLS["small-fresh"], p0["gaussian"], model, digits, made_by="50steps", batch_size=100)
+    fewer = score(PROTOCOLS["small-buffer"], p0["gaussian"][:300], model, digits, made_by="20steps", batch_size=100)
     assert set(buffer.values) == {"fd_buffer"} and set(fresh.values) == {"fd_fresh"}
     assert len({s.protocol_id for s in (buffer, fresh, longer, fewer)}) == 4
     assert "fid" not in buffer.protocol_id.lower()
@@ -243,7 +243,7 @@ def test_samples_that_are_not_finite_get_no_score(digits: ImageData, p0: dict[st
     model = build_network("conv-8", digits.shape, 10)
     x = p0["gaussian"].clone()
     x[5, 0, 0, 0] = math.nan
-    scores = score(PROTOCOLS["small-buffer"], x, model, digits, chain_steps=20, batch_size=100)
+    scores = score(PROTOCOLS["small-buffer"], x, model, digits, made_by="20steps", batch_size=100)
     assert scores.values == {} and scores.remark and "\n" not in scores.remark
 
 
@@ -258,7 +258,7 @@ def test_samples_that_are_not_finite_get_no_score(digits: ImageData, p0: dict[st
 def test_huge_samples_get_a_finite_score_or_none(digits: ImageData, p0: dict[str, Tensor], size: float) -> None:
     """Without the sample clamp chains may be anywhere; a score that is not a number would break the report."""
     model = build_network("conv-8", digits.shape, 10)
-    scores = score(PROTOCOLS["small-buffer"], p0["gaussian"] * size, model, digits, chain_steps=20, batch_size=100)
+    scores = score(PROTOCOLS["small-buffer"], p0["gaussian"] * size, model, digits, made_by="20steps", batch_size=100)
     assert all(math.isfinite(v) for v in scores.values.values())
     assert scores.values or scores.remark
 
@@ -329,7 +329,7 @@ def test_fid_is_torch_fidelitys(cifar: ImageData, tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("MEBM_CACHE", str(tmp_path / "cache"))
     model = build_network("wrn-10-1", cifar.shape, 10, norm="none")
     x = to_float(cifar.test_images)
-    scores = score(PROTOCOLS["buffer-all"], x, model, cifar, chain_steps=20, batch_size=50)
+    scores = score(PROTOCOLS["buffer-all"], x, model, cifar, made_by="20steps", batch_size=50)
     truncated = ((x + 1) * 127.5).to(torch.uint8)
     for name, images in (("a", truncated), ("b", cifar.images)):
         (tmp_path / name).mkdir()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +13,31 @@ import numpy as np
 import pytest
 import torch
 
+from trainables import initial
 from trainables.datasets import ImageData
-from trainables.initial import Gaussian, Uniform, build_initial, fit_gaussian, moments
+from trainables.initial import (
+    ClassGaussian,
+    Gaussian,
+    LowRankGaussian,
+    Uniform,
+    build_initial,
+    grain_of,
+    moments,
+    principal_directions,
+)
+
+
+@pytest.fixture(autouse=True)
+def nothing_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a process keeps between trials would hide what the files do."""
+    monkeypatch.setattr(initial, "_STATES", {})
+
+
+def fit_gaussian(data: ImageData, jitter: float) -> Gaussian:
+    initial._STATES.clear()
+    p0 = build_initial("gaussian", data, jitter)
+    assert isinstance(p0, Gaussian)
+    return p0
 
 
 def _scaled(images: torch.Tensor) -> np.ndarray:
@@ -88,7 +114,7 @@ def test_draws_come_from_the_generator_alone(digits: ImageData) -> None:
 
 
 def _files(cache: Path, data: ImageData) -> list[Path]:
-    return [p for p in cache.rglob("*") if p.is_file() and data.fingerprint in p.name]
+    return [p for p in cache.rglob("*.pt") if p.is_file() and data.fingerprint in p.name]
 
 
 def test_cache(make_data: Callable[..., ImageData], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,6 +128,7 @@ def test_cache(make_data: Callable[..., ImageData], tmp_path: Path, monkeypatch:
     fit_gaussian(data, 1e-3)
     assert len(_files(tmp_path, data)) == 2, "another jitter is another file"
     for damage in (b"", b"not a checkpoint", file.read_bytes()[:200]):
+        file.unlink()  # a mapped file must not change under who maps it; the package only ever replaces it
         file.write_bytes(damage)
         rebuilt = fit_gaussian(data, 1e-4)
         assert torch.equal(first.mean, rebuilt.mean) and torch.equal(first.factor, rebuilt.factor)
@@ -116,6 +143,7 @@ def test_a_cache_file_of_another_shape_is_rebuilt(
     data = make_data(150, seed=22)
     first = fit_gaussian(data, 1e-4)
     (file,) = _files(tmp_path, data)
+    file.unlink()
     torch.save({"mean": torch.zeros(3)}, file)
     assert torch.equal(fit_gaussian(data, 1e-4).factor, first.factor)
 
@@ -137,5 +165,179 @@ def test_uniform() -> None:
 
 
 def test_kinds(digits: ImageData) -> None:
-    assert isinstance(build_initial("gaussian", digits, 1e-4), Gaussian)
-    assert isinstance(build_initial("uniform", digits, 1e-4), Uniform)
+    kinds = {"gaussian": Gaussian, "uniform": Uniform, "class-gaussian": ClassGaussian}
+    for kind, wanted in (kinds | {"gaussian-low-rank": LowRankGaussian}).items():
+        p0 = build_initial(kind, digits, 1e-4, rank=20)
+        assert isinstance(p0, wanted)
+        x = p0.sample(7, torch.Generator().manual_seed(0))
+        assert x.shape == (7, 1, 8, 8) and x.dtype == torch.float32 and x.abs().max() <= 1
+
+
+def test_computed_once_and_shared(make_data: Callable[..., ImageData], monkeypatch: pytest.MonkeyPatch) -> None:
+    data, calls = make_data(150, seed=61), []
+    real = initial.moments
+    monkeypatch.setattr(initial, "moments", lambda *a, **k: calls.append(1) or real(*a, **k))
+    first = build_initial("gaussian", data, 1e-4)
+    again = build_initial("gaussian", data, 1e-4)
+    assert len(calls) == 1 and again.factor is first.factor, "trials of a process share the tensors"
+    initial._STATES.clear()
+    build_initial("gaussian", data, 1e-4)
+    assert len(calls) == 1, "a later process reads the file"
+
+
+_PROCESS = """
+import sys, time, torch
+from trainables import initial
+from trainables.datasets import ImageData
+g = torch.Generator().manual_seed(0)
+images = torch.randint(0, 256, (50, 1, 4, 4), dtype=torch.uint8, generator=g)
+labels = torch.zeros(50, dtype=torch.int64)
+real = initial.moments
+def slow(*a, **k):
+    print("computed", flush=True)
+    time.sleep(3)
+    return real(*a, **k)
+initial.moments = slow
+initial.build_initial("gaussian", ImageData("d", images, labels, images, labels, 1, "test:d#once"), 1e-4)
+"""
+
+
+def test_processes_that_start_together_compute_it_once(tmp_path: Path) -> None:
+    environment = os.environ | {"MEBM_CACHE": str(tmp_path)}
+    command = [sys.executable, "-c", _PROCESS]
+    started = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = "".join(process.communicate(timeout=120)[0] for process in started)
+    assert [process.returncode for process in started] == [0, 0]
+    assert said.count("computed") == 1
+
+
+# ------------------------------------------------------------------------------------------------- class Gaussians
+
+
+def test_class_gaussians_are_those_of_each_class(make_data: Callable[..., ImageData]) -> None:
+    data = make_data(200, classes=3, seed=41)
+    p0 = build_initial("class-gaussian", data, 1e-3)
+    assert isinstance(p0, ClassGaussian)
+    for label in range(3):
+        flat = _scaled(data.images[data.labels == label])
+        factor = p0.factors[label].double().numpy()
+        np.testing.assert_allclose(p0.means[label].numpy(), flat.mean(0), atol=1e-6)
+        wanted = np.cov(flat, rowvar=False, bias=True) + 1e-3 * np.eye(64)  # divided by n_c
+        np.testing.assert_allclose(factor @ factor.T, wanted, atol=2e-6)
+
+
+def test_class_gaussians_are_drawn_in_equal_shares() -> None:
+    """Three classes far apart and narrow: every draw is of one of them, and each as often."""
+    means = torch.tensor([-0.8, 0.0, 0.8])[:, None].expand(3, 4).contiguous()
+    factors = torch.stack([torch.eye(4) * s for s in (0.01, 0.02, 0.03)])
+    x = ClassGaussian((1, 2, 2), means, factors).sample(30_000, torch.Generator().manual_seed(1)).flatten(1)
+    nearest = (x.mean(1, keepdim=True) - means[:, 0]).abs().argmin(1)
+    for label, std in enumerate((0.01, 0.02, 0.03)):
+        own = x[nearest == label]
+        assert len(own) == pytest.approx(10_000, abs=400)
+        assert own.std().item() == pytest.approx(std, rel=0.05)
+
+
+def test_the_way_of_a_gpu_gives_the_same_draws(digits: ImageData) -> None:
+    """On a GPU each class is drawn for all images and one is kept; here both ways are written out."""
+    p0 = build_initial("class-gaussian", digits, 1e-4)
+    assert isinstance(p0, ClassGaussian)
+    got = p0.sample(40, torch.Generator().manual_seed(5)).flatten(1)
+    g = torch.Generator().manual_seed(5)
+    classes = torch.randint(0, 10, (40,), generator=g)
+    z = torch.randn(40, 64, generator=g)
+    for i in range(40):
+        wanted = (p0.means[classes[i]] + p0.factors[classes[i]] @ z[i]).clamp(-1, 1)
+        torch.testing.assert_close(got[i], wanted, atol=1e-5, rtol=0)
+
+
+def test_a_class_without_images_is_refused(make_data: Callable[..., ImageData]) -> None:
+    data = make_data(100, classes=3, seed=42)
+    with pytest.raises(ValueError, match="made-up has none of 3"):
+        build_initial("class-gaussian", replace(data, classes=4), 1e-4)
+
+
+# ----------------------------------------------------------------------------------------------------- large images
+
+
+def test_grain_follows_the_released_table() -> None:
+    sides = {32: 1, 63: 1, 64: 2, 99: 2, 100: 4, 128: 4, 224: 4, 225: 4, 256: 4, 257: 8, 512: 8, 513: 16, 1024: 16}
+    assert {side: grain_of(side) for side in sides} == sides
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "class-gaussian"])
+def test_large_images_are_fitted_small_and_repeated(make_data: Callable[..., ImageData], kind: str) -> None:
+    data = make_data(90, (1, 64, 64), classes=2, seed=51)
+    p0 = build_initial(kind, data, 1e-2)
+    assert isinstance(p0, Gaussian | ClassGaussian)
+    chosen = data.images if kind == "gaussian" else data.images[data.labels == 1]
+    x = chosen.double().numpy() / 127.5 - 1
+    pooled = x.reshape(len(x), 32, 2, 32, 2).mean((2, 4)).reshape(len(x), -1)
+    mean = p0.mean if isinstance(p0, Gaussian) else p0.means[1]
+    factor = p0.factor if isinstance(p0, Gaussian) else p0.factors[1]
+    np.testing.assert_allclose(mean.numpy(), pooled.mean(0), atol=1e-6)
+    wanted = np.cov(pooled, rowvar=False, bias=True) + 1e-2 * np.eye(1024)
+    np.testing.assert_allclose((factor.double() @ factor.double().T).numpy(), wanted, atol=5e-6)
+    sample = p0.sample(3, torch.Generator().manual_seed(0))
+    assert sample.shape == (3, 1, 64, 64)
+    assert torch.equal(sample, sample[:, :, ::2, ::2].repeat_interleave(2, 2).repeat_interleave(2, 3))
+
+
+def test_full_rank_is_the_full_gaussian(make_data: Callable[..., ImageData]) -> None:
+    data = make_data(150, (1, 6, 6), seed=71)
+    full, low = build_initial("gaussian", data, 1e-3), build_initial("gaussian-low-rank", data, 1e-3, rank=36)
+    assert isinstance(full, Gaussian) and isinstance(low, LowRankGaussian)
+    flat = _scaled(data.images)
+    np.testing.assert_allclose(low.mean.numpy(), full.mean.numpy(), atol=1e-6)
+    root = low.basis.double() * low.scale.double()
+    implied = root @ root.T + low.noise**2 * torch.eye(36)
+    sigma = full.factor.double() @ full.factor.double().T
+    torch.testing.assert_close(implied, sigma, atol=2e-6, rtol=0)
+    np.testing.assert_allclose(implied.numpy(), np.cov(flat, rowvar=False, bias=True) + 1e-3 * np.eye(36), atol=2e-6)
+
+
+def test_samples_of_both_have_the_same_moments(make_data: Callable[..., ImageData]) -> None:
+    """On narrow data, whose samples the box does not touch."""
+    data = make_data(150, (1, 4, 4), seed=72)
+    narrow = replace(data, images=(data.images // 4 + 96), source="test:narrow#narrow72")
+    drawn = [
+        build_initial(kind, narrow, 1e-4, rank=16).sample(200_000, torch.Generator().manual_seed(n)).flatten(1).double()
+        for n, kind in enumerate(("gaussian", "gaussian-low-rank"))
+    ]
+    one, two = (x.numpy() for x in drawn)
+    assert max(abs(one).max(), abs(two).max()) < 1
+    np.testing.assert_allclose(one.mean(0), two.mean(0), atol=3e-3)
+    np.testing.assert_allclose(np.cov(one, rowvar=False), np.cov(two, rowvar=False), atol=5e-4)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_principal_directions_are_numpys(
+    make_data: Callable[..., ImageData], monkeypatch: pytest.MonkeyPatch, exact: bool
+) -> None:
+    data = make_data(300, (1, 12, 12), seed=73)
+    if not exact:
+        monkeypatch.setattr(initial, "EXACT_SIZE", 0)
+    mean, basis, variances, total = principal_directions(data.images, 10, chunk=77)
+    flat = _scaled(data.images)
+    covariance = np.cov(flat, rowvar=False, bias=True)
+    values = np.linalg.eigvalsh(covariance)[::-1]
+    np.testing.assert_allclose(mean.numpy(), flat.mean(0), atol=1e-6)
+    np.testing.assert_allclose(variances.numpy(), values[:10], rtol=1e-6 if exact else 2e-3)
+    assert total == pytest.approx(np.trace(covariance), rel=1e-5)
+    np.testing.assert_allclose((basis.T @ basis).numpy(), np.eye(10), atol=1e-5)
+    # The leading directions carry the variance they say.
+    b = basis.numpy()
+    np.testing.assert_allclose(np.diag(b.T @ covariance @ b), variances.numpy(), rtol=2e-3)
+
+
+def test_what_is_beyond_the_rank_is_spread_evenly(make_data: Callable[..., ImageData]) -> None:
+    data = make_data(300, (1, 6, 6), seed=74)
+    low = build_initial("gaussian-low-rank", data, 0.0, rank=5)
+    assert isinstance(low, LowRankGaussian)
+    values = np.linalg.eigvalsh(np.cov(_scaled(data.images), rowvar=False, bias=True))[::-1]
+    assert low.noise**2 == pytest.approx(values[5:].mean(), rel=1e-5)
+    root = low.basis.double() * low.scale.double()
+    implied = (root @ root.T + low.noise**2 * torch.eye(36)).numpy()
+    got = np.linalg.eigvalsh(implied)[::-1]
+    np.testing.assert_allclose(got[:5], values[:5], rtol=1e-5)
+    assert np.trace(implied) == pytest.approx(values.sum(), rel=1e-6), "no variance is lost"

@@ -1,4 +1,7 @@
-"""Networks against the counts measured on the released classes (algorithms.md, sections 1 and 14.1)."""
+"""Networks against the counts of the released classes, and the Wide ResNet and the plain nets against literal forms.
+
+The counts were taken on the released code with forward hooks, or added up from its layers' shapes.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainables.generator import build_generator
+from trainables.layers import Dropout, set_dropout_generator
 from trainables.networks import EnergyModel, build_network
 
 # network, side, classes, trunk, energy head, class head, total, conv MACs, linear MACs, BN elements, convs, BNs,
@@ -211,7 +216,7 @@ def test_energy_head_leaves_the_class_head_without_gradient() -> None:
 
 
 def test_lse_energy() -> None:
-    model = build_network("conv-8", (1, 8, 8), 5, from_logits=True).eval()
+    model = build_network("conv-8", (1, 8, 8), 5, energy="logsumexp").eval()
     x = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     logits = model.logits(x).double()
     torch.testing.assert_close(model.energy(x).double(), -torch.log(torch.exp(logits).sum(1)), rtol=1e-5, atol=1e-5)
@@ -220,7 +225,205 @@ def test_lse_energy() -> None:
     assert model.class_head.weight.grad is not None
 
 
-@pytest.mark.parametrize("name", ["wrn", "resnet-18", "conv16", "", "wrn-28-10-x"])
+# network, side, parameters, weights of convolutions, MACs of convolutions, MACs of linear layers; no class head
+OTHERS = [
+    ("igebm-128", 32, 18_591_105, 18_582_912, 1_362_493_440, 512),
+    ("febm-128", 32, 5_312_129, 5_311_872, 852_885_504, 256),
+    ("shortrun-64", 32, 2_763_393, 2_754_240, 102_432_768, 8_192),
+    ("shortrun-32", 32, 693_569, 688_992, 26_050_560, 4_096),
+    ("multiscale-64", 32, 6_564_196, 6_550_592, 453_079_040, 896),
+]
+
+
+def _measure(module: nn.Module, x: Tensor) -> tuple[int, int, int, int]:
+    """Parameters, convolution weights, MACs per image of convolutions and of linear layers."""
+    mac = {4: 0, 2: 0}
+
+    def hook(m: nn.Module, _inputs: Any, out: Tensor) -> None:
+        pixels = out[0].numel() // out.shape[1]
+        mac[m.weight.dim()] += pixels * m.weight.numel()  # type: ignore[operator, index, union-attr]
+
+    handles = [
+        m.register_forward_hook(hook)
+        for m in module.modules()
+        if isinstance(weight := getattr(m, "weight", None), Tensor) and weight.dim() in mac
+    ]
+    module(x)
+    for handle in handles:
+        handle.remove()
+    weights = sum(p.numel() for p in module.parameters() if p.dim() == 4)
+    return _count(module), weights, mac[4], mac[2]
+
+
+@pytest.mark.parametrize("row", OTHERS, ids=lambda r: f"{r[0]}@{r[1]}")
+def test_counts_of_the_other_methods(row: tuple[Any, ...]) -> None:
+    name, side, *expected = row
+    with torch.device("meta"):
+        model = build_network(name, (3, side, side), 10)
+        x = torch.zeros(1, 3, side, side)
+    assert _measure(model, x) == tuple(expected)
+    assert not model.has_class_head
+
+
+def test_counts_of_the_generator() -> None:
+    with torch.device("meta"):
+        generator = build_generator((3, 32, 32))
+        z = torch.zeros(1, 128)
+    parameters, _, convolutions, linear = _measure(generator, z)
+    assert (parameters, convolutions + linear) == (4_079_363, 1_593_049_088)
+
+
+SMALL = ["wrn-10-1", "conv-8", "igebm-8", "febm-8", "shortrun-8", "multiscale-8"]
+SHAPES = [(1, 8, 8), (3, 16, 16), (3, 32, 32), (3, 64, 64)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
+@pytest.mark.parametrize("name", SMALL)
+def test_every_network_at_every_size(name: str, shape: tuple[int, int, int]) -> None:
+    model = build_network(name, shape, 10, class_head=True, seed=2)
+    x = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    energy, terms = model.energy(x), model.energy_terms(x)
+    assert energy.shape == (4,) and terms.shape == ((4, 3) if name == "multiscale-8" else (4,))
+    torch.testing.assert_close(terms.reshape(4, -1).sum(1), energy)
+    assert model.logits(x).shape == (4, 10)
+    assert model.pooled(x).shape == (4, model.trunk.features)
+    (gradient,) = torch.autograd.grad(energy.sum(), x, create_graph=True)
+    assert gradient.isfinite().all() and gradient.abs().sum() > 0
+    (gradient**2).sum().backward()  # the gradient penalty and the sampler term differentiate twice
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        halves = [model.energy(x), model.energy_terms(x), model.logits(x), model.pooled(x)]
+    assert {t.dtype for t in halves} == {torch.float32}
+    # The parts that cancel in an energy are at most its features' sum: the scale of what 8 bits of mantissa can lose.
+    scale = model.pooled(x).abs().sum(1).max().item() / 20
+    torch.testing.assert_close(halves[0], energy, rtol=0.02, atol=0.02 * max(1.0, scale))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_seeds(name: str) -> None:
+    torch.manual_seed(123)
+    before = torch.get_rng_state()
+    one, two, other = (build_network(name, (1, 8, 8), 10, seed=s).state_dict() for s in (5, 5, 6))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    assert any(not torch.equal(one[k], other[k]) for k in one)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_state_dict_round_trip(name: str) -> None:
+    one, two = (build_network(name, (1, 8, 8), 10, seed=s).eval() for s in (0, 1))
+    two.load_state_dict(one.state_dict())
+    x = torch.rand(3, 1, 8, 8)
+    assert torch.equal(one.energy(x), two.energy(x))
+
+
+@pytest.mark.parametrize("name", ["shortrun-8", "multiscale-8", "igebm-8"])
+def test_log_sum_exp_brings_its_class_head(name: str) -> None:
+    model = build_network(name, (1, 8, 8), 5, energy="logsumexp").eval()
+    x = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(model.energy(x), -model.logits(x).logsumexp(1))
+    torch.testing.assert_close(model.energy_terms(x), model.energy(x))
+
+
+def test_class_head_can_be_left_out() -> None:
+    model = build_network("wrn-10-1", (1, 8, 8), 10, class_head=False)
+    assert not model.has_class_head and model.class_head is None
+    assert not any(key.startswith("class_head") for key in model.state_dict())
+    with pytest.raises(RuntimeError, match="no class head"):
+        model.logits(torch.zeros(1, 1, 8, 8))
+    with pytest.raises(ValueError, match="needs a class head"):
+        build_network("wrn-10-1", (1, 8, 8), 10, class_head=False, energy="logsumexp")
+
+
+@pytest.mark.parametrize("energy", ["head", "logsumexp"])
+@pytest.mark.parametrize("name", ["wrn-10-1", "conv-8"])
+def test_energy_from_the_stem(name: str, energy: Any) -> None:
+    model = build_network(name, (3, 16, 16), 10, norm="none", energy=energy).double()
+    x = torch.rand(4, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    assert model.supports_stem
+    h = model.stem(x)
+    first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
+    torch.testing.assert_close(h, F.conv2d(x, first.weight, first.bias, padding=1))
+    assert torch.equal(model.energy_from_stem(h), model.energy(x))
+    # The chain rule through an affine first layer: what makes JEM++'s inner steps equal one SGLD step.
+    (p,) = torch.autograd.grad(model.energy_from_stem(h).sum(), h, retain_graph=True)
+    (via_stem,) = torch.autograd.grad((model.stem(x) * p).sum(), x)
+    (whole,) = torch.autograd.grad(model.energy(x).sum(), x)
+    torch.testing.assert_close(via_stem, whole)
+
+
+@pytest.mark.parametrize("name", ["igebm-8", "febm-8", "shortrun-8", "multiscale-8"])
+def test_no_stem(name: str) -> None:
+    model = build_network(name, (1, 8, 8), 10)
+    assert not model.supports_stem
+    for call in (model.stem, model.energy_from_stem):
+        with pytest.raises(RuntimeError, match="first convolution"):
+            call(torch.zeros(1, 1, 8, 8))
+
+
+def test_dropout_stands_behind_the_first_convolution_of_every_block() -> None:
+    shape = (3, 16, 16)
+    plain = build_network("wrn-16-1", shape, 10, norm="none")
+    model = build_network("wrn-16-1", shape, 10, norm="none", dropout=0.3)
+    assert list(model.state_dict()) == list(plain.state_dict())
+    assert [m.p for m in model.modules() if isinstance(m, Dropout)] == [0.3] * 6
+    x = torch.rand(2, *shape)
+    assert torch.equal(model.eval().energy(x), plain.energy(x))
+    model.train()
+    set_dropout_generator(model, torch.Generator().manual_seed(3))
+    literal, g = model.trunk.stem(x), torch.Generator().manual_seed(3)
+    act = lambda t: torch.where(t >= 0, t, 0.2 * t)  # noqa: E731
+    for block in model.trunk.blocks:
+        h = block.conv1(act(literal))
+        h = h * torch.empty_like(h).bernoulli_(0.7, generator=g) / 0.7
+        literal = block.conv2(act(h)) + block.shortcut(literal)
+    torch.testing.assert_close(model.trunk(x), act(literal).mean((2, 3)))
+
+
+def test_shortrun_equals_the_published_layers() -> None:
+    model = build_network("shortrun-8", (3, 32, 32), 10, seed=4).double()
+    g = torch.Generator().manual_seed(0)
+    x = torch.rand(3, 3, 32, 32, generator=g, dtype=torch.float64)
+    convs = [m for m in model.trunk.modules() if isinstance(m, nn.Conv2d)]
+    assert [tuple(m.weight.shape) for m in convs] == [(8, 3, 3, 3), (16, 8, 4, 4), (32, 16, 4, 4), (64, 32, 4, 4)]
+    h = x
+    for i, m in enumerate(convs):
+        h = F.conv2d(h, m.weight, m.bias, stride=1 if i == 0 else 2, padding=1)
+        h = torch.where(h >= 0, h, 0.2 * h)
+    assert h.shape == (3, 64, 4, 4)
+    last = model.energy_head.weight.view(1, 64, 4, 4)
+    literal = F.conv2d(h, last, model.energy_head.bias).flatten()
+    torch.testing.assert_close(model.energy(x), -literal)
+    bound = 1 / math.sqrt(64 * 16)  # of a 4x4 convolution from 64 channels in PyTorch's default initialisation
+    assert 0.9 * bound < last.abs().max() <= bound
+    assert sum(isinstance(m, nn.Conv2d) for m in build_network("shortrun-8", (1, 8, 8), 10).modules()) == 2
+
+
+@pytest.mark.parametrize("side", [2, 12, 28])
+def test_shortrun_needs_a_power_of_two(side: int) -> None:
+    with pytest.raises(ValueError, match=f"4, 8, 16.*got {side}"):
+        build_network("shortrun-8", (1, side, side), 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("igebm-8", {"norm": "batch"}, "norm must be spectral or none with network igebm-FILTERS, but is batch"),
+        ("shortrun-8", {"norm": "batch"}, "norm must be none with"),
+        ("multiscale-8", {"norm": "spectral"}, "norm must be instance or none"),
+        ("wrn-10-1", {"norm": "instance"}, "norm must be batch or none"),
+        ("conv-8", {"dropout": 0.5}, "dropout must be 0 unless network is wrn-DEPTH-WIDTH or igebm-FILTERS"),
+        ("wrn-10-1", {"dropout": 1.0}, "less than 1"),
+        ("igebm-8", {"initialisation": "xavier"}, "initialisation must be default with"),
+        ("wrn-12-1", {}, "depth of 10, 16, 22"),
+        ("conv-0", {}, "at least 1"),
+    ],
+)
+def test_what_a_family_cannot_have(name: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_network(name, (1, 8, 8), 10, **settings)
+
+
+@pytest.mark.parametrize("name", ["wrn", "resnet-18", "conv16", "", "wrn-28-10-x", "igebm-8-8", "conv-\u0663"])
 def test_unknown_network(name: str) -> None:
     with pytest.raises(ValueError, match="network must be"):
         build_network(name, (3, 32, 32), 10)

@@ -45,7 +45,7 @@ class _Released:
             self.data.shape,
             self.data.classes,
             norm=c.norm,
-            from_logits=c.method == "lse-jem",
+            energy="logsumexp" if c.method == "lse-jem" else "head",
         )
         self.net.load_state_dict(state["model"])
         self.optimiser = torch.optim.SGD(

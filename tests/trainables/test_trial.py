@@ -16,6 +16,7 @@ from PIL import Image
 from trainables.config import TrialConfig
 from trainables.datasets import ImageData
 from trainables.recorder import Recorder, save_grid
+from trainables.saved import load_model
 from trainables.schema import (
     EPOCH_COLUMNS,
     METRICS,
@@ -340,3 +341,32 @@ def test_grid_pixels(tmp_path: Path, count: int, channels: int) -> None:
         top, left = i // side * 9 + 1, i % side * 9 + 1
         np.testing.assert_array_equal(small[top : top + 8, left : left + 8], image.transpose(1, 2, 0))
     assert (small[0] == 255).all() and (small[:, 0] == 255).all() and (small[-1] == 255).all()
+
+
+def test_only_a_completed_trial_leaves_a_model(quick: Quick, digits: ImageData, tmp_path: Path) -> None:
+    def run(name: str, **fields: Any) -> tuple[Report, Path]:
+        recorder = Recorder(tmp_path, name)
+        report = _run(Trial(quick(epochs=2, **fields), digits, recorder))[-1]
+        return report, recorder.model_path
+
+    report, path = run("good", evaluation={"protocols": ("small-buffer",)})
+    assert report.outcome is Outcome.COMPLETED
+    assert load_model(path).epoch == 2
+    assert report.row is not None and report.row["evaluation_seconds"] is not None
+    report, path = run("diverged", initial="uniform", sampling_steps=1, iterations_per_epoch=30)
+    assert report.outcome is Outcome.DIVERGED
+    assert not path.exists()
+    worse = {"divergence": {"collapse_ratio": 1e-6}, "evaluation": {"protocols": ("small-buffer",)}}
+    report, path = run("collapsed", **worse)
+    assert report.outcome is Outcome.COLLAPSED
+    assert not path.exists()
+    assert [p.name for p in (tmp_path / "models").iterdir()] == ["good.pt"]
+
+
+def test_a_model_appears_at_the_end_and_not_before(quick: Quick, digits: ImageData, tmp_path: Path) -> None:
+    trial = Trial(quick(epochs=2), digits, Recorder(tmp_path, "t1"))
+    seen = []
+    while not trial.step().done:
+        seen.append((tmp_path / "models").exists())
+    assert seen == [False, False]
+    assert (tmp_path / "models" / "t1.pt").is_file()

@@ -1,0 +1,174 @@
+"""Optimisers and gradient bounds against their definitions, step by step in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from trainables.optimisers import (
+    build_optimiser,
+    clip_by_norm,
+    clip_by_sigma,
+    gradient_norm,
+    guarded_step,
+    moving_average,
+    set_rate,
+)
+
+GO, SKIP = torch.zeros(()), torch.ones(())
+
+
+def _parameters() -> list[nn.Parameter]:
+    g = torch.Generator().manual_seed(0)
+    shapes = [(3, 4), (5,), (2, 2)]
+    return [nn.Parameter(torch.randn(shape, generator=g, dtype=torch.float64)) for shape in shapes]
+
+
+def _gradients(seed: int, scale: float = 1.0) -> list[Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    return [scale * torch.randn(p.shape, generator=g, dtype=torch.float64) for p in _parameters()]
+
+
+def _set(parameters: list[nn.Parameter], gradients: list[Tensor]) -> None:
+    for p, g in zip(parameters, gradients, strict=True):
+        p.grad = g.clone()
+
+
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.0, 0.999), (0.0, 0.9)])
+def test_adam(betas: tuple[float, float]) -> None:
+    parameters = _parameters()
+    optimiser = build_optimiser(parameters, "adam", learning_rate=7.0, betas=betas)
+    values = [p.detach().clone() for p in parameters]
+    m, v = [torch.zeros_like(p) for p in values], [torch.zeros_like(p) for p in values]
+    for t in range(1, 6):
+        rate = 0.01 * t
+        gradients = _gradients(t)
+        _set(parameters, gradients)
+        set_rate(optimiser, rate)
+        guarded_step(optimiser, GO)
+        for i, g in enumerate(gradients):
+            m[i] = betas[0] * m[i] + (1 - betas[0]) * g
+            v[i] = betas[1] * v[i] + (1 - betas[1]) * g**2
+            mean, square = m[i] / (1 - betas[0] ** t), v[i] / (1 - betas[1] ** t)
+            values[i] = values[i] - rate * mean / (square.sqrt() + 1e-8)
+            torch.testing.assert_close(parameters[i].detach(), values[i], rtol=1e-10, atol=1e-12)
+
+
+def test_sgd() -> None:
+    """v <- 0.9 v + (g + wd p), p <- p - lr v: no Nesterov, no dampening, decay on every parameter."""
+    parameters = _parameters()
+    optimiser = build_optimiser(parameters, "sgd", learning_rate=0.1, momentum=0.9, weight_decay=5e-4)
+    values = [p.detach().clone() for p in parameters]
+    velocity = [torch.zeros_like(p) for p in values]
+    for t in range(1, 5):
+        gradients = _gradients(t)
+        _set(parameters, gradients)
+        guarded_step(optimiser, GO)
+        for i, g in enumerate(gradients):
+            velocity[i] = 0.9 * velocity[i] + g + 5e-4 * values[i]
+            values[i] = values[i] - 0.1 * velocity[i]
+            torch.testing.assert_close(parameters[i].detach(), values[i], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_stopped_step_leaves_everything_alone(kind: str, first: bool, same: Any, copy_of: Any) -> None:
+    """Weights, moments and step count; and the next step that is let through is as if there had been none between.
+
+    But for SGD's very first step: PyTorch's fused form then leaves the momentum unset. A latch never opens again, so no
+    step follows that could use it.
+    """
+    results = []
+    for stops in (0, 1, 3):
+        parameters = _parameters()
+        optimiser = build_optimiser(parameters, kind, learning_rate=0.1, weight_decay=1e-3)
+        if not first:
+            _set(parameters, _gradients(1))
+            guarded_step(optimiser, GO)
+        for _ in range(stops):
+            before = copy_of([p.detach() for p in parameters]), copy_of(optimiser.state_dict())
+            _set(parameters, [g * float("nan") for g in _gradients(9)])
+            guarded_step(optimiser, SKIP)
+            assert same(before[0], [p.detach() for p in parameters])
+            for i, old in before[1]["state"].items():
+                assert same(old, optimiser.state_dict()["state"][i])
+            for state in optimiser.state.values():
+                assert float(state.get("step", 0)) == (0 if first else 1) or kind == "sgd"
+        if kind == "sgd" and first and stops:
+            assert same([p.detach() for p in parameters], [p.detach() for p in _parameters()])
+            continue
+        _set(parameters, _gradients(2))
+        guarded_step(optimiser, GO)
+        results.append([p.detach().clone() for p in parameters])
+    assert all(same(results[0], other) for other in results[1:])
+    moved = [not torch.equal(p, q) for p, q in zip(results[0], _parameters(), strict=True)]
+    assert all(moved)
+
+
+@pytest.mark.parametrize("sigmas", [3.0, 0.5])
+def test_clip_by_sigma(sigmas: float) -> None:
+    """+-(3 sqrt(v / (1 - beta2^t)) + 0.1) with v from before the step; the first step's v is 0 (custom_adam.py)."""
+    parameters = _parameters()
+    optimiser = build_optimiser(parameters, "adam", learning_rate=0.01, betas=(0.0, 0.999))
+    v = [torch.zeros_like(p) for p in parameters]
+    clipped = kept = 0
+    for t in range(1, 7):
+        gradients = _gradients(t, scale=0.3 if t % 2 else 2.0)
+        _set(parameters, gradients)
+        clip_by_sigma(optimiser, sigmas)
+        for i, g in enumerate(gradients):
+            bound = sigmas * (v[i] / (1 - 0.999**t)).sqrt() + 0.1
+            wanted = torch.where(g > bound, bound, torch.where(g < -bound, -bound, g))
+            got = parameters[i].grad
+            assert got is not None
+            torch.testing.assert_close(got, wanted, rtol=2e-5, atol=1e-9)
+            if t == 1:
+                assert got.abs().max().item() == pytest.approx(0.1)
+            clipped, kept = clipped + int((wanted != g).sum()), kept + int((wanted == g).sum())
+            v[i] = 0.999 * v[i] + 0.001 * wanted**2
+        guarded_step(optimiser, GO)
+    assert clipped > 10 and kept > 10
+
+
+def test_clip_by_sigma_passes_over_parameters_without_gradient() -> None:
+    parameters = _parameters()
+    optimiser = build_optimiser(parameters, "adam", learning_rate=0.01, betas=(0.0, 0.999))
+    parameters[0].grad = torch.ones_like(parameters[0])
+    clip_by_sigma(optimiser, 3.0)
+    assert parameters[1].grad is None
+    assert parameters[0].grad.max().item() == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("scale", [0.01, 10.0])
+def test_clip_by_norm(scale: float) -> None:
+    parameters, gradients = _parameters(), _gradients(1, scale)
+    _set(parameters, gradients)
+    wanted = sum(float((g**2).sum()) for g in gradients) ** 0.5
+    norm = gradient_norm(parameters)
+    assert norm.item() == pytest.approx(wanted, rel=1e-6)
+    clip_by_norm(parameters, 0.5, norm)
+    factor = min(1.0, 0.5 / wanted)
+    for p, g in zip(parameters, gradients, strict=True):
+        torch.testing.assert_close(p.grad, factor * g, rtol=1e-5, atol=1e-9)
+
+
+def test_moving_average_starts_as_a_copy() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+    average = moving_average(model, 0.99)
+    mine = {n: p.detach().clone() for n, p in model.named_parameters()}
+    for name, p in average.module.named_parameters():
+        assert torch.equal(p, mine[name]) and p.data_ptr() != model.get_parameter(name).data_ptr()
+    for _ in range(3):
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(torch.randn_like(p))
+        model(torch.randn(4, 1, 5, 5))
+        average.update_parameters(model)
+        for name, p in model.named_parameters():
+            mine[name] = 0.99 * mine[name] + 0.01 * p.detach()
+            torch.testing.assert_close(average.module.get_parameter(name).detach(), mine[name])
+        for name, b in model.named_buffers():
+            assert torch.equal(average.module.get_buffer(name), b), "running statistics are the model's own"

@@ -1,0 +1,404 @@
+"""`Learner`: one training iteration, for every method.
+
+One iteration of M-EBM is Algorithm 1 of the paper with the released code's details (sndnyang/mebm train_maebm.py):
+E(x+), K Langevin steps from the replay buffer, E(x-), the labelled batch where the method has one, one optimiser step.
+The other methods change its parts: the buffer and the chain, terms of the loss, the optimiser. Two bring a network of
+their own, which takes its step before (f-EBM's critic) or after (VERA's generator) the energy's. The host issues work
+and never waits for the device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trainables.augment import contrastive
+from trainables.config import TrialConfig
+from trainables.critic import Critic
+from trainables.datasets import CROP_PADDING, Batches, ImageData, crop_flip, load_dataset
+from trainables.device import resolve_device
+from trainables.divergence import DivergenceLatch
+from trainables.igebm_networks import advance_power_iterations
+from trainables.initial import Initial, build_initial
+from trainables.langevin import Langevin
+from trainables.layers import set_dropout_generator
+from trainables.networks import EnergyModel, build_network
+from trainables.objective import data_term, gradient_penalty, learning_rate, sample_term, sampler_term
+from trainables.optimisers import (
+    build_optimiser,
+    clip_by_norm,
+    clip_by_sigma,
+    gradient_norm,
+    guarded_step,
+    moving_average,
+    set_rate,
+)
+from trainables.pixels import RANGES
+from trainables.replay import Buffer, build_buffer
+from trainables.vera import Generator
+
+NEIGHBOURS, MOST_UNFILLED = 100, 1000
+"""KL-EBM's entropy term compares with this many buffer samples, once the buffer holds more than so many
+(improved_contrastive_divergence train.py:423-455)."""
+VALIDATION_SEED = 1234
+"""Which images are held out (JEM's own seed)."""
+
+
+class Learner:
+    """What a method trains, and one iteration of it.
+
+    Args:
+        config: the run.
+        data: its images, before `train_images` and `validation_images`; read with `load_dataset` where not given.
+
+    Attributes:
+        epoch, iteration: how many are finished.
+        model: the network that has the energy and the class logits.
+        average: moving average of its weights, where the method keeps one.
+        initial: p0, where x- comes from chains.
+        buffer: replay buffer of the chains; None for a method without.
+        critic, generator: the second networks of f-EBM and of VERA; None for the others.
+        last_samples: x- of the newest iteration, float (batch_size, C, H, W) in [-1, 1]; None before the first.
+    """
+
+    def __init__(self, config: TrialConfig, data: ImageData | None = None) -> None:
+        self.config = config
+        self.device = resolve_device(config.device)
+        self.data = (training_images(config) if data is None else subset(data, config)).to(self.device)
+        self.iterations_per_epoch = config.iterations_per_epoch or len(self.data.images) // config.label_batch_size
+        if self.iterations_per_epoch == 0:
+            raise ValueError(
+                f"{len(self.data.images)} training images do not fill one batch of label_batch_size="
+                f"{config.label_batch_size}"
+            )
+        if config.classifies and self.data.classes < 2:
+            raise ValueError(f"{config.method} needs labels, but the images of {self.data.name} have one class")
+        self.iterations_planned = self.iterations_per_epoch * config.epochs
+        self.epoch = self.iteration = 0
+        self._set_precision()
+        # One stream of random numbers per purpose: a change of one does not shift the others.
+        purposes = ("data", "labels", "augment", "chains", "noise", "input", "dropout", "generator")
+        self._generators = {
+            purpose: torch.Generator(self.device).manual_seed(derive_seed(config.seed, purpose)) for purpose in purposes
+        }
+        g = self._generators
+        self.pixels = RANGES[config.pixel_range]
+        self.model = self._build_model(config.seed)
+        self.optimiser = self._build_optimiser(self.model)
+        self.average = moving_average(self.model, config.ema_decay) if config.ema_decay is not None else None
+        self.initial: Initial | None = None
+        self.buffer: Buffer | None = None
+        self.critic: Critic | None = None
+        self.generator: Generator | None = None
+        if config.sampler == "chains":
+            self.initial = build_initial(config.initial, self.data, config.covariance_jitter, rank=config.initial_rank)
+            self.buffer = build_buffer(
+                config.buffer,
+                config.buffer_size,
+                config.batch_size,
+                self.initial,
+                config.reinit_probability,
+                g["chains"],
+                self.pixels,
+                contrastive if config.buffer_augment == "contrastive" else None,
+            )
+        elif config.sampler == "generator":
+            self.generator = Generator(
+                config.generator, self.data.shape, config.betas, derive_seed(config.seed, "generator"), g["generator"]
+            )
+        if config.definition.critic:
+            network = self._build_model(derive_seed(config.seed, "critic"))
+            self.critic = Critic(
+                network,
+                self._build_optimiser(network),
+                divergence=config.critic.divergence,
+                l2_weight=config.l2_weight,
+                start_iteration=config.critic.start_iteration,
+                clip_sigma=config.clip_sigma,
+            )
+        self.chain = Langevin(
+            step_size=config.step_size,
+            noise_std=config.noise_std,
+            gradient_clamp=config.gradient_clamp,
+            clamp_to=self.pixels if config.sample_clamp else None,
+            noise_placement=config.noise_placement,
+            inner_steps=config.inner_steps,
+        )
+        count = len(self.data.images)
+        self._batches = Batches(count, config.batch_size, g["data"]) if config.samples else None
+        separate = config.classifies and not config.shared_batch
+        self._label_batches = Batches(count, config.label_batch_size, g["labels"]) if separate else None
+        augmented = (config.samples and config.energy_augment != "none") or (separate and config.augment != "none")
+        if augmented and min(self.data.shape[1:]) <= CROP_PADDING:
+            raise ValueError(f"augment: crop_flip needs images larger than {CROP_PADDING} pixels; use augment: none")
+        self.last_samples: Tensor | None = None
+        self._start: tuple[Tensor, Tensor] | None = None
+        self.latch = DivergenceLatch(config.divergence, config.l2_weight, self.device)
+
+    def _build_model(self, seed: int) -> EnergyModel:
+        c = self.config
+        model = build_network(
+            c.network,
+            self.data.shape,
+            self.data.classes,
+            norm=c.norm,
+            momentum=c.norm_momentum,
+            initialisation=c.initialisation,
+            energy=c.definition.energy or "head",
+            dropout=c.dropout,
+            class_head=True if c.classifies else None,
+            seed=seed,
+        ).to(self.device)
+        set_dropout_generator(model, self._generators["dropout"])
+        return model
+
+    def _build_optimiser(self, model: EnergyModel) -> torch.optim.Optimizer:
+        c = self.config
+        return build_optimiser(
+            model.parameters(),
+            c.optimiser,
+            learning_rate=c.learning_rate,
+            momentum=c.momentum,
+            betas=c.betas,
+            weight_decay=c.weight_decay,
+        )
+
+    def _set_precision(self) -> None:
+        tf32 = "tf32" if self.config.precision == "tf32" else "ieee"
+        if self.device.type == "cuda":
+            torch.backends.cuda.matmul.fp32_precision = tf32
+            torch.backends.cudnn.conv.fp32_precision = tf32  # type: ignore[attr-defined]
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.config.precision == "bf16":
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+    def _energy(self, x: Tensor) -> Tensor:
+        """(N,): what a chain descends."""
+        with self._autocast():
+            return self.model.energy(x)
+
+    def _terms(self, x: Tensor) -> Tensor:
+        """(N,), or (N, scales): what the losses see."""
+        with self._autocast():
+            return self.model.energy_terms(x)
+
+    def _rate(self, base: float) -> float:
+        c = self.config
+        return learning_rate(
+            self.iteration,
+            self.epoch,
+            base=base,
+            warmup_iterations=c.warmup_iterations,
+            decay_epochs=c.decay_epochs,
+            factor=c.decay_factor,
+        )
+
+    def _train_iteration(self, record: Tensor) -> float:
+        c = self.config
+        rate = self._rate(c.learning_rate)
+        set_rate(self.optimiser, rate)
+        self.model.train()
+        self.optimiser.zero_grad(set_to_none=True)
+        zero = torch.zeros((), device=self.device)
+        data_mean = sample_mean = largest = loss = cross_entropy = clamped = zero
+        if c.samples:
+            data_energy, loss, cross_entropy = self._data_step(rate)
+            samples, sample_energy, sample_loss = self._sample_step()
+            with torch.no_grad():
+                data_mean, sample_mean = data_energy.mean(), sample_energy.mean()
+                largest = torch.maximum(data_energy.abs().max(), sample_energy.abs().max())
+                loss = loss + sample_loss
+                clamped = self.pixels.edge_share(samples)
+        if self._label_batches is not None:
+            images, labels = self._labelled_batch(self._label_batches)
+            with self._autocast():
+                logits = self.model.logits(images)
+            class_loss = F.cross_entropy(logits, labels)
+            (c.class_weight * class_loss).backward()
+            cross_entropy = class_loss.detach()
+        with torch.no_grad():
+            norm = gradient_norm(self.model.parameters())
+            gap = data_mean - sample_mean
+            values = (data_mean, sample_mean, gap, loss, largest, norm, clamped, cross_entropy)
+            torch.stack(values, out=record)
+            self.latch.update(
+                self.iteration,
+                loss=loss,
+                total=loss + c.class_weight * cross_entropy,
+                gap=gap,
+                energy_max=largest,
+                grad=norm,
+            )
+            advance_power_iterations(self.model)
+            if c.clip_norm is not None:
+                clip_by_norm(self.model.parameters(), c.clip_norm, norm)
+            if c.clip_sigma is not None:
+                clip_by_sigma(self.optimiser, c.clip_sigma)
+        guarded_step(self.optimiser, self.latch.tripped)
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        if self.generator is not None:
+            generator_rate = self._rate(c.generator.learning_rate)
+            made, slope = self.generator.step(self._energy, rate=generator_rate, tripped=self.latch.tripped)
+            self.latch.update_companion(self.iteration, loss=made, grad=slope)
+        return rate
+
+    def _data_step(self, rate: float) -> tuple[Tensor, Tensor, Tensor]:
+        """E(x+) and everything that is propagated back with it; the critic's step, which needs it, comes in between.
+
+        Returns:
+            E(x+) with a graph that is spent, the data's part of the generative loss, and the cross-entropy (0 where
+            the labelled batch is a separate one).
+        """
+        c = self.config
+        x, labels = self._data_batch()
+        x.requires_grad_(c.gradient_penalty > 0)
+        cross_entropy = torch.zeros((), device=self.device)
+        if c.shared_batch:  # energy and classes of one forward, so that dropout is the same for both
+            with self._autocast():
+                logits = self.model.logits(x)
+            energy = -torch.logsumexp(logits, dim=1)
+            cross_entropy = F.cross_entropy(logits, labels)
+        else:
+            energy = self._terms(x)
+        if self.critic is not None:
+            self._critic_step(self.critic, x.detach(), energy.detach(), rate)
+            loss = self.critic.data_term(x.detach(), energy, self.iteration)
+        else:
+            loss = data_term(energy, c.l2_weight, c.l2_form)
+        if c.gradient_penalty > 0:
+            loss = loss + c.gradient_penalty * gradient_penalty(energy, x)
+        (loss + c.class_weight * cross_entropy).backward()
+        return energy.detach(), loss.detach(), cross_entropy.detach()
+
+    def _critic_step(self, critic: Critic, x: Tensor, energy: Tensor, rate: float) -> None:
+        """f-EBM runs one chain for the critic and one for the energy, both from the same states."""
+        self._start = self._draw_start()
+        samples, _ = self._run_training_chain(self._start[1])
+        with torch.no_grad():
+            sample_energy = self._energy(samples)
+        loss, norm = critic.step(
+            x, energy, samples, sample_energy, iteration=self.iteration, rate=rate, tripped=self.latch.tripped
+        )
+        self.latch.update_companion(self.iteration, loss=loss, grad=norm)
+
+    def _sample_step(self) -> tuple[Tensor, Tensor, Tensor]:
+        """x-, E(x-) and everything that is propagated back with it.
+
+        Returns:
+            x- in the method's pixel range, E(x-) and the samples' part of the generative loss, without graphs.
+        """
+        c = self.config
+        point = None
+        if self.generator is not None:
+            samples = self.generator.draw(c.batch_size)
+        else:
+            indices, start = self._start or self._draw_start()
+            self._start = None
+            samples, point = self._run_training_chain(start)
+            if self.buffer is not None and (self.critic is None or self.critic.playing(self.iteration)):
+                self.buffer.write(indices, samples)
+        energy = self._terms(samples)
+        if self.critic is not None:
+            loss = self.critic.sample_term(samples, energy, self.iteration)
+        else:
+            loss = sample_term(energy, c.l2_weight, c.l2_form)
+        loss.backward()
+        loss = loss.detach()
+        if point is not None and (c.kl_weight > 0 or c.entropy_weight > 0):
+            neighbours = None
+            if self.buffer is not None and self.buffer.filled > MOST_UNFILLED:
+                neighbours = self.buffer.compare(NEIGHBOURS)
+            moved = self.chain.differentiable_step(self._energy, point)
+            loss = loss + sampler_term(
+                self._terms, moved, neighbours, kl_weight=c.kl_weight, entropy_weight=c.entropy_weight
+            )
+        self.last_samples = self.pixels.to_signed(samples)
+        return samples, energy.detach(), loss
+
+    def _draw_start(self) -> tuple[Tensor, Tensor]:
+        """Where this iteration's chains start: buffer indices (unused without a buffer) and states."""
+        count, g = self.config.batch_size, self._generators["chains"]
+        if self.buffer is not None:
+            return self.buffer.draw(count)
+        assert self.initial is not None
+        return torch.arange(count, device=self.device), self.pixels.from_signed(self.initial.sample(count, g))
+
+    def _run_training_chain(self, start: Tensor) -> tuple[Tensor, Tensor]:
+        if self.config.sampler_norm_mode == "eval":
+            self.model.eval()
+        steps, noise = self.config.sampling_steps, self._generators["noise"]
+        ends = self.chain.run_keeping(self._energy, start, steps, noise, self._stemmed(self.model))
+        self.model.train()
+        return ends
+
+    def _stemmed(self, model: EnergyModel) -> EnergyModel | None:
+        return model if self.config.inner_steps > 1 else None
+
+    def _data_batch(self) -> tuple[Tensor, Tensor]:
+        """x+, float (batch_size, C, H, W) in the method's pixel range, and its labels."""
+        assert self._batches is not None
+        c, g = self.config, self._generators
+        if c.batch_order == "replacement":
+            index = torch.randint(0, len(self.data.images), (c.batch_size,), generator=g["data"], device=self.device)
+        else:
+            index = self._batches.next()
+        images = self.data.images[index]
+        if c.energy_augment == "crop_flip":
+            images = crop_flip(images, g["input"])
+        x = self.pixels.from_uint8(images, g["input"] if c.dequantise else None)
+        return self._with_noise(x, c.input_noise), self.data.labels[index]
+
+    def _labelled_batch(self, batches: Batches) -> tuple[Tensor, Tensor]:
+        c, index = self.config, batches.next()
+        images = self.data.images[index]
+        if c.augment == "crop_flip":
+            images = crop_flip(images, self._generators["augment"])
+        return self._with_noise(self.pixels.from_uint8(images), c.label_noise), self.data.labels[index]
+
+    def _with_noise(self, x: Tensor, std: float) -> Tensor:
+        if std == 0:
+            return x
+        return x + std * torch.randn(x.shape, generator=self._generators["input"], device=x.device)
+
+
+def training_images(config: TrialConfig) -> ImageData:
+    """The images a trial trains on, on the CPU.
+
+    Raises:
+        DataError: they are not there or not readable.
+        ValueError: there are fewer than the configuration leaves out.
+    """
+    return subset(load_dataset(config.dataset, config.data_dir, config.bad_images, config.image_size), config)
+
+
+def subset(data: ImageData, config: TrialConfig) -> ImageData:
+    """The data without the validation images, cut to `train_images`; the same images for every seed.
+
+    JEM holds out 5,000 that way (train_wrn_ebm.py:164-172); which ones differs from its numpy draw.
+    """
+    held, wanted = config.validation_images, config.train_images
+    if not held and wanted is None:
+        return data
+    total = len(data.images)
+    left = total - held
+    if left < 1 or (wanted is not None and wanted > left):
+        asked = f"validation_images ({held})" + (f" and train_images ({wanted})" if wanted is not None else "")
+        raise ValueError(f"{asked} ask for more than the {total} training images of {data.name}")
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(VALIDATION_SEED))
+    kept = order[held : total if wanted is None else held + wanted].sort().values
+    # Statistics are cached by the source's fingerprint, so a subset needs one of its own.
+    return replace(data, images=data.images[kept], labels=data.labels[kept], source=f"{data.source}-{held}+{len(kept)}")
+
+
+def derive_seed(seed: int, purpose: str) -> int:
+    """An independent seed per purpose: equal for equal arguments on every machine."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:8], "big") >> 1

@@ -1,0 +1,76 @@
+"""Optimisers and gradient bounds of the published methods. Every step takes `found_inf`, so a latch on the device
+can stop it without asking the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+CLIP_SIGMA_OFFSET = 0.1
+"""Added to the bound of `clip_by_sigma` (openai/ebm_code_release custom_adam.py:150-166)."""
+
+
+def build_optimiser(
+    parameters: Iterable[nn.Parameter],
+    kind: str,
+    *,
+    learning_rate: float,
+    momentum: float = 0.9,
+    betas: tuple[float, float] = (0.9, 0.999),
+    weight_decay: float = 0.0,
+) -> torch.optim.Optimizer:
+    """`sgd` with momentum or `adam`, in PyTorch's fused form, whose step does nothing where `found_inf` is 1."""
+    if kind == "sgd":
+        return torch.optim.SGD(parameters, lr=learning_rate, momentum=momentum, weight_decay=weight_decay, fused=True)
+    return torch.optim.Adam(parameters, lr=learning_rate, betas=betas, weight_decay=weight_decay, fused=True)
+
+
+def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """Learning rate of the next step."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+
+
+def guarded_step(optimiser: torch.optim.Optimizer, skip: Tensor) -> None:
+    """One step, or none at all where `skip`, a float32 scalar on the device, is 1."""
+    optimiser.found_inf = skip  # type: ignore[attr-defined]
+    optimiser.step()
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """L2 norm of all gradients together: a scalar on their device."""
+    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+
+def clip_by_norm(parameters: Iterable[nn.Parameter], bound: float, norm: Tensor) -> None:
+    """Scale all gradients so that their norm, given, is at most `bound` (KL-EBM: 0.5)."""
+    torch.nn.utils.clip_grads_with_norm_(parameters, bound, norm)
+
+
+def clip_by_sigma(optimiser: torch.optim.Optimizer, sigmas: float) -> None:
+    """Bound every gradient element by sigmas * sqrt(v / (1 - beta2^t)) + 0.1, with Adam's v before this step.
+
+    IGEBM's optimiser (custom_adam.py:150-166): at the first step v is 0 and the bound 0.1.
+    """
+    for group in optimiser.param_groups:
+        decay = group["betas"][1]
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            state = optimiser.state.get(p)
+            if not state:
+                p.grad.clamp_(-CLIP_SIGMA_OFFSET, CLIP_SIGMA_OFFSET)
+                continue
+            bound = (state["exp_avg_sq"] / (1 - decay ** (state["step"] + 1))).sqrt_() * sigmas + CLIP_SIGMA_OFFSET
+            p.grad.copy_(torch.minimum(torch.maximum(p.grad, -bound), bound))
+
+
+def moving_average(model: nn.Module, decay: float) -> AveragedModel:
+    """An exponential moving average of a model's weights that starts as a copy (KL-EBM train.py:153-156)."""
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    average.update_parameters(model)  # the first update copies; without it the first trained weights would be the start
+    return average

@@ -1,0 +1,299 @@
+"""The forms in which people have images: torchvision's files, Parquet, folders, ImageNet-32's batches.
+
+A reader finds the files of a training and a test split and says how to decode each image; nothing is decoded here but
+one image at a time, so a data set need not fit into memory. `image_cache` turns splits into one file.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+
+Pixels = NDArray[np.uint8]
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+IMAGE_COLUMNS = ("img", "image")
+LABEL_COLUMNS = ("label", "fine_label", "labels")
+TEST_NAMES = ("test", "validation", "valid", "val")
+HELD_OUT_EVERY = 10
+"""Without a test split every tenth training image is one."""
+
+
+class DataError(ValueError):
+    """The images are not there or not readable; the message is one line that names the file."""
+
+
+class BadImageError(ValueError):
+    """One image cannot be used; the message says why."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image before it is decoded.
+
+    Attributes:
+        name: what a message calls it: a file, or a file and a row.
+        label: its class; None if unlabelled; anything else that was in the file is a bad label.
+        load: gives the pixels, uint8 (H, W) or (H, W, 3), or raises `BadImageError`.
+    """
+
+    name: str
+    label: Any
+    load: Callable[[], Pixels | Image.Image]
+
+
+@dataclass(frozen=True)
+class Split:
+    """The images of one split, in order; `items` can be called again."""
+
+    items: Callable[[], Iterator[Item]]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a folder holds.
+
+    Attributes:
+        reader: name of the form: `parquet`, `folder`, `batches`, `torchvision`.
+        files: every file it depends on, for the cache's key.
+        train, test: the splits; without a test split every tenth training image is held out.
+    """
+
+    reader: str
+    files: tuple[Path, ...]
+    train: Split
+    test: Split | None
+
+
+def natural_key(path: Path) -> list[tuple[int, int, str]]:
+    """Sorts numbers in names by value: img2 before img10."""
+    parts = re.split(r"(\d+)", path.as_posix())
+    return [(1, int(p), "") if p.isdigit() else (0, 0, p) for p in parts]
+
+
+def find(folder: Path) -> Found:
+    """The images in a folder, in whichever form they are.
+
+    Raises:
+        DataError: there is none of the forms.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: data_dir is not a folder")
+    for reader in (_parquet, _batches, _folders):
+        found = reader(folder)
+        if found is not None:
+            return found
+    there = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing"
+    raise DataError(
+        f"{folder}: no train*.parquet, no train_data_batch_* and no image files in it or in its subfolders; there is "
+        f"{there}"
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- Parquet
+
+
+def _parquet(folder: Path) -> Found | None:
+    for place in (folder, folder / "data"):
+        files = sorted(place.glob("*.parquet"), key=natural_key)
+        if not files:
+            continue
+        train = [f for f in files if f.name.startswith("train")]
+        if not train:
+            raise DataError(f"{place}: no train*.parquet among {', '.join(f.name for f in files[:5])}")
+        test: list[Path] = []
+        for name in TEST_NAMES:
+            test = test or [f for f in files if f.name.startswith(name)]
+        return Found(
+            "parquet",
+            (*train, *test),
+            Split(partial(_parquet_items, train)),
+            Split(partial(_parquet_items, test)) if test else None,
+        )
+    return None
+
+
+def _parquet_items(files: list[Path]) -> Iterator[Item]:
+    for file in files:
+        try:
+            opened = pq.ParquetFile(file)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{file}: not a readable Parquet file ({str(error).splitlines()[0]})") from error
+        with opened:
+            names = opened.schema_arrow.names
+            image_column = next((c for c in IMAGE_COLUMNS if c in names), None)
+            label_column = next((c for c in LABEL_COLUMNS if c in names), None)
+            if image_column is None:
+                raise DataError(f"{file}: needs a column img or image; it has {', '.join(names)}")
+            row = 0
+            wanted = [image_column] + ([label_column] if label_column else [])
+            try:
+                for batch in opened.iter_batches(batch_size=1000, columns=wanted):
+                    cells = batch.column(image_column).to_pylist()
+                    labels = batch.column(label_column).to_pylist() if label_column else [None] * len(cells)
+                    for cell, label in zip(cells, labels, strict=True):
+                        raw = cell.get("bytes") if isinstance(cell, dict) else cell
+                        name = f"{file}: row {row}"
+                        if label_column and label is None:
+                            label = "null"
+                        yield Item(name, label, partial(_decode, raw))
+                        row += 1
+            except (pa.ArrowException, OSError) as error:
+                raise DataError(f"{file}: row {row}: {str(error).splitlines()[0]}") from error
+
+
+def _decode(raw: Any) -> Image.Image:
+    if not isinstance(raw, bytes) or not raw:
+        raise BadImageError("image cannot be decoded (no bytes)")
+    return _opened(io.BytesIO(raw))
+
+
+def _opened(source: io.BytesIO | Path) -> Image.Image:
+    try:
+        picture = Image.open(source)
+        picture.load()
+    except Exception as error:  # Pillow raises what it likes on damaged files
+        raise BadImageError(
+            f"image cannot be decoded ({str(error).splitlines()[0] if str(error) else error!r})"
+        ) from error
+    return picture
+
+
+# ------------------------------------------------------------------------------------------------ image folders
+
+
+def _folders(folder: Path) -> Found | None:
+    train_folder = folder / "train"
+    test_folder = next((folder / n for n in TEST_NAMES if (folder / n).is_dir()), None)
+    if not train_folder.is_dir():
+        train_folder, test_folder = folder, None
+    train, classes = _labelled_files(train_folder)
+    if not train:
+        return None
+    test: list[tuple[Path, int | None]] = []
+    if test_folder is not None:
+        test, test_classes = _labelled_files(test_folder)
+        unknown = sorted(set(test_classes) - set(classes))
+        if unknown:
+            raise DataError(f"{test_folder}: class folder {unknown[0]} is not in {train_folder}")
+        numbers = {name: classes.index(name) for name in test_classes}
+        test = [(p, None if label is None else numbers[test_classes[label]]) for p, label in test]
+    return Found(
+        "folder",
+        tuple(p for p, _ in (*train, *test)),
+        Split(partial(_file_items, train)),
+        Split(partial(_file_items, test)) if test else None,
+    )
+
+
+def _labelled_files(folder: Path) -> tuple[list[tuple[Path, int | None]], tuple[str, ...]]:
+    """Image files with their labels: the number of their class subfolder, or None where they lie flat."""
+
+    def images(files: Iterable[Path]) -> list[Path]:
+        return sorted((p for p in files if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()), key=natural_key)
+
+    flat = images(folder.iterdir())
+    places = sorted((p for p in folder.iterdir() if p.is_dir()), key=natural_key)
+    below = {p: files for p in places if (files := images(p.rglob("*")))}
+    if flat and below:
+        name = next(iter(below)).name
+        raise DataError(f"{folder}: images lie beside subfolders with images (such as {name}); have one or the other")
+    if flat:
+        return [(p, None) for p in flat], ()
+    classes = tuple(p.name for p in below)
+    return [(p, number) for number, files in enumerate(below.values()) for p in files], classes
+
+
+def _file_items(files: list[tuple[Path, int | None]]) -> Iterator[Item]:
+    for path, label in files:
+        yield Item(str(path), label, partial(_opened, path))
+
+
+# ------------------------------------------------------------------------------------------- ImageNet-32's batches
+
+
+def _batches(folder: Path) -> Found | None:
+    """The downsampled ImageNet: train_data_batch_1..10 and val_data, pickled or as .npz."""
+
+    def named(stem: str) -> list[Path]:
+        files = [p for p in folder.glob(f"{stem}*") if re.fullmatch(stem + r"(_\d+)?(\.npz|\.pkl|\.pickle)?", p.name)]
+        return sorted(files, key=natural_key)
+
+    train, test = named("train_data_batch"), named("val_data")
+    if not train:
+        return None
+    return Found(
+        "batches",
+        (*train, *test),
+        Split(partial(_batch_items, train)),
+        Split(partial(_batch_items, test)) if test else None,
+    )
+
+
+def _batch_items(files: list[Path]) -> Iterator[Item]:
+    for file in files:
+        content = read_batch(file)
+        data, labels = np.asarray(content["data"]), np.asarray(content["labels"])
+        side = round((data.shape[1] / 3) ** 0.5) if data.ndim == 2 else 0
+        if data.dtype != np.uint8 or 3 * side * side != data.shape[-1] or len(data) != len(labels):
+            raise DataError(
+                f"{file}: expected data uint8 (N, 3 * side * side) and N labels, but got {data.dtype} {data.shape} and "
+                f"{len(labels)}"
+            )
+        images = data.reshape(-1, 3, side, side).transpose(0, 2, 3, 1)
+        for row, (image, label) in enumerate(zip(images, labels, strict=True)):
+            # Its labels count from 1.
+            yield Item(f"{file}: row {row}", int(label) - 1, partial(np.asarray, image))
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Unpickles dictionaries of NumPy arrays and nothing else: a data file must not run code."""
+
+    allowed = frozenset(
+        {
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("numpy.core.multiarray", "scalar"),
+            ("numpy._core.multiarray", "scalar"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("_codecs", "encode"),  # how Python 3 writes bytes for protocol 2
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.allowed:
+            raise pickle.UnpicklingError(f"asks for {module}.{name}; only NumPy arrays are read")
+        return super().find_class(module, name)
+
+
+def read_batch(file: Path) -> dict[str, Any]:
+    """`data` and `labels` of a pickled or .npz batch.
+
+    Raises:
+        DataError: not readable, or something else than arrays and lists is in it.
+    """
+    try:
+        if file.suffix == ".npz":
+            with np.load(file, allow_pickle=False) as arrays:
+                content: Any = dict(arrays)
+        else:
+            with file.open("rb") as opened:
+                content = _ArraysOnly(opened, encoding="latin1").load()
+    except Exception as error:  # a damaged pickle raises nearly anything
+        raise DataError(f"{file}: not a readable batch ({str(error).splitlines()[0] or error!r})") from error
+    missing = {"data", "labels"} - set(content) if isinstance(content, dict) else {"data", "labels"}
+    if missing:
+        raise DataError(f"{file}: has no {' and no '.join(sorted(missing))}")
+    return dict(content)
