@@ -117,6 +117,13 @@ class GeneratorConfig(_Model):
         (0.01, 0.3), description="bounds of the learned noise that is added to g(z)"
     )
 
+    @field_validator("noise_std_range")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[0] > value[1]:
+            raise ValueError("must be a lower and an upper bound")
+        return value
+
 
 class TrialConfig(_Model):
     """One training run. Defaults are the released CIFAR-10 scripts of M-EBM (scripts/maebm_cifar10.sh)."""
@@ -336,8 +343,10 @@ class TrialConfig(_Model):
         if self.method == "lse-jem" and self.l2_weight > 0:
             # Section 4.2 of the paper: an L2 term on log-sum-exp energies fights the cross-entropy.
             raise ValueError("l2_weight must be 0 for lse-jem: the paper (section 4.2) calls the two incompatible")
-        if self.buffer_size < self.batch_size:
+        if self.buffered and self.buffer_size < self.batch_size:
             raise ValueError(f"buffer_size ({self.buffer_size}) must be at least batch_size ({self.batch_size})")
+        if self.buffered and self.buffer == "ring" and self.buffer_size == self.batch_size:
+            raise ValueError(f"buffer_size ({self.buffer_size}) of a ring must be more than batch_size")
         family = parse_network(self.network).family
         family.check(norm=self.norm, initialisation=self.initialisation, dropout=self.dropout)
         if self.inner_steps > 1 and not family.stem:
@@ -358,6 +367,12 @@ class TrialConfig(_Model):
             raise ValueError("entropy_weight needs a replay buffer, but buffer is none")
         if (self.kl_weight > 0 or self.entropy_weight > 0) and self.inner_steps > 1:
             raise ValueError("kl_weight and entropy_weight need inner_steps 1")
+        if self.buffer_augment != "none" and self.buffer not in ("ring", "reservoir"):
+            raise ValueError("buffer_augment needs a buffer of 8-bit images, ring or reservoir")
+        if self.shared_batch and self.label_batch_size != self.batch_size:
+            raise ValueError(
+                f"label_batch_size ({self.label_batch_size}) must be batch_size ({self.batch_size}) with shared_batch"
+            )
         return self
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -178,6 +179,8 @@ def load_dataset(
         size=(wanted, wanted) if wanted else None,
         side=side or (known.side if known and known.scaled else None),
         channels=known.channels if known else None,
+        # CelebA-HQ has no labels of its own: class folders (female, male) that people have are taken as they are.
+        classes=known.classes if known and known.classes > 1 else None,
         bad_images=bad_images,
     )
     return _make(name, images.train, images.test, found.reader, images)
@@ -234,27 +237,38 @@ def _holds_torchvision(name: str, folder: Path) -> bool:
 
 
 def _torchvision(name: str, root: Path) -> Found:
+    """torchvision's files, downloaded or unpacked where they are not; opened only when they are to be decoded."""
+    unpacked = root / _TORCHVISION[name][1]
+    if not unpacked.is_dir():
+        _torchvision_split(name, root, True)
+
+    def items(*, train: bool) -> Iterator[Item]:
+        split = _torchvision_split(name, root, train)
+        for row, (image, label) in enumerate(zip(split.data, split.targets, strict=True)):
+            yield Item(f"{unpacked}: row {row}", int(label), partial(np.asarray, image))
+
+    files = tuple(sorted(p for p in unpacked.iterdir() if p.is_file()))
+    return Found("torchvision", files, Split(partial(items, train=True)), Split(partial(items, train=False)))
+
+
+def _torchvision_split(name: str, root: Path, train: bool) -> Any:
+    """torchvision's data set; it compares the files with its checksums before it unpickles them."""
     import torchvision
     from filelock import FileLock
 
-    reader, unpacked = getattr(torchvision.datasets, _TORCHVISION[name][0]), root / _TORCHVISION[name][1]
+    reader = getattr(torchvision.datasets, _TORCHVISION[name][0])
+    with suppress(RuntimeError):  # there and whole: nothing is written, so the folder may be read-only
+        return reader(str(root), train=train)
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f".{name}.lock"):  # trials that start together must not unpack over each other
-            splits = [reader(str(root), train=train, download=True) for train in (True, False)]
+            return reader(str(root), train=train, download=True)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
             f"{root}: {name} is not there and could not be downloaded ({reason}); put torchvision's files there or "
             "set data_dir to a folder of Parquet files or images"
         ) from error
-
-    def items(split: Any) -> Iterator[Item]:
-        for row, (image, label) in enumerate(zip(split.data, split.targets, strict=True)):
-            yield Item(f"{unpacked}: row {row}", int(label), partial(np.asarray, image))
-
-    files = tuple(sorted(p for p in unpacked.iterdir() if p.is_file()))
-    return Found("torchvision", files, Split(lambda: items(splits[0])), Split(lambda: items(splits[1])))
 
 
 class Batches:

@@ -194,12 +194,16 @@ def embed(features: Sequence[Floats]) -> list[Floats]:
         ValueError: fewer than four images, or sets of unequal F.
     """
     from sklearn.manifold import TSNE  # seconds to import
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # comes with scikit-learn
 
     joined = np.concatenate(features)
     if len(joined) < 4:
         raise ValueError(f"t-SNE needs at least 4 images, but there are {len(joined)}")
     perplexity = min(30.0, (len(joined) - 1) / 3)
-    found = TSNE(n_components=2, init="pca", random_state=0, perplexity=perplexity).fit_transform(joined)
+    tsne = TSNE(n_components=2, init="pca", random_state=0, perplexity=perplexity)
+    # As many threads as torch may use: on a shared machine more would spend their time waiting for each other.
+    with threadpool_limits(torch.get_num_threads()):
+        found = tsne.fit_transform(joined)
     return np.split(found.astype(np.float64), np.cumsum([len(f) for f in features])[:-1])
 
 

@@ -15,6 +15,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -29,8 +30,8 @@ from torch import Tensor
 from trainables.readers import HELD_OUT_EVERY, BadImageError, DataError, Found, Item, Pixels
 
 MAGIC = b"MEBMIMG1"
-CHUNK = 2000
-"""Images decoded and written at a time."""
+CHUNK = 200
+"""Images decoded at a time, and the first ones that settle the shape of a set; 600 MB at 1024 pixels unscaled."""
 NAMED = 3
 """Bad images named in a message."""
 
@@ -57,17 +58,22 @@ def fingerprint(*tensors: Tensor) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(str(tuple(tensor.shape)).encode())
-        for part in tensor.split(CHUNK) if tensor.dim() else (tensor,):
-            digest.update(part.contiguous().numpy().tobytes())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)  # a mapped file is not copied
     return digest.hexdigest()[:16]
 
 
 def signature(files: Sequence[Path]) -> str:
-    """Hash of names, sizes and times of files: changes when one of them does, without reading them."""
+    """Hash of places, sizes and times of files: changes when one of them does, without reading them."""
     digest = hashlib.sha256()
+    folders: dict[Path, Path] = {}
     for file in files:
-        status = file.stat()
-        digest.update(f"{file.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        if (folder := folders.get(file.parent)) is None:
+            folder = folders[file.parent] = file.parent.resolve()
+        size, time = -1, -1
+        with suppress(OSError):  # a broken link is named as a bad image when it is opened
+            status = file.stat()
+            size, time = status.st_size, status.st_mtime_ns
+        digest.update(os.fsencode(f"{folder / file.name}\0{size}\0{time}\n"))
     return digest.hexdigest()[:16]
 
 
@@ -78,6 +84,7 @@ def cached(
     size: tuple[int, int] | None,
     side: int | None,
     channels: int | None,
+    classes: int | None = None,
     bad_images: Literal["refuse", "skip"],
 ) -> CachedImages:
     """The images of `found`, read at most once on a machine.
@@ -86,26 +93,35 @@ def cached(
         folder: of the cache.
         size: (height, width) every image must have; None: the most common one of the first images.
         side: crop and scale images to this side where theirs differs; None: never.
-        channels: 1 or 3 to convert to; None: the most common of the first images.
+        channels: 1 or 3 to convert to; None: the most common of the first images, grey ones becoming colour.
+        classes: labels from here on are bad; None: any label >= 0 is good.
         bad_images: what to do with an image that cannot be used.
 
     Raises:
-        DataError: no images, or bad ones and `bad_images` is `refuse`.
+        DataError: no images, some with labels and some without, no room for the file, or bad images and `bad_images`
+            is `refuse`.
     """
-    settings = f"{found.reader}-{signature(found.files)}-{size}-{side}-{channels}-{bad_images}"
-    path = folder / f"{hashlib.sha256(settings.encode()).hexdigest()[:20]}.images"
+    settings = (MAGIC, found.reader, signature(found.files), size, side, channels, classes, bad_images)
+    path = folder / f"{hashlib.sha256(repr(settings).encode()).hexdigest()[:20]}.images"
     if (images := _open(path)) is not None:
         return images
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):  # trials that start together read once
-        if (images := _open(path)) is not None:
-            return images
-        part = path.with_suffix(f".{os.getpid()}.part")
-        try:
-            _write(found, part, _Shape(size, side, channels), bad_images)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):  # trials that start together read once
+            if (images := _open(path)) is not None:
+                return images
+            for left in folder.glob(f"{path.stem}.*.part"):  # of a process that was killed
+                left.unlink(missing_ok=True)
+            part = path.with_suffix(f".{os.getpid()}.part")
+            try:
+                _write(found, part, _Reading(_Shape(size, side, channels), classes), bad_images)
+                part.replace(path)
+            finally:
+                part.unlink(missing_ok=True)
+    except OSError as error:  # what a reader cannot read is a DataError already
+        raise DataError(
+            f"{folder}: images cannot be cached there ({error.strerror or error}); MEBM_CACHE names another folder"
+        ) from error
     images = _open(path)
     if images is None:
         raise DataError(f"{path}: could not be read back")
@@ -120,19 +136,25 @@ class _Shape:
 
     def __init__(self, size: tuple[int, int] | None, side: int | None, channels: int | None) -> None:
         self.size = (side, side) if side is not None else size
-        self.side, self.channels = side, channels
+        self.side, self.channels, self.asked = side, channels, channels
 
     def pixels(self, item: Item) -> Pixels:
-        """An item's pixels, uint8 (H, W, C), or `BadImageError`."""
+        """An item's pixels, uint8 (H, W, C), or `BadImageError`.
+
+        Alpha is dropped and CMYK converted. Colour becomes grey only where grey is asked for: in a set of grey images
+        it is an odd one, whichever chunk it comes in.
+        """
         image = item.load()
         picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
         if picture.mode.startswith(("I", "F")):
             raise BadImageError(f"image has mode {picture.mode}, expected 8 bits per channel")
-        grey = picture.mode in ("L", "1", "LA")
-        channels = self.channels or (1 if grey else 3)
-        picture = picture.convert("L" if channels == 1 else "RGB")
-        if self.side is not None and picture.size != (self.side, self.side):
-            picture = square(picture, self.side)
+        channels = self.asked or (1 if picture.mode in ("L", "1", "LA") else 3)
+        try:
+            picture = picture.convert("L" if channels == 1 else "RGB")
+            if self.side is not None and picture.size != (self.side, self.side):
+                picture = square(picture, self.side)
+        except (ValueError, OSError) as error:
+            raise BadImageError(f"image of mode {picture.mode} cannot be converted ({error})") from error
         return np.asarray(picture).reshape(picture.height, picture.width, channels)
 
     def settle(self, shapes: Sequence[tuple[int, ...]]) -> None:
@@ -161,58 +183,67 @@ def square(picture: Image.Image, side: int) -> Image.Image:
     return picture.crop((left, top, left + edge, top + edge)).resize((side, side), Image.Resampling.BICUBIC)
 
 
-def _decoded(item: Item, shape: _Shape) -> tuple[str, Pixels | BadImageError, int]:
-    label = item.label
-    try:
+class _Reading:
+    """One pass over a data set: what its images must be, and what was odd among them."""
+
+    def __init__(self, shape: _Shape, classes: int | None) -> None:
+        self.shape, self.classes = shape, classes
+        self.bad: list[str] = []
+        self.first: dict[bool, str] = {}
+        """The first image with a label (True) and the first without."""
+
+    def label(self, label: Any) -> int:
+        """A label as a number, or `BadImageError`."""
         if label is None:
-            label = 0
-        elif isinstance(label, bool) or not isinstance(label, int | float) or label < 0 or label != int(label):
+            return 0
+        if isinstance(label, bool) or not isinstance(label, int | float) or label < 0 or label != int(label):
             raise BadImageError(f"label is {label!r}, expected an integer >= 0")
-        return item.name, shape.pixels(item), int(label)
-    except BadImageError as error:
-        return item.name, error, -1
+        if self.classes is not None and label >= self.classes:
+            raise BadImageError(f"label is {label}, expected one below {self.classes}")
+        return int(label)
 
+    def decoded(self, item: Item) -> tuple[Item, Pixels | BadImageError, int]:
+        """An item with its pixels and label, or with what is wrong with it."""
+        try:
+            label = self.label(item.label)
+            return item, self.shape.pixels(item), label
+        except BadImageError as error:
+            return item, error, -1
 
-def _chunks(items: Iterable[Item], shape: _Shape, bad: list[str]) -> Iterator[tuple[Pixels, list[int]]]:
-    """Decoded images (n, C, H, W) and labels, `CHUNK` at a time; what cannot be used goes to `bad`."""
-    iterator = iter(items)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without holding the interpreter
-        while batch := list(islice(iterator, CHUNK)):
-            images, labels = [], []
-            decoded = list(pool.map(lambda item: _decoded(item, shape), batch))
-            shape.settle([r.shape for _, r, _ in decoded if not isinstance(r, BadImageError)])
-            for name, result, label in decoded:
-                try:
-                    if isinstance(result, BadImageError):
-                        raise result
-                    images.append(shape.fitted(result))
-                except BadImageError as error:
-                    bad.append(f"{name}: {error}")
-                    continue
-                labels.append(label)
-            if images:
-                yield np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2)), labels
+    def usable(self, items: Iterable[Item]) -> Iterator[tuple[Pixels, int]]:
+        """Images (C, H, W) and labels, decoded `CHUNK` at a time; what cannot be used goes to `bad`."""
+        iterator = iter(items)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without holding the interpreter
+            while batch := list(islice(iterator, CHUNK)):
+                decoded = list(pool.map(self.decoded, batch))
+                self.shape.settle([r.shape for _, r, _ in decoded if not isinstance(r, BadImageError)])
+                for item, result, label in decoded:
+                    self.first.setdefault(item.label is not None, item.name)
+                    try:
+                        if isinstance(result, BadImageError):
+                            raise result
+                        yield np.ascontiguousarray(self.shape.fitted(result).transpose(2, 0, 1)), label
+                    except BadImageError as error:
+                        self.bad.append(f"{item.name}: {error}")
 
 
 def _held_out(items: Iterable[Item], *, test: bool) -> Iterator[Item]:
     return (item for number, item in enumerate(items) if (number % HELD_OUT_EVERY == 0) == test)
 
 
-def _write(found: Found, path: Path, shape: _Shape, bad_images: str) -> None:
+def _write(found: Found, path: Path, reading: _Reading, bad_images: str) -> None:
     splits: dict[str, Any] = {}
-    bad: list[str] = []
+    bad, shape = reading.bad, reading.shape
     with path.open("wb") as file:
-        for name in ("train", "test"):
-            split = getattr(found, name)
-            if found.test is None:
-                items: Iterable[Item] = _held_out(found.train.items(), test=name == "test")
-            else:
-                items = split.items()
+        for name, split in (("train", found.train), ("test", found.test or found.train)):
+            items = _held_out(split.items(), test=name == "test") if found.test is None else split.items()
             offset, labels = file.tell(), []
-            for images, some in _chunks(items, shape, bad):
-                file.write(images.data)
-                labels += some
+            for image, label in reading.usable(items):
+                file.write(image.data)
+                labels.append(label)
             splits[name] = {"offset": offset, "count": len(labels), "labels": _append(file, labels)}
+        if len(reading.first) == 2:
+            raise DataError(f"{reading.first[False]}: has no label, but {reading.first[True]} has one")
         if bad and bad_images == "refuse":
             more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
             raise DataError(f"{'; '.join(bad[:NAMED])}{more} ({len(bad)} bad in all; bad_images: skip leaves them out)")

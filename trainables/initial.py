@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -221,6 +222,7 @@ def principal_directions(images: Tensor, rank: int, chunk: int = 1000) -> tuple[
 # ------------------------------------------------------------------------------------------------------- fitting
 
 State = Mapping[str, Tensor]
+KINDS = ("uniform", "gaussian", "class-gaussian", "gaussian-low-rank")
 _STATES: dict[tuple[Path, str], State] = {}
 """The newest p0 of this process: trials that follow each other in a worker share it."""
 
@@ -268,8 +270,9 @@ def _low_rank_state(data: ImageData, jitter: float, rank: int) -> State:
 def build_initial(kind: str, data: ImageData, jitter: float, *, rank: int | None = None) -> Initial:
     """p0 of a trial, its statistics read from the cache where they are there.
 
-    The statistics are of un-augmented training images. They are computed once on a machine, whichever trial comes
-    first, and shared by the trials of a process.
+    The statistics are of un-augmented training images, also of ImageNet 32x32, where the paper says so and the
+    released code takes the validation images (one_center.py:217-218). They are computed once on a machine, whichever
+    trial comes first, and shared by the trials of a process.
 
     Args:
         kind: `uniform`, `gaussian`, `class-gaussian` (both on down-sampled images from 64 pixels up), or
@@ -280,16 +283,19 @@ def build_initial(kind: str, data: ImageData, jitter: float, *, rank: int | None
         rank: of `gaussian-low-rank`; None: `DEFAULT_RANK`.
 
     Raises:
-        ValueError: Sigma + jitter I is not positive definite, or a class has no image.
+        ValueError: Sigma + jitter I is not positive definite, a class has no image, or the kind is unknown.
     """
+    if kind not in KINDS:
+        raise ValueError(f"initial is {kind!r}, expected one of {', '.join(KINDS)}")
     if kind == "uniform":
         return Uniform(data.shape)
     channels, height, width = data.shape
     parts: tuple[str, ...]
+    end = f"jitter{float(jitter)!r}"
     if kind == "gaussian-low-rank":
         wanted = rank or DEFAULT_RANK
         parts = ("mean", "basis", "scale", "noise")
-        state = _cached(data, f"{kind}{wanted}-jitter{jitter:g}", parts, lambda: _low_rank_state(data, jitter, wanted))
+        state = _cached(data, f"{kind}{wanted}-{end}", parts, lambda: _low_rank_state(data, jitter, wanted))
         return LowRankGaussian(data.shape, state["mean"], state["basis"], state["scale"], float(state["noise"]))
     grain = grain_of(height)
     if height % grain or width % grain:
@@ -297,10 +303,10 @@ def build_initial(kind: str, data: ImageData, jitter: float, *, rank: int | None
     shape = (channels, height // grain, width // grain)
     if kind == "class-gaussian":
         parts = ("means", "factors")
-        state = _cached(data, f"{kind}-jitter{jitter:g}", parts, lambda: _class_state(data, jitter, grain))
+        state = _cached(data, f"{kind}{data.classes}-{end}", parts, lambda: _class_state(data, jitter, grain))
         return ClassGaussian(shape, state["means"], state["factors"], grain)
     parts = ("mean", "factor")
-    state = _cached(data, f"{kind}-jitter{jitter:g}", parts, lambda: _gaussian_state(data, jitter, grain))
+    state = _cached(data, f"{kind}-{end}", parts, lambda: _gaussian_state(data, jitter, grain))
     return Gaussian(shape, state["mean"], state["factor"], grain)
 
 
@@ -318,13 +324,25 @@ def _cached(data: ImageData, name: str, keys: tuple[str, ...], compute: Callable
         with FileLock(f"{path}.lock"):  # trials that start together on a node compute it once
             state = _load(path, device, keys)
             if state is None:
-                state = compute()
+                with _full_precision():
+                    state = compute()
                 part = path.with_name(f"{path.name}.{os.getpid()}.part")
                 torch.save({key: value.cpu() for key, value in state.items()}, part)
                 part.replace(path)
     _STATES.clear()
     _STATES[place] = state
     return state
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Products of float32 in float32, whatever the precision of the trial that comes first: all trials share them."""
+    matmul = torch.backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "ieee"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
 
 
 def _load(path: Path, device: torch.device, keys: tuple[str, ...]) -> State | None:

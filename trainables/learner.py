@@ -142,19 +142,7 @@ class Learner:
         self.latch = DivergenceLatch(config.divergence, config.l2_weight, self.device)
 
     def _build_model(self, seed: int) -> EnergyModel:
-        c = self.config
-        model = build_network(
-            c.network,
-            self.data.shape,
-            self.data.classes,
-            norm=c.norm,
-            momentum=c.norm_momentum,
-            initialisation=c.initialisation,
-            energy=c.definition.energy or "head",
-            dropout=c.dropout,
-            class_head=True if c.classifies else None,
-            seed=seed,
-        ).to(self.device)
+        model = build_model(self.config, self.data.shape, self.data.classes, seed).to(self.device)
         set_dropout_generator(model, self._generators["dropout"])
         return model
 
@@ -368,6 +356,26 @@ class Learner:
         if std == 0:
             return x
         return x + std * torch.randn(x.shape, generator=self._generators["input"], device=x.device)
+
+
+def build_model(config: TrialConfig, shape: tuple[int, int, int], classes: int, seed: int = 0) -> EnergyModel:
+    """The untrained network of a configuration, on the CPU.
+
+    Args:
+        shape: (channels, height, width) of an image.
+    """
+    return build_network(
+        config.network,
+        shape,
+        classes,
+        norm=config.norm,
+        momentum=config.norm_momentum,
+        initialisation=config.initialisation,
+        energy=config.definition.energy or "head",
+        dropout=config.dropout,
+        class_head=True if config.classifies else None,
+        seed=seed,
+    )
 
 
 def training_images(config: TrialConfig) -> ImageData:

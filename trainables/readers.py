@@ -7,9 +7,11 @@ one image at a time, so a data set need not fit into memory. `image_cache` turns
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,7 +29,9 @@ IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMNS = ("label", "fine_label", "labels")
 TEST_NAMES = ("test", "validation", "valid", "val")
 HELD_OUT_EVERY = 10
-"""Without a test split every tenth training image is one."""
+"""Without a test split every tenth training image is one, the first included, in the order of the sorted files."""
+ROWS = 200
+"""Rows of a Parquet file held at a time: encoded images of 1024 pixels are above 1 MB each."""
 
 
 class DataError(ValueError):
@@ -67,7 +71,7 @@ class Found:
     Attributes:
         reader: name of the form: `parquet`, `folder`, `batches`, `torchvision`.
         files: every file it depends on, for the cache's key.
-        train, test: the splits; without a test split every tenth training image is held out.
+        train, test: the splits; without a test split every tenth training image is held out (`HELD_OUT_EVERY`).
     """
 
     reader: str
@@ -79,7 +83,11 @@ class Found:
 def natural_key(path: Path) -> list[tuple[int, int, str]]:
     """Sorts numbers in names by value: img2 before img10."""
     parts = re.split(r"(\d+)", path.as_posix())
-    return [(1, int(p), "") if p.isdigit() else (0, 0, p) for p in parts]
+    return [(1, int(p), "") if p.isdecimal() else (0, 0, p) for p in parts]
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted((p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")), key=natural_key)
 
 
 def find(folder: Path) -> Found:
@@ -105,23 +113,45 @@ def find(folder: Path) -> Found:
 
 
 def _parquet(folder: Path) -> Found | None:
-    for place in (folder, folder / "data"):
-        files = sorted(place.glob("*.parquet"), key=natural_key)
-        if not files:
-            continue
-        train = [f for f in files if f.name.startswith("train")]
-        if not train:
-            raise DataError(f"{place}: no train*.parquet among {', '.join(f.name for f in files[:5])}")
-        test: list[Path] = []
-        for name in TEST_NAMES:
-            test = test or [f for f in files if f.name.startswith(name)]
-        return Found(
-            "parquet",
-            (*train, *test),
-            Split(partial(_parquet_items, train)),
-            Split(partial(_parquet_items, test)) if test else None,
-        )
-    return None
+    """train*.parquet and a test split's in the folder or a subfolder (`data`), or a subfolder of files per split."""
+
+    def files(place: Path) -> list[Path]:
+        return sorted((p for p in place.glob("*.parquet") if not p.name.startswith(".")), key=natural_key)
+
+    below = _subfolders(folder)
+    if split_files := files(folder / "train"):
+        return _parquet_found(split_files, [files(folder / name) for name in TEST_NAMES])
+    places = [place for place in (folder, *below) if files(place)]
+    if not places:
+        return None
+    place = folder if folder in places else folder / "data" if folder / "data" in places else places[0]
+    if place.parent == folder and place.name != "data" and len(places) > 1:
+        raise DataError(f"{folder}: Parquet files in {', '.join(p.name for p in places)}; set data_dir to one of them")
+    there = files(place)
+    train = [f for f in there if f.name.startswith("train")]
+    if not train:
+        raise DataError(f"{place}: no train*.parquet among {', '.join(f.name for f in there[:5])}")
+    return _parquet_found(train, [[f for f in there if f.name.startswith(name)] for name in TEST_NAMES])
+
+
+def _parquet_found(train: list[Path], tests: list[list[Path]]) -> Found:
+    test = next((files for files in tests if files and not _withholds_labels(files[0])), [])
+    return Found(
+        "parquet",
+        (*train, *test),
+        Split(partial(_parquet_items, train)),
+        Split(partial(_parquet_items, test)) if test else None,
+    )
+
+
+def _withholds_labels(file: Path) -> bool:
+    """True for a split whose labels nobody has, written as -1: ImageNet's `test` (its `validation` has them)."""
+    with suppress(pa.ArrowException, OSError), pq.ParquetFile(file) as opened:
+        column = next((c for c in LABEL_COLUMNS if c in opened.schema_arrow.names), None)
+        if column is not None:
+            first = next(opened.iter_batches(batch_size=1, columns=[column]), None)
+            return first is not None and first.column(0).to_pylist() == [-1]
+    return False  # a damaged file is named when its images are read
 
 
 def _parquet_items(files: list[Path]) -> Iterator[Item]:
@@ -139,7 +169,7 @@ def _parquet_items(files: list[Path]) -> Iterator[Item]:
             row = 0
             wanted = [image_column] + ([label_column] if label_column else [])
             try:
-                for batch in opened.iter_batches(batch_size=1000, columns=wanted):
+                for batch in opened.iter_batches(batch_size=ROWS, columns=wanted):
                     cells = batch.column(image_column).to_pylist()
                     labels = batch.column(label_column).to_pylist() if label_column else [None] * len(cells)
                     for cell, label in zip(cells, labels, strict=True):
@@ -177,6 +207,8 @@ def _folders(folder: Path) -> Found | None:
     train_folder = folder / "train"
     test_folder = next((folder / n for n in TEST_NAMES if (folder / n).is_dir()), None)
     if not train_folder.is_dir():
+        if test_folder is not None and _images(test_folder):
+            raise DataError(f"{folder}: has {test_folder.name}, but no train beside it")
         train_folder, test_folder = folder, None
     train, classes = _labelled_files(train_folder)
     if not train:
@@ -199,13 +231,8 @@ def _folders(folder: Path) -> Found | None:
 
 def _labelled_files(folder: Path) -> tuple[list[tuple[Path, int | None]], tuple[str, ...]]:
     """Image files with their labels: the number of their class subfolder, or None where they lie flat."""
-
-    def images(files: Iterable[Path]) -> list[Path]:
-        return sorted((p for p in files if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()), key=natural_key)
-
-    flat = images(folder.iterdir())
-    places = sorted((p for p in folder.iterdir() if p.is_dir()), key=natural_key)
-    below = {p: files for p in places if (files := images(p.rglob("*")))}
+    flat = _images(folder, deep=False)
+    below = {p: files for p in _subfolders(folder) if (files := _images(p))}
     if flat and below:
         name = next(iter(below)).name
         raise DataError(f"{folder}: images lie beside subfolders with images (such as {name}); have one or the other")
@@ -213,6 +240,16 @@ def _labelled_files(folder: Path) -> tuple[list[tuple[Path, int | None]], tuple[
         return [(p, None) for p in flat], ()
     classes = tuple(p.name for p in below)
     return [(p, number) for number, files in enumerate(below.values()) for p in files], classes
+
+
+def _images(folder: Path, *, deep: bool = True) -> list[Path]:
+    """Image files in a folder (and its subfolders), sorted; hidden ones, such as ._1.jpg of an archive, are none."""
+    found = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if deep and not name.startswith(".")]
+        images = (n for n in names if n.lower().endswith(IMAGE_SUFFIXES) and not n.startswith("."))
+        found += [Path(place, name) for name in images]
+    return sorted(found, key=natural_key)
 
 
 def _file_items(files: list[tuple[Path, int | None]]) -> Iterator[Item]:
@@ -246,15 +283,18 @@ def _batch_items(files: list[Path]) -> Iterator[Item]:
         content = read_batch(file)
         data, labels = np.asarray(content["data"]), np.asarray(content["labels"])
         side = round((data.shape[1] / 3) ** 0.5) if data.ndim == 2 else 0
-        if data.dtype != np.uint8 or 3 * side * side != data.shape[-1] or len(data) != len(labels):
+        wanted = (len(labels) if labels.ndim == 1 else -1, 3 * side * side)
+        if data.dtype != np.uint8 or not side or data.shape != wanted:
             raise DataError(
-                f"{file}: expected data uint8 (N, 3 * side * side) and N labels, but got {data.dtype} {data.shape} and "
-                f"{len(labels)}"
+                f"{file}: expected data uint8 (N, 3 * side * side) and labels (N,), but got {data.dtype} {data.shape} "
+                f"and {labels.shape}"
             )
         images = data.reshape(-1, 3, side, side).transpose(0, 2, 3, 1)
         for row, (image, label) in enumerate(zip(images, labels, strict=True)):
             # Its labels count from 1.
-            yield Item(f"{file}: row {row}", int(label) - 1, partial(np.asarray, image))
+            fine = isinstance(label, np.integer) and label >= 1
+            number = int(label) - 1 if fine else f"{label}, counted from 1"
+            yield Item(f"{file}: row {row}", number, partial(np.asarray, image))
 
 
 class _ArraysOnly(pickle.Unpickler):

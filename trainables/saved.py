@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from trainables.config import TrialConfig
-from trainables.networks import EnergyModel, build_network
+from trainables.learner import build_model
+from trainables.networks import EnergyModel
 from trainables.pixels import RANGES, PixelRange
 from trainables.reports import to_grid
 from trainables.trainer import Trainer
@@ -117,22 +118,4 @@ def load_model(path: Path, device: str | torch.device = "cpu") -> SavedModel:
         int(state["classes"]),
         int(state["epoch"]),
         int(state["iteration"]),
-    )
-
-
-def build_model(config: TrialConfig, shape: tuple[int, int, int], classes: int) -> EnergyModel:
-    """The untrained network of a configuration, as `Learner` builds it.
-
-    Args:
-        shape: (channels, height, width) of an image.
-    """
-    return build_network(
-        config.network,
-        shape,
-        classes,
-        norm=config.norm,
-        momentum=config.norm_momentum,
-        energy=config.definition.energy or "head",
-        dropout=config.dropout,
-        class_head=True if config.classifies else None,
     )

@@ -36,6 +36,7 @@ QUICK = (
 @pytest.fixture(scope="session")
 def trained(run_mebm, tmp_path_factory):
     """Folders of finished trials: m-jem with batch norm, m-ebm, and an m-ebm of another width."""
+    torch.set_num_threads(1)  # the fixture that sees to it is a test's own and comes later
     folder = tmp_path_factory.mktemp("trained")
     settings = {
         "m-jem": ("m-jem", "norm=batch"),

@@ -147,6 +147,8 @@ def check_adam() -> Callable[..., None]:
         assert optimiser.param_groups[0]["lr"] == pytest.approx(rate)
         state = optimiser.state_dict()["state"]
         slow, fast = betas
+        # Some gradients are 0 but for rounding (a bias before a norm), so the error is measured by the largest of all.
+        largest = max(float(g.abs().max()) for g in gradients if g is not None)
         for i, (p, old, g) in enumerate(zip(parameters, weights, gradients, strict=True)):
             if g is None:
                 assert i not in state and torch.equal(p, old)
@@ -157,10 +159,9 @@ def check_adam() -> Callable[..., None]:
             t = 1 if earlier is None else int(earlier["step"]) + 1
             now = state[i]
             assert int(now["step"]) == t
-            scale = float(g.abs().max())
-            torch.testing.assert_close(now["exp_avg"], slow * m + (1 - slow) * g, rtol=rtol, atol=atol * max(1, scale))
+            torch.testing.assert_close(now["exp_avg"], slow * m + (1 - slow) * g, rtol=rtol, atol=atol * largest)
             torch.testing.assert_close(
-                now["exp_avg_sq"], fast * v + (1 - fast) * g * g, rtol=2 * rtol, atol=atol * max(1, scale) * scale
+                now["exp_avg_sq"], fast * v + (1 - fast) * g * g, rtol=2 * rtol, atol=(1 - fast) * atol * largest**2
             )
             first = now["exp_avg"].double() / (1 - slow**t)
             second = now["exp_avg_sq"].double() / (1 - fast**t)

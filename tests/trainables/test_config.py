@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from trainables.config import TrialConfig
-from trainables.methods import METHODS, build_trial, merge
+from trainables.methods import build_trial, merge
 from trainables.schema import SETTING_NAMES
 
 
@@ -41,6 +41,37 @@ def test_unknown_keys(values: dict[str, Any], key: str) -> None:
         ("network", "wrn-10-0"),
         ("network", "conv-0"),
         ("network", "resnet-50"),
+        ("network", "igebm-0"),
+        ("network", "multiscale"),
+        ("dropout", 1.0),
+        ("dropout", -0.1),
+        ("inner_steps", 0),
+        ("noise_placement", "both"),
+        ("buffer", "fifo"),
+        ("buffer_augment", "crop_flip"),
+        ("pixel_range", "byte"),
+        ("batch_order", "sorted"),
+        ("energy_augment", "contrastive"),
+        ("input_noise", -0.01),
+        ("label_noise", float("inf")),
+        ("validation_images", -1),
+        ("image_size", 3),
+        ("train_images", 1),
+        ("bad_images", "ignore"),
+        ("sampler_norm_mode", "test"),
+        ("initial_rank", 0),
+        ("class_weight", 0),
+        ("kl_weight", -1),
+        ("entropy_weight", float("nan")),
+        ("gradient_penalty", -0.1),
+        ("optimiser", "rmsprop"),
+        ("betas", [0.9, 1.0]),
+        ("betas", [-0.1, 0.9]),
+        ("betas", [0.9]),
+        ("clip_norm", 0),
+        ("clip_sigma", -3),
+        ("ema_decay", 1.0),
+        ("ema_decay", 0.0),
         ("norm", "layer"),
         ("norm_momentum", 1.5),
         ("initial", "normal"),
@@ -227,8 +258,139 @@ def test_merge_leaves_its_arguments_alone() -> None:
     assert base == {"a": {"b": 1, "c": 2}, "d": 3} and over == {"a": {"b": 9}}
 
 
-def test_every_method_builds() -> None:
-    for name in METHODS:
-        for dataset in ("digits", "cifar10", "cifar100", "my-own"):
-            c = build_trial({"method": name, "dataset": dataset})
-            assert c.method == name and c.samples == (name != "softmax") and c.classifies == (name != "m-ebm")
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"method": "igebm", "norm": "batch"}, "norm must be spectral or none with network igebm-FILTERS"),
+        ({"network": "shortrun-16", "norm": "batch"}, "norm must be none with network shortrun-FILTERS"),
+        ({"network": "multiscale-8", "norm": "spectral"}, "norm must be instance or none"),
+        ({"network": "conv-8", "dropout": 0.1}, "dropout must be 0 unless network is wrn-DEPTH-WIDTH or igebm-FILTERS"),
+        ({"network": "igebm-8", "initialisation": "xavier"}, "initialisation must be default"),
+        ({"inner_steps": 2, "network": "shortrun-8"}, "inner_steps > 1 needs a wrn- or conv-network"),
+        ({"clip_sigma": 3}, "clip_sigma uses Adam's second moment"),
+        ({"evaluation": {"weights": "ema"}}, "ema_decay is null"),
+        ({"method": "igebm", "energy_augment": "crop_flip"}, "energy_augment and dequantise exclude each other"),
+        (
+            {"method": "m-ebm", "shared_batch": True},
+            "shared_batch needs a method whose energy comes from its class logits",
+        ),
+        (
+            {"method": "m-jem", "shared_batch": True},
+            "shared_batch needs a method whose energy comes from its class logits",
+        ),
+        ({"method": "f-ebm", "kl_weight": 1}, "kl_weight must be 0 for f-ebm"),
+        ({"method": "vera", "entropy_weight": 0.1}, "entropy_weight must be 0 for vera"),
+        ({"method": "softmax", "kl_weight": 0.1}, "kl_weight must be 0 for softmax"),
+        ({"method": "kl-ebm", "buffer": "none"}, "entropy_weight needs a replay buffer"),
+        ({"method": "jem++", "kl_weight": 1.0}, "kl_weight and entropy_weight need inner_steps 1"),
+        ({"method": "kl-ebm", "buffer_size": 100}, r"buffer_size \(100\) must be at least batch_size \(128\)"),
+    ],
+    ids=lambda value: value.split(" ")[0] if isinstance(value, str) else None,
+)
+@pytest.mark.parametrize("dataset", ["digits", "cifar10"])
+def test_fields_that_exclude_each_other(values: dict[str, Any], message: str, dataset: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        build_trial({"dataset": dataset} | values)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"method": "jem", "shared_batch": True},
+        {"method": "kl-ebm", "buffer": "none", "entropy_weight": 0, "buffer_augment": "none"},
+        {"method": "m-ebm", "kl_weight": 1.0, "entropy_weight": 0.3},
+        {"optimiser": "adam", "clip_sigma": 3},
+        {"ema_decay": 0.99, "evaluation": {"weights": "ema"}},
+        {"method": "vera", "network": "wrn-10-1", "dropout": 0.4},
+        {"method": "m-ebm", "inner_steps": 5, "network": "wrn-10-1"},
+        {"method": "igebm", "energy_augment": "crop_flip", "dequantise": False},
+    ],
+    ids=str,
+)
+def test_fields_that_go_together(values: dict[str, Any]) -> None:
+    c = build_trial(values)
+    assert all(getattr(c, key) == value for key, value in values.items() if key != "evaluation")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"critic": {"divergence": "js"}},
+        {"critic": {"start_iteration": -1}},
+        {"critic": {"steps": 1}},
+        {"generator": {"noise_dim": 0}},
+        {"generator": {"learning_rate": 0}},
+        {"generator": {"entropy_weight": -1e-4}},
+        {"generator": {"importance_samples": 0}},
+        {"generator": {"noise_std_range": [0.0, 0.3]}},
+        {"generator": {"noise_std_range": [0.1]}},
+        {"evaluation": {"protocols": ["fid"]}},
+        {"evaluation": {"fresh_steps": 0}},
+        {"evaluation": {"weights": "best"}},
+    ],
+    ids=str,
+)
+def test_impossible_values_of_a_part(values: dict[str, Any]) -> None:
+    for method in ("m-ebm", "f-ebm", "vera"):
+        with pytest.raises(ValidationError) as error:
+            build_trial({"method": method} | values)
+        assert {e["loc"][0] for e in error.value.errors()} == set(values)
+
+
+def test_a_part_given_in_part_keeps_the_rest() -> None:
+    c = build_trial({"method": "f-ebm", "critic": {"divergence": "pearson"}})
+    assert (c.critic.divergence, c.critic.start_iteration, c.divergence_name) == ("pearson", 11, "pearson")
+    g = build_trial({"method": "vera", "dataset": "cifar10", "generator": {"noise_dim": 5}}).generator
+    assert (g.noise_dim, g.features, g.learning_rate) == (5, 256, 6e-5)
+    small = build_trial({"method": "vera", "dataset": "digits", "generator": {"noise_dim": 5}}).generator
+    assert small.noise_dim == 5 and small.features < 256
+
+
+CHAINS = {"initial", "sampling_steps", "step_size", "noise_std", "buffer"}
+BUFFER = {"buffer_size", "reinit_probability"}
+LOSS = {"l2_weight", "l2_form"}
+
+
+@pytest.mark.parametrize(
+    ("method", "without"),
+    [
+        ("m-ebm", {"class_weight", "f_divergence"}),
+        ("m-jem", {"f_divergence"}),
+        ("softmax", CHAINS | BUFFER | LOSS | {"gradient_clamp", "f_divergence"}),
+        ("jem", {"gradient_clamp", "f_divergence"}),
+        ("igebm", {"class_weight", "f_divergence"}),
+        ("shortrun", BUFFER | {"class_weight", "gradient_clamp", "f_divergence"}),
+        ("kl-ebm", {"class_weight", "gradient_clamp", "f_divergence"}),
+        ("f-ebm", {"class_weight"}),
+        ("vera", CHAINS | BUFFER | {"gradient_clamp", "f_divergence"}),
+    ],
+)
+def test_setting_columns_of_what_a_method_lacks_are_null(method: str, without: set[str]) -> None:
+    values = build_trial({"method": method}).setting(11)
+    assert {name for name, value in values.items() if value is None} == without
+
+
+def test_columns_of_a_critic() -> None:
+    for name in ("jensen-shannon", "squared-hellinger", "reverse-kl", "kl", "pearson"):
+        c = build_trial({"method": "f-ebm", "critic": {"divergence": name}})
+        assert c.setting()["f_divergence"] == name
+    assert build_trial({"method": "igebm"}).divergence_name is None
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"method": "igebm", "buffer_size": 64, "batch_size": 64}, "of a ring must be more than batch_size"),
+        ({"method": "m-ebm", "buffer_augment": "contrastive"}, "buffer_augment needs a buffer of 8-bit images"),
+        ({"method": "shortrun", "buffer_augment": "contrastive"}, "ring or reservoir"),
+        ({"method": "vera", "batch_size": 64}, r"label_batch_size \(40\) must be batch_size \(64\)"),
+        ({"method": "vera", "generator": {"noise_std_range": [0.3, 0.1]}}, "a lower and an upper bound"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        build_trial(values)
+
+
+def test_a_size_without_a_buffer_does_not_matter() -> None:
+    assert build_trial({"method": "shortrun", "buffer_size": 10}).setting()["buffer_size"] is None

@@ -24,7 +24,10 @@ TABLE: dict[str, tuple[Callable[[float], float], Callable[[float], float]]] = {
     "reverse-kl": (lambda r: -_exp(-r), lambda r: -1 + r),
     "kl": (lambda r: 1 + r, _exp),
     "pearson": (lambda r: 2 * (_exp(r) - 1), lambda r: _exp(2 * r) - 1),
-    "jensen-shannon": (lambda r: math.log(2) + r - math.log(1 + _exp(r)), lambda r: -math.log(2) + math.log(1 + _exp(r))),
+    "jensen-shannon": (
+        lambda r: math.log(2) + r - math.log(1 + _exp(r)),
+        lambda r: -math.log(2) + math.log(1 + _exp(r)),
+    ),
     "squared-hellinger": (lambda r: 1 - _exp(-r / 2), lambda r: _exp(r / 2) - 1),
 }
 # f itself and its convex conjugate: what the table must follow from where nothing is clipped. (f-GAN, Table 6.)
@@ -122,7 +125,7 @@ def test_critic_loss_and_step(name: str, iteration: int) -> None:
             plus = sum(u(h + e) for h, e in zip(h_x, e_x.tolist(), strict=True)) / n
             minus = sum(v(h + e) for h, e in zip(h_y, e_y.tolist(), strict=True)) / n
             loss += -(plus - minus)
-        return loss
+        return float(loss)
 
     wanted, slopes = literal(), _numeric(literal, [w.detach() for w in weights])
     before = [w.detach().clone() for w in weights]
@@ -156,7 +159,7 @@ def test_energy_loss_and_its_gradient(name: str, iteration: int) -> None:
             loss += sum(e * f for e, f in zip(e_y, frozen, strict=True)) / n
             loss -= sum(e_y) / n * (sum(frozen) / n)
             loss -= sum(v(h + e) for h, e in zip(h_y, e_y, strict=True)) / n
-        return loss
+        return float(loss)
 
     data = critic.data_term(x, model.energy(x), iteration)
     samples = critic.sample_term(y, model.energy(y), iteration)
@@ -227,9 +230,7 @@ def test_a_stopped_step_moves_nothing(reason: str, same: Any, copy_of: Any) -> N
             next(network.parameters()).view(-1)[0] = math.nan
     before = copy_of(critic.state_dict())
     bad = torch.full((4,), math.nan) if reason == "nan energy" else energy
-    loss, norm = critic.step(
-        x, bad, 1 - x, energy, iteration=1, rate=0.01, tripped=stop if reason == "tripped" else go
-    )
+    loss, norm = critic.step(x, bad, 1 - x, energy, iteration=1, rate=0.01, tripped=stop if reason == "tripped" else go)
     after = critic.state_dict()
     assert same(before["optimiser"]["state"], after["optimiser"]["state"])
     weights = {name for name, _ in network.named_parameters()}

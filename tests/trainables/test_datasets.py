@@ -294,6 +294,21 @@ def test_torchvision_cifar(tmp_path: Path, fake_cifar: Callable[..., np.ndarray]
     assert data.source.startswith("torchvision:cifar10#")
 
 
+def test_a_second_start_does_not_open_torchvisions_files(
+    tmp_path: Path, fake_cifar: Callable[..., np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchvision.datasets import CIFAR10
+
+    fake_cifar()
+    first = load_dataset("cifar10", str(tmp_path))
+    # Nothing was written beside the files: they may lie in a folder that only others can write to.
+    assert [p.name for p in tmp_path.iterdir()] == [CIFAR10.base_folder]
+    load_dataset.cache_clear()
+    monkeypatch.setattr(CIFAR10, "__init__", lambda *a, **k: pytest.fail("opened again"))
+    again = load_dataset("cifar10", str(tmp_path))
+    assert again.source == first.source and torch.equal(again.images, first.images)
+
+
 def test_torchvision_data_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A download that fails (nobody listens at this address) is one line that says what to do."""
     from torchvision.datasets import CIFAR10

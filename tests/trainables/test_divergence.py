@@ -258,9 +258,7 @@ def _companion(latch: DivergenceLatch, iteration: int, loss: float = 0.0, grad: 
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize(
-    ("signal", "cause"), [("loss", Cause.NONFINITE_LOSS), ("grad", Cause.NONFINITE_GRADIENT)]
-)
+@pytest.mark.parametrize(("signal", "cause"), [("loss", Cause.NONFINITE_LOSS), ("grad", Cause.NONFINITE_GRADIENT)])
 @pytest.mark.parametrize("action", ["stop", "record"])
 @pytest.mark.parametrize("l2", [0.0, 1.0])
 def test_a_companion_that_is_not_finite(signal: str, cause: Cause, value: float, action: str, l2: float) -> None:

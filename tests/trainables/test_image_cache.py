@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -93,6 +94,35 @@ def test_a_damaged_file_is_made_again(folder: Path, damage: str) -> None:
     file.write_bytes(broken[damage])
     _same(_load(folder), first)
     assert file.read_bytes() == content
+
+
+def test_the_fingerprint_is_a_hash_of_shapes_and_bytes(folder: Path) -> None:
+    """Results are filed under it: it must stay what it was."""
+    data = _load(folder)
+    images, labels = data.images.numpy(), data.labels.numpy()
+    digest = hashlib.sha256(b"(12, 3, 6, 6)" + images.tobytes() + b"(12,)" + labels.astype("<i8").tobytes())
+    assert data.fingerprint == digest.hexdigest()[:16]
+
+
+def test_what_a_killed_process_left_is_removed(folder: Path) -> None:
+    _load(folder)
+    file = _file(folder)
+    left, another = file.with_suffix(".99999.part"), file.with_name("another.99999.part")
+    for part in (left, another):
+        part.write_bytes(b"half")
+    file.unlink()
+    _load(folder)
+    assert file.is_file() and not left.exists()
+    assert another.exists(), "of another set, which may be being written"
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = folder.parent / "no_folder"
+    place.write_text("x")
+    monkeypatch.setenv("MEBM_CACHE", str(place))
+    with pytest.raises(DataError, match="no_folder.*cannot be cached.*MEBM_CACHE") as error:
+        _load(folder)
+    assert "\n" not in str(error.value)
 
 
 def test_settings_have_files_of_their_own(folder: Path) -> None:

@@ -173,6 +173,23 @@ def test_kinds(digits: ImageData) -> None:
         assert x.shape == (7, 1, 8, 8) and x.dtype == torch.float32 and x.abs().max() <= 1
 
 
+def test_unknown_kind(digits: ImageData) -> None:
+    with pytest.raises(ValueError, match="'gausian', expected one of uniform, gaussian"):
+        build_initial("gausian", digits, 1e-4)
+
+
+def test_statistics_do_not_depend_on_the_precision_of_the_first_trial(
+    make_data: Callable[..., ImageData], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEBM_CACHE", str(tmp_path))
+    matmul, seen = torch.backends.cuda.matmul, []
+    real = initial.moments
+    monkeypatch.setattr(initial, "moments", lambda *a, **k: seen.append(matmul.fp32_precision) or real(*a, **k))
+    monkeypatch.setattr(matmul, "fp32_precision", "tf32")
+    build_initial("gaussian", make_data(150, seed=62), 1e-4)
+    assert seen == ["ieee"] and matmul.fp32_precision == "tf32"
+
+
 def test_computed_once_and_shared(make_data: Callable[..., ImageData], monkeypatch: pytest.MonkeyPatch) -> None:
     data, calls = make_data(150, seed=61), []
     real = initial.moments
@@ -283,17 +300,33 @@ def test_large_images_are_fitted_small_and_repeated(make_data: Callable[..., Ima
     assert torch.equal(sample, sample[:, :, ::2, ::2].repeat_interleave(2, 2).repeat_interleave(2, 3))
 
 
-def test_full_rank_is_the_full_gaussian(make_data: Callable[..., ImageData]) -> None:
-    data = make_data(150, (1, 6, 6), seed=71)
-    full, low = build_initial("gaussian", data, 1e-3), build_initial("gaussian-low-rank", data, 1e-3, rank=36)
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize(("count", "side"), [(150, 6), (20, 8)], ids=["more images", "more pixels"])
+def test_full_rank_is_the_full_gaussian(
+    make_data: Callable[..., ImageData],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    count: int,
+    side: int,
+    exact: bool,
+) -> None:
+    """With as many directions as the data have, both ways of fitting, and fewer images than pixels."""
+    monkeypatch.setenv("MEBM_CACHE", str(tmp_path))
+    if not exact:
+        monkeypatch.setattr(initial, "EXACT_SIZE", 0)
+    size, rank = side * side, min(count - 1, side * side)
+    data = make_data(count, (1, side, side), seed=71)
+    full, low = build_initial("gaussian", data, 1e-3), build_initial("gaussian-low-rank", data, 1e-3, rank=rank)
     assert isinstance(full, Gaussian) and isinstance(low, LowRankGaussian)
+    assert low.basis.shape == (size, rank)
     flat = _scaled(data.images)
     np.testing.assert_allclose(low.mean.numpy(), full.mean.numpy(), atol=1e-6)
     root = low.basis.double() * low.scale.double()
-    implied = root @ root.T + low.noise**2 * torch.eye(36)
+    implied = root @ root.T + low.noise**2 * torch.eye(size)
     sigma = full.factor.double() @ full.factor.double().T
     torch.testing.assert_close(implied, sigma, atol=2e-6, rtol=0)
-    np.testing.assert_allclose(implied.numpy(), np.cov(flat, rowvar=False, bias=True) + 1e-3 * np.eye(36), atol=2e-6)
+    wanted = np.cov(flat, rowvar=False, bias=True) + 1e-3 * np.eye(size)
+    np.testing.assert_allclose(implied.numpy(), wanted, atol=2e-6)
 
 
 def test_samples_of_both_have_the_same_moments(make_data: Callable[..., ImageData]) -> None:

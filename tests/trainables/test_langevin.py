@@ -15,7 +15,9 @@ from trainables.pixels import SIGNED, UNIT, PixelRange
 DEFAULT: dict[str, Any] = {"step_size": 1.0, "noise_std": 0.0, "gradient_clamp": 1.0, "clamp_to": SIGNED}
 
 
-def _run(energy: Energy, start: Tensor, generator: torch.Generator | None = None, *, steps: int = 6, **fields: Any) -> Tensor:
+def _run(
+    energy: Energy, start: Tensor, generator: torch.Generator | None = None, *, steps: int = 6, **fields: Any
+) -> Tensor:
     """A chain of the default settings, changed by `fields`."""
     return Langevin(**DEFAULT | fields).run(energy, start, steps, generator or torch.Generator())
 
@@ -236,25 +238,28 @@ def test_proximal_steps_without_clamps_are_one_step() -> None:
 
 
 def test_the_box_holds_at_every_inner_step() -> None:
-    """An inner step that reaches the box is clamped before the next: with a stem that bends, this shows."""
+    """An inner step that reaches the box is clamped before the next: with a stem that bends back beyond it, this shows."""
 
     class Bent(nn.Module):
         def stem(self, x: Tensor) -> Tensor:
-            return torch.sin(3 * x)
+            return torch.sin(5 * x)
 
         def energy_from_stem(self, h: Tensor) -> Tensor:
             return h.flatten(1).sum(1)
 
     start = torch.tensor([[[[0.9, -0.2, 0.4]]]], dtype=torch.float64)
     chain = Langevin(step_size=1.2, noise_std=0.0, gradient_clamp=0.8, clamp_to=SIGNED, inner_steps=4)
-    got = chain.run(lambda x: torch.sin(3 * x).flatten(1).sum(1), start, 3, torch.Generator(), Bent())
-    x = start.clone()
+    got = chain.run(lambda x: torch.sin(5 * x).flatten(1).sum(1), start, 3, torch.Generator(), Bent())
+    x, left = start.clone(), False
     for _ in range(3):
         p = torch.ones_like(x)  # d sum(h) / dh
         for _ in range(4):
-            slope = 3 * torch.cos(3 * x) * p
-            x = (x - 0.3 * slope.clamp(-0.8, 0.8)).clamp(-1, 1)
+            slope = 5 * torch.cos(5 * x) * p
+            x = x - 0.3 * slope.clamp(-0.8, 0.8)
+            left |= bool((x.abs() > 1).any())
+            x = x.clamp(-1, 1)
     torch.testing.assert_close(got, x, rtol=0, atol=1e-14)
+    assert left and (x.abs() < 1).all(), "the box was met on the way, not at the end"
 
 
 def test_proximal_steps_need_the_network() -> None:
@@ -286,5 +291,6 @@ def test_batch_norm_in_train_mode_takes_in_every_step() -> None:
     for mean in means:
         running = 0.1 * running + 0.9 * mean
     torch.testing.assert_close(layer.running_mean, running)
-    assert all(int(m.num_batches_tracked) == 6 for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+    counts = [m.num_batches_tracked for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert all(count is not None and count.item() == 6 for count in counts)
     assert not torch.equal(means[0], means[-1])

@@ -15,8 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
+from trainables import image_cache
 from trainables.datasets import DataError, load_dataset
-from trainables.readers import natural_key
+from trainables.readers import Item, natural_key
 
 
 def _pixels(count: int, shape: tuple[int, ...] = (6, 6, 3), seed: int = 0) -> np.ndarray:
@@ -90,6 +91,29 @@ def test_a_folder_without_splits_holds_out_every_tenth(tmp_path: Path, classes: 
 def test_names_are_sorted_by_their_numbers() -> None:
     names = ["b1", "a10", "a2", "a02x", "a"]
     assert sorted(map(Path, names), key=natural_key) == [Path(n) for n in ("a", "a2", "a02x", "a10", "b1")]
+    assert natural_key(Path("²")) == [(0, 0, "²")]  # a digit to str.isdigit, and no number to int
+
+
+def test_hidden_files_are_no_images(tmp_path: Path) -> None:
+    """What macOS puts into archives, and folders of thumbnails."""
+    pixels = _pixels(4)
+    for i in range(3):
+        _save(tmp_path / "train" / "cat" / f"{i}.PNG", pixels[i])
+        (tmp_path / "train" / "cat" / f"._{i}.PNG").write_bytes(b"x")
+    _save(tmp_path / "train" / "cat" / ".thumbs" / "0.png", _pixels(1, (2, 2, 3))[0])
+    _save(tmp_path / "train" / ".cache" / "0.png", _pixels(1, (2, 2, 3))[0])
+    (tmp_path / "test" / "cat").mkdir(parents=True)
+    _save(tmp_path / "test" / "cat" / "0.png", pixels[3])
+    data = load_dataset("mine", str(tmp_path))
+    _same(data.images, pixels[:3])
+    assert data.classes == 1
+
+
+def test_labels_in_one_split_alone_are_refused(tmp_path: Path) -> None:
+    for i in range(4):
+        _save(tmp_path / "train" / "ab"[i % 2] / f"{i}.png", _pixels(1)[0])
+    _save(tmp_path / "test" / "7.png", _pixels(1)[0])
+    _refused(tmp_path, "test/7.png: has no label", "train/a/0.png has one")
 
 
 def test_odd_folders(tmp_path: Path) -> None:
@@ -105,6 +129,8 @@ def test_odd_folders(tmp_path: Path) -> None:
     _save(other / "train" / "cat" / "x.png", _pixels(1)[0])
     _save(other / "test" / "eel" / "x.png", _pixels(1)[0])
     _refused(other, "eel")
+    _save(tmp_path / "half" / "val" / "x.png", _pixels(1)[0])
+    _refused(tmp_path / "half", "half: has val, but no train")
 
 
 # ------------------------------------------------------------------------------------------------------ kinds of image
@@ -195,6 +221,50 @@ def test_the_first_image_may_be_the_odd_one(tmp_path: Path) -> None:
     assert "5x5x3, expected 6x6x3" in data.skipped[0]
 
 
+@pytest.mark.parametrize("number", [1, 8])
+def test_colour_among_grey_is_odd_wherever_it_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """In the images that settle what the set is, and after them."""
+    monkeypatch.setattr(image_cache, "CHUNK", 4)
+    for i in range(10):
+        _save(tmp_path / "train" / f"{i}.png", _pixels(1, (6, 6, 3) if i == number else (6, 6))[0])
+    _save(tmp_path / "test" / "0.png", _pixels(1, (6, 6))[0])
+    _refused(tmp_path, f"{number}.png: image is 6x6x3, expected 6x6x1", "1 bad in all")
+
+
+def test_a_broken_link_is_a_bad_image(tmp_path: Path) -> None:
+    for i in range(3):
+        _save(tmp_path / "train" / f"{i}.png", _pixels(1)[0])
+    _save(tmp_path / "test" / "0.png", _pixels(1)[0])
+    (tmp_path / "train" / "8.png").symlink_to(tmp_path / "gone.png")
+    _refused(tmp_path, "train/8.png: image cannot be decoded", "1 bad in all")
+
+
+def test_a_label_beyond_a_known_sets_classes(tmp_path: Path) -> None:
+    for i in range(11):
+        _save(tmp_path / "train" / f"c{i}" / "0.png", _pixels(1, (32, 32, 3))[0])
+    _save(tmp_path / "test" / "c0" / "0.png", _pixels(1, (32, 32, 3))[0])
+    _refused(tmp_path, "train/c10/0.png: label is 10, expected one below 10", "1 bad in all", name="cifar10")
+    assert load_dataset("mine", str(tmp_path)).classes == 11
+
+
+def test_images_are_not_read_far_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is in memory at a time is one chunk, however many images there are."""
+    monkeypatch.setattr(image_cache, "CHUNK", 5)
+    asked: list[int] = []
+
+    def items() -> Any:
+        for i in range(1000):
+            asked.append(i)
+            yield Item(str(i), 0, lambda: _pixels(1)[0])
+
+    usable = image_cache._Reading(image_cache._Shape(None, None, None), None).usable(items())
+    for _ in range(7):
+        next(usable)
+    assert len(asked) == 10
+
+
 def test_an_odd_image_of_a_known_set_is_not_scaled_away(tmp_path: Path) -> None:
     for i in range(4):
         _save(tmp_path / "train" / "c" / f"{i}.png", _pixels(1, (32, 32, 3))[0])
@@ -224,6 +294,51 @@ def test_parquet_without_labels_is_one_class(tmp_path: Path) -> None:
         )
     data = load_dataset("mine", str(tmp_path))
     assert (len(data.images), len(data.test_images), data.classes) == (6, 3, 1)
+
+
+def _parquet(path: Path, pixels: np.ndarray, labels: list[int]) -> None:
+    cells = []
+    for image in pixels:
+        out = io.BytesIO()
+        Image.fromarray(image).save(out, "PNG")
+        cells.append({"bytes": out.getvalue(), "path": None})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"image": cells, "label": labels}), path)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("plain_text/train-00000-of-00001", "plain_text/test-00000-of-00001"),
+        ("train/0000", "validation/0000"),
+        ("data/train", "data/valid"),
+    ],
+)
+def test_parquet_in_subfolders(tmp_path: Path, names: tuple[str, str]) -> None:
+    pixels = _pixels(5)
+    _parquet(tmp_path / f"{names[0]}.parquet", pixels[:3], [0, 1, 2])
+    _parquet(tmp_path / f"{names[1]}.parquet", pixels[3:], [2, 0])
+    data = load_dataset("mine", str(tmp_path))
+    _same(data.images, pixels[:3])
+    _same(data.test_images, pixels[3:])
+    assert data.test_labels.tolist() == [2, 0]
+
+
+def test_parquet_in_several_subfolders_is_refused(tmp_path: Path) -> None:
+    for name in ("large", "small"):
+        _parquet(tmp_path / name / "train.parquet", _pixels(2), [0, 1])
+    _refused(tmp_path, str(tmp_path), "large, small", "set data_dir to one")
+
+
+def test_a_test_split_without_its_labels_is_passed_over(tmp_path: Path) -> None:
+    """ImageNet's: -1 in every row of `test`; its `validation` has labels."""
+    pixels = _pixels(6)
+    _parquet(tmp_path / "train.parquet", pixels[:3], [0, 1, 2])
+    _parquet(tmp_path / "test.parquet", pixels[3:4], [-1])
+    _parquet(tmp_path / "validation.parquet", pixels[4:], [2, 1])
+    data = load_dataset("mine", str(tmp_path))
+    _same(data.test_images, pixels[4:])
+    assert data.test_labels.tolist() == [2, 1]
 
 
 # ------------------------------------------------------------------------------------------- ImageNet-32's batches
@@ -269,9 +384,22 @@ def test_a_pickle_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert (tmp_path / "hacked").exists()
 
 
+def test_labels_of_the_batches_count_from_one(tmp_path: Path) -> None:
+    rows = np.zeros((3, 3072), dtype=np.uint8)
+    for name, labels in (("train_data_batch_1", [1, 0, 1001]), ("val_data", [1, 2, 3])):
+        (tmp_path / name).write_bytes(pickle.dumps({"data": rows, "labels": labels}))
+    _refused(tmp_path, "row 1: label is '0, counted from 1'", "row 2: label is 1000", "2 bad in all", name="imagenet32")
+
+
 @pytest.mark.parametrize(
     "content",
-    [b"", b"no pickle", pickle.dumps([1, 2]), pickle.dumps({"data": np.zeros((2, 10), np.uint8), "labels": [1, 2]})],
+    [
+        b"",
+        b"no pickle",
+        pickle.dumps({"data": np.uint8(3), "labels": [1]}),
+        pickle.dumps([1, 2]),
+        pickle.dumps({"data": np.zeros((2, 10), np.uint8), "labels": [1, 2]}),
+    ],
 )
 def test_damaged_batches(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "train_data_batch_1").write_bytes(content)

@@ -16,7 +16,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainables.config import TrialConfig
 from trainables.datasets import ImageData, to_float
-from trainables.initial import fit_gaussian
 from trainables.networks import build_network
 from trainables.schema import SIGNAL_NAMES, Cause, Outcome
 from trainables.trainer import Trainer
@@ -51,7 +50,8 @@ class _Released:
         self.optimiser = torch.optim.SGD(
             self.net.parameters(), lr=c.learning_rate, momentum=0.9, weight_decay=5e-4, foreach=False
         )
-        self.buffer: Tensor | None = state["buffer"]
+        self.initial = trainer.initial
+        self.buffer: Tensor | None = state["buffer"]["images"] if state["buffer"] else None
         self.g = {}
         for name, saved in state["generators"].items():
             self.g[name] = torch.Generator()
@@ -83,7 +83,8 @@ class _Released:
             f_plus = self.f(x_plus)
             indices = torch.randint(0, len(self.buffer), (c.batch_size,), generator=self.g["chains"])
             restart = torch.rand(c.batch_size, 1, 1, 1, generator=self.g["chains"]) < c.reinit_probability
-            fresh = fit_gaussian(self.data, c.covariance_jitter).sample(c.batch_size, self.g["chains"])
+            assert self.initial is not None
+            fresh = self.initial.sample(c.batch_size, self.g["chains"])
             x = torch.where(restart, fresh, self.buffer[indices])
             for _ in range(c.sampling_steps):
                 x = x.detach().requires_grad_(True)
@@ -148,7 +149,8 @@ def _compare(trainer: Trainer, twin: _Released, atol: float) -> None:
         torch.testing.assert_close(mine[name], value, rtol=atol, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
     if twin.buffer is not None:
         assert trainer.buffer is not None
-        torch.testing.assert_close(trainer.buffer.images, twin.buffer, rtol=0, atol=2 * atol)
+        images = trainer.state_dict()["buffer"]["images"]
+        torch.testing.assert_close(images, twin.buffer, rtol=0, atol=2 * atol)
     for (name, p), q in zip(trainer.model.named_parameters(), twin.net.parameters(), strict=True):
         a, b = trainer.optimiser.state.get(p, {}), twin.optimiser.state.get(q, {})
         assert (a.get("momentum_buffer") is None) == (b.get("momentum_buffer") is None), name
@@ -246,10 +248,11 @@ def test_forwards_of_an_iteration(quick: Quick, digits: ImageData, method: str, 
     generator = torch.Generator()
     generator.set_state(state["generators"]["chains"])
     slots = torch.randint(0, 100, (64,), generator=generator)
-    assert torch.equal(inputs[1], state["buffer"][slots])
+    assert torch.equal(inputs[1], state["buffer"]["images"][slots])
     last = {int(slot): i for i, slot in enumerate(slots)}
     for slot, i in last.items():
-        assert torch.equal(trainer.buffer.images[slot], inputs[steps + 1][i]), "x- is what goes back to the buffer"
+        stored = trainer.state_dict()["buffer"]["images"][slot]
+        assert torch.equal(stored, inputs[steps + 1][i]), "x- is what goes back to the buffer"
     if method == "m-jem":
         assert torch.equal(inputs[-1], to_float(digits.images[state["label_batches"]["order"][:128]]))
     running = torch.zeros_like(means[0])
@@ -338,6 +341,88 @@ def test_an_iteration_reads_nothing_on_the_host(quick: Quick, digits: ImageData,
     assert reads.seen == []
 
 
+# Every other method on images of 8x8 pixels, with everything that makes it what it is.
+TINY: dict[str, dict[str, Any]] = {
+    "jem": {"network": "conv-4", "norm": "none", "energy_augment": "crop_flip", "augment": "crop_flip"},
+    "jem++": {"network": "wrn-10-1", "norm": "batch", "validation_images": 100},
+    "igebm": {"network": "igebm-4", "dropout": 0.5},
+    "shortrun": {"network": "shortrun-4"},
+    "kl-ebm": {"network": "multiscale-4"},
+    "f-ebm": {"network": "febm-4", "critic": {"start_iteration": 1}},
+    "vera": {
+        "network": "wrn-10-1",
+        "norm": "none",
+        "dropout": 0.3,
+        "generator": {"noise_dim": 4, "features": 4},
+        "energy_augment": "crop_flip",
+    },
+}
+
+
+def _tiny(quick: Quick, method: str, **fields: Any) -> TrialConfig:
+    base: dict[str, Any] = {
+        "method": method,
+        "batch_size": 6,
+        "label_batch_size": 6,
+        "buffer_size": 18,
+        "sampling_steps": 2,
+        "reinit_probability": 0.2,
+        "warmup_iterations": 2,
+        "iterations_per_epoch": 2,
+        # Runs of a few iterations on tiny networks: only what is not finite ends one.
+        "divergence": {"gap_limit": 1e6, "hard_gap_limit": 1e6, "collapse_patience": 100_000},
+    }
+    return quick(**base | TINY[method] | fields)
+
+
+@pytest.mark.parametrize("method", TINY)
+def test_an_iteration_of_any_method_reads_nothing_on_the_host(quick: Quick, digits: ImageData, method: str) -> None:
+    # A moving average counts its updates in a number that lives on the host; on a CPU, and only there, the classes'
+    # Gaussians look for the members of a class.
+    without: dict[str, dict[str, Any]] = {"kl-ebm": {"ema_decay": None}, "jem++": {"initial": "gaussian"}}
+    trainer = Trainer(_tiny(quick, method, **without.get(method, {})), digits)
+    record = torch.zeros(3, len(SIGNAL_NAMES))
+    for i in range(2):
+        trainer._train_iteration(record[i])
+        trainer.iteration += 1
+    with _HostReads() as reads:
+        trainer._train_iteration(record[2])
+    assert reads.seen == []
+
+
+@pytest.mark.parametrize("method", ["jem", "jem++", "vera", "m-ebm"])
+def test_warm_up_ends_at_its_base_rate(quick: Quick, digits: ImageData, method: str) -> None:
+    """Rate exactly 0 at iteration 0, exactly the base rate at iteration 1000 (section 16); also the generator's."""
+    config = _tiny(quick, method, warmup_iterations=1000) if method in TINY else quick(warmup_iterations=1000)
+    trainer = Trainer(config, digits)
+    weights = _weights(trainer)
+    record = torch.zeros(len(SIGNAL_NAMES))
+    assert trainer._train_iteration(record) == 0
+    assert all(torch.equal(weights[name], p) for name, p in trainer.model.named_parameters())
+    for iteration, share in ((500, 0.5), (1000, 1.0), (1001, 1.0)):
+        trainer.iteration = iteration
+        trainer._train_iteration(record)
+        assert trainer.optimiser.param_groups[0]["lr"] == config.learning_rate * share
+        if trainer.generator is not None:
+            rate = trainer.generator.optimiser.param_groups[0]["lr"]
+            assert rate == config.generator.learning_rate * share
+            posterior = trainer.generator.posterior_optimiser.param_groups[0]["lr"]
+            assert posterior == config.generator.posterior_learning_rate, "has no schedule"
+
+
+@pytest.mark.parametrize("method", ["jem", "jem++", "igebm", "f-ebm", "kl-ebm"])
+def test_the_buffer_never_outgrows_its_size(quick: Quick, digits: ImageData, method: str) -> None:
+    trainer = Trainer(_tiny(quick, method, iterations_per_epoch=1, buffer_size=17), digits)
+    assert trainer.buffer is not None
+    most = 18 if method == "kl-ebm" else 17  # a reservoir settles at whole batches
+    sizes = []
+    for _ in range(7):
+        trainer.train_epoch()
+        sizes.append(len(trainer.state_dict()["buffer"]["images"]))
+        assert trainer.buffer.filled == len(trainer.buffer.pool()) == sizes[-1]
+    assert sizes == sorted(sizes) and sizes[-1] == most
+
+
 # ------------------------------------------------------------------------------------- seeds, evaluation, resumption
 
 
@@ -351,7 +436,7 @@ def test_same_seed_same_bits_other_seed_other_run(quick: Quick, digits: ImageDat
         trainer.train_epoch()
         states.append(trainer.state_dict())
     assert same(states[0], states[1])
-    assert not torch.equal(states[0]["buffer"], states[2]["buffer"])
+    assert not torch.equal(states[0]["buffer"]["images"], states[2]["buffer"]["images"])
     assert not torch.equal(states[0]["batches"]["order"], states[2]["batches"]["order"])
     assert not torch.equal(states[0]["model"]["energy_head.weight"], states[2]["model"]["energy_head.weight"])
 
@@ -433,6 +518,54 @@ def test_resume_after_every_epoch_is_bit_identical(
         assert same(again.trainer.state_dict(), final)
 
 
+@pytest.mark.parametrize("method", TINY)
+def test_any_method_resumes_bit_identically(quick: Quick, digits: ImageData, same: Same, method: str) -> None:
+    """Into a trainer that has gone its own way for an epoch: nothing of that may be left."""
+    config = _tiny(quick, method)
+    whole = Trainer(config, digits)
+    saved, signals = [_copy(whole.state_dict())], []
+    for _ in range(4):
+        report = whole.train_epoch()
+        assert report.latch.verdict is None, report.latch
+        signals.append(torch.from_numpy(report.signals))
+        saved.append(_copy(whole.state_dict()))
+    assert not same(saved[1]["model"], saved[4]["model"])
+    for stop in (1, 3):
+        torch.manual_seed(stop)
+        again = Trainer(config, digits)
+        again.train_epoch()
+        again.load_state_dict(saved[stop])
+        assert same(_copy(again.state_dict()), saved[stop])
+        for epoch in range(stop, 4):
+            got = torch.from_numpy(again.train_epoch().signals)
+            assert torch.equal(got.nan_to_num(9), signals[epoch].nan_to_num(9))
+        assert same(_copy(again.state_dict()), saved[4])
+
+
+@pytest.mark.parametrize(
+    ("method", "weights"), [*((name, "last") for name in TINY), ("kl-ebm", "ema"), ("igebm", "ema"), ("jem++", "ema")]
+)
+def test_evaluation_of_any_method_does_not_change_training(
+    quick: Quick, digits: ImageData, same: Same, method: str, weights: str
+) -> None:
+    """Spectral norm's vectors, running statistics, dropout's stream, the average, the generator: all put back."""
+    evaluation = {"protocols": ("small-fresh",), "fresh_steps": 2, "weights": weights}
+    config = _tiny(quick, method, evaluation=evaluation, ema_decay=0.9 if weights == "ema" else None)
+    plain, judged = Trainer(config, digits), Trainer(config, digits)
+    judged.evaluate()
+    for _ in range(2):
+        plain.train_epoch()
+        judged.train_epoch()
+        before = _copy(judged.state_dict())
+        first, pool = judged.evaluate(), judged.sample_pool(8)
+        assert same(before, _copy(judged.state_dict()))
+        assert judged.model.training
+        second = judged.evaluate()
+        assert first.values == second.values and torch.equal(first.grids["fresh"], second.grids["fresh"])
+        assert torch.equal(pool, judged.sample_pool(8)) and len(pool) in (6, 8)
+    assert same(_copy(plain.state_dict()), _copy(judged.state_dict()))
+
+
 def test_resume_refuses_another_configuration_and_other_images(
     quick: Quick, digits: ImageData, make_data: Callable[..., ImageData]
 ) -> None:
@@ -487,6 +620,83 @@ def test_a_nan_gradient_never_reaches_the_weights(
     assert same(weights, _weights(trainer))
     if not first:
         assert same(momentum["state"], trainer.optimiser.state_dict()["state"])
+
+
+def _movable(trainer: Trainer) -> dict[str, Any]:
+    """Whatever an optimiser may move, and the optimisers' own states."""
+    parts: dict[str, Any] = {"weights": _weights(trainer), "optimiser": trainer.optimiser.state_dict()["state"]}
+    if trainer.critic is not None:
+        parts["critic"] = {n: p.detach() for n, p in trainer.critic.network.named_parameters()}
+        parts["critic's optimiser"] = trainer.critic.optimiser.state_dict()["state"]
+    if trainer.generator is not None:
+        made = trainer.generator
+        parts["generator"] = {n: p.detach() for n, p in made.network.named_parameters()}
+        parts["scales"] = [made.log_sigma.detach(), made.posterior_log_std.detach()]
+        parts["generator's optimisers"] = [
+            made.optimiser.state_dict()["state"],
+            made.posterior_optimiser.state_dict()["state"],
+        ]
+    return parts
+
+
+@pytest.mark.parametrize("method", TINY)
+def test_a_tripped_latch_stops_every_optimiser(quick: Quick, digits: ImageData, same: Same, method: str) -> None:
+    """Iterations that a host issues before it looks at the latch move no weight of any network."""
+    trainer = Trainer(_tiny(quick, method, warmup_iterations=0), digits)
+    trainer.train_epoch()
+    before = _copy(_movable(trainer))
+    trainer.latch.update_companion(2, loss=torch.tensor(math.nan), grad=torch.tensor(1.0))
+    record = torch.zeros(len(SIGNAL_NAMES))
+    for _ in range(3):
+        trainer._train_iteration(record)
+        trainer.iteration += 1
+    after = _movable(trainer)
+    assert {name for name in before if not same(before[name], after[name])} == set()
+
+
+@pytest.mark.parametrize("method", ["f-ebm", "vera"])
+def test_a_nan_in_the_second_network_trips_the_latch(quick: Quick, digits: ImageData, same: Same, method: str) -> None:
+    """Its own step is not taken, and no optimiser moves afterwards."""
+    trainer = Trainer(_tiny(quick, method, warmup_iterations=0), digits)
+    trainer.train_epoch()
+    assert trainer.latch.read().verdict is None
+    network: nn.Module
+    if trainer.critic is not None:
+        network = trainer.critic.network
+    else:
+        assert trainer.generator is not None
+        network = trainer.generator.network
+    handle = next(network.parameters()).register_hook(lambda g: g * math.nan)
+    before = _copy(_movable(trainer))
+    report = trainer.train_epoch()
+    handle.remove()
+    verdict = report.latch.verdict
+    assert verdict is not None
+    assert (verdict.outcome, verdict.cause, verdict.iteration) == (Outcome.DIVERGED, Cause.NONFINITE_GRADIENT, 2)
+    assert trainer.iteration == 2 and report.iterations.tolist() == [2]
+    after = _copy(_movable(trainer))
+    moved = {name for name in before if not same(before[name], after[name])}
+    # VERA's energy takes its step before the generator's; its posterior's gradient is finite.
+    earlier = {"weights", "optimiser", "scales", "generator's optimisers"} if method == "vera" else set()
+    assert moved <= earlier
+    assert "generator" not in moved and "critic" not in moved
+    record = torch.zeros(len(SIGNAL_NAMES))
+    for _ in range(2):
+        trainer._train_iteration(record)
+    assert same(after, _movable(trainer))
+
+
+@pytest.mark.parametrize("method", TINY)
+def test_a_nan_weight_of_any_method_is_caught(quick: Quick, digits: ImageData, same: Same, method: str) -> None:
+    trainer = Trainer(_tiny(quick, method, warmup_iterations=0), digits)
+    trainer.train_epoch()
+    with torch.no_grad():
+        next(trainer.model.trunk.parameters()).view(-1)[0] = math.nan
+    before = _copy(_movable(trainer))
+    verdict = trainer.train_epoch().latch.verdict
+    assert verdict is not None and verdict.outcome is Outcome.DIVERGED and verdict.iteration == 2
+    after = _movable(trainer)
+    assert {name for name in before if not same(before[name], after[name])} == set()
 
 
 def test_a_nan_weight_is_caught_and_named(quick: Quick, digits: ImageData, same: Same) -> None:
