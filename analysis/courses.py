@@ -28,8 +28,20 @@ if TYPE_CHECKING:
 
 _CHOICES = (("accuracy",), ("fid_buffer", "fd_buffer", "fid_fresh", "fd_fresh"), ("isc_buffer", "isc_fresh"))
 """Metrics of the panels of Fig 2b; of each the one that most methods have, the first where equally many do."""
-_COLOURS = ("#2f8fce", "#009e73", "#7f6fd0", "#b79a00", "#56b4e9", "#8c5a2b", "#8c8c8c", "#1f4e79")
-"""Of methods; none is the colour of a bad end."""
+_COLOURS = (
+    "#2f8fce",
+    "#009e73",
+    "#7f6fd0",
+    "#b79a00",
+    "#56b4e9",
+    "#8c5a2b",
+    "#8c8c8c",
+    "#1f4e79",
+    "#cc79a7",
+    "#5b8c2a",
+    "#3f3f3f",
+)
+"""Of methods, one for each that there is; none is the colour of a bad end."""
 
 COURSE_COLUMNS: tuple[Column, ...] = (
     Column("method", "string", "training method"),

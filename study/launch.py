@@ -105,16 +105,21 @@ def _preflight(study: StudyConfig, space: Space) -> None:
     from trainables.learner import training_images
 
     seen: set[tuple[Any, ...]] = set()
-    points = space.start or ({key: _any_value(d) for key, d in space.distributions.items()},)
+    first = {name: _any_value(d) for name, d in space.distributions.items()}
+    points: list[Mapping[str, Any]] = list(space.start) or [first]
+    if study.search.sampler != "grid":  # a grid starts with all it has
+        for name in _SHARED:
+            points += [{name: choice} for choice in getattr(space.distributions.get(name), "choices", ())]
     for point in points:
-        trial = space.trial({**{k: _any_value(d) for k, d in space.distributions.items()}, **point}, study.seeds[0])
+        trial = space.trial({**first, **point}, study.seeds[0])
         key = tuple(getattr(trial, name) for name in _SHARED)
         if key in seen:
             continue
         seen.add(key)
         try:
             data = training_images(trial)
-            for size in ("batch_size", "label_batch_size"):
+            needed = ["batch_size"] * trial.samples + ["label_batch_size"] * trial.classifies
+            for size in needed:
                 if getattr(trial, size) > len(data.images):
                     raise UserError(f"trial.{size}: {getattr(trial, size)} images, but there are {len(data.images)}")
             protocols = protocols_for(trial, data)

@@ -237,3 +237,19 @@ def test_a_spent_budget_stops_trials_and_leaves_none_running(ray_cluster, mebm, 
     assert all(trials["epochs_done"] > 0)
     assert "stopped" in out
     assert not [t for t in optuna_trials(tmp_path / "tiny") if t.state is TrialState.RUNNING]
+
+
+def test_images_are_checked_for_every_choice_of_a_method(write_config, tmp_path, monkeypatch):
+    """The batch of a method that is only one of the choices may be the one that does not fit."""
+    from study import launch
+    from study.config import load_study
+    from study.errors import UserError
+    from study.space import build_space
+
+    text = (
+        "name: x\ntrial: {train_images: 100, dataset: digits}\n"
+        "search: {sampler: random, trials: 2, space: {method: {choices: [shortrun, igebm]}}}\n"
+    )
+    study = load_study(str(write_config(text)))
+    with pytest.raises(UserError, match=r"trial.batch_size: 128 images, but there are 100"):
+        launch._preflight(study, build_space(study))

@@ -120,7 +120,7 @@ def test_a_cache_that_cannot_be_written_is_one_line(folder: Path, monkeypatch: p
     place = folder.parent / "no_folder"
     place.write_text("x")
     monkeypatch.setenv("MEBM_CACHE", str(place))
-    with pytest.raises(DataError, match="no_folder.*cannot be cached.*MEBM_CACHE") as error:
+    with pytest.raises(DataError, match=r"no_folder.*cannot be cached.*MEBM_CACHE") as error:
         _load(folder)
     assert "\n" not in str(error.value)
 

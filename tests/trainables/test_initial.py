@@ -185,9 +185,12 @@ def test_statistics_do_not_depend_on_the_precision_of_the_first_trial(
     matmul, seen = torch.backends.cuda.matmul, []
     real = initial.moments
     monkeypatch.setattr(initial, "moments", lambda *a, **k: seen.append(matmul.fp32_precision) or real(*a, **k))
-    monkeypatch.setattr(matmul, "fp32_precision", "tf32")
-    build_initial("gaussian", make_data(150, seed=62), 1e-4)
-    assert seen == ["ieee"] and matmul.fp32_precision == "tf32"
+    before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
+    try:
+        build_initial("gaussian", make_data(150, seed=62), 1e-4)
+        assert seen == ["ieee"] and matmul.fp32_precision == "tf32"
+    finally:
+        matmul.fp32_precision = before
 
 
 def test_computed_once_and_shared(make_data: Callable[..., ImageData], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -540,6 +540,10 @@ def test_any_method_resumes_bit_identically(quick: Quick, digits: ImageData, sam
             got = torch.from_numpy(again.train_epoch().signals)
             assert torch.equal(got.nan_to_num(9), signals[epoch].nan_to_num(9))
         assert same(_copy(again.state_dict()), saved[4])
+        for name in ("model", "average", "optimiser", "buffer", "critic", "generator"):
+            mine, other = getattr(again, name), getattr(whole, name)
+            assert (mine is None) == (other is None)
+            assert mine is None or same(_copy(mine.state_dict()), _copy(other.state_dict())), name
 
 
 @pytest.mark.parametrize(
