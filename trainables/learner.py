@@ -31,12 +31,12 @@ from trainables.layers import set_dropout_generator
 from trainables.networks import EnergyModel, build_network
 from trainables.objective import data_term, gradient_penalty, learning_rate, sample_term, sampler_term
 from trainables.optimisers import (
+    MovingAverage,
     build_optimiser,
     clip_by_norm,
     clip_by_sigma,
     gradient_norm,
     guarded_step,
-    moving_average,
     set_rate,
 )
 from trainables.pixels import RANGES
@@ -91,7 +91,7 @@ class Learner:
         self.pixels = RANGES[config.pixel_range]
         self.model = self._build_model(config.seed)
         self.optimiser = self._build_optimiser(self.model)
-        self.average = moving_average(self.model, config.ema_decay) if config.ema_decay is not None else None
+        self.average = MovingAverage(self.model, config.ema_decay) if config.ema_decay is not None else None
         self.initial: Initial | None = None
         self.buffer: Buffer | None = None
         self.critic: Critic | None = None
@@ -232,7 +232,7 @@ class Learner:
                 clip_by_sigma(self.optimiser, c.clip_sigma)
         guarded_step(self.optimiser, self.latch.tripped)
         if self.average is not None:
-            self.average.update_parameters(self.model)
+            self.average.update(self.model, self.latch.tripped)
         if self.generator is not None:
             generator_rate = self._rate(c.generator.learning_rate)
             made, slope = self.generator.step(self._energy, rate=generator_rate, tripped=self.latch.tripped)

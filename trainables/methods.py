@@ -319,6 +319,7 @@ METHODS: dict[str, Method] = {
                 "every iteration has the KL gradient and chains from the buffer (released: not each 1,000th)",
                 "the released crash on |mean E+| > 10 is replaced by this package's detector",
                 "fresh chains are not augmented between rounds as in its FID script",
+                "a crop of the buffer augmentation that does not fit is narrowed (released: drawn again)",
                 "its own networks for 128-pixel images are not built; larger images use the CIFAR layout",
             ),
         ),
@@ -382,6 +383,7 @@ METHODS: dict[str, Method] = {
                 "samples are the generator's, with batch statistics; the optional refinement by MALA is not done",
                 "an epoch is floor(images / 40) iterations, 1,250 on CIFAR",
                 "dropout is 0.3 for every data set (its eval.py expects 0.4 off CIFAR-10)",
+                "the warm-up's first iteration has rate 0 (released: a 2,500th of the rate)",
             ),
         ),
     )

@@ -4,11 +4,12 @@ can stop it without asking the host.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 CLIP_SIGMA_OFFSET = 0.1
 """Added to the bound of `clip_by_sigma` (openai/ebm_code_release custom_adam.py:150-166)."""
@@ -69,8 +70,30 @@ def clip_by_sigma(optimiser: torch.optim.Optimizer, sigmas: float) -> None:
             p.grad.copy_(torch.minimum(torch.maximum(p.grad, -bound), bound))
 
 
-def moving_average(model: nn.Module, decay: float) -> AveragedModel:
-    """An exponential moving average of a model's weights that starts as a copy (KL-EBM train.py:153-156)."""
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
-    average.update_parameters(model)  # the first update copies; without it the first trained weights would be the start
-    return average
+class MovingAverage:
+    """An exponential moving average of a model's weights that starts as a copy (KL-EBM train.py:153-156).
+
+    Attributes:
+        module: the averaged model; its running statistics are copies of the model's.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.module = copy.deepcopy(model).requires_grad_(False)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, skip: Tensor) -> None:
+        """Move towards the model's weights, or not at all where `skip`, a float32 scalar on the device, is 1."""
+        weight = (1 - self.decay) * (1 - skip)
+        for average, new in zip(self.module.parameters(), model.parameters(), strict=True):
+            average.lerp_(new.detach(), weight)
+        for kept, now in zip(self.module.buffers(), model.buffers(), strict=True):
+            kept.copy_(now)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The averaged model's."""
+        return self.module.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        self.module.load_state_dict(state)

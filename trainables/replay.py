@@ -243,8 +243,9 @@ class ReservoirBuffer(_QuantisedBuffer):
         """
         values, count = self.pixels.to_uint8(images.detach()), len(images)
         if self.filled < self.capacity:
-            self.images[self.filled : self.filled + count] = values[: self.capacity - self.filled]
-            self.filled = min(self.capacity, self.filled + count)
+            end = min(self.capacity, self.filled + count)
+            self.images[self.filled : end] = values[: end - self.filled]
+            self.filled = end
             self.seen += count
             return
         g = self.generator

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from trainables.optimisers import (
+    MovingAverage,
     build_optimiser,
     clip_by_norm,
     clip_by_sigma,
     gradient_norm,
     guarded_step,
-    moving_average,
     set_rate,
 )
 
@@ -157,7 +157,7 @@ def test_clip_by_norm(scale: float) -> None:
 
 def test_moving_average_starts_as_a_copy() -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
-    average = moving_average(model, 0.99)
+    average = MovingAverage(model, 0.99)
     mine = {n: p.detach().clone() for n, p in model.named_parameters()}
     for name, p in average.module.named_parameters():
         assert torch.equal(p, mine[name]) and p.data_ptr() != model.get_parameter(name).data_ptr()
@@ -166,9 +166,22 @@ def test_moving_average_starts_as_a_copy() -> None:
             for p in model.parameters():
                 p.add_(torch.randn_like(p))
         model(torch.randn(4, 1, 5, 5))
-        average.update_parameters(model)
+        average.update(model, torch.zeros(()))
         for name, p in model.named_parameters():
             mine[name] = 0.99 * mine[name] + 0.01 * p.detach()
             torch.testing.assert_close(average.module.get_parameter(name).detach(), mine[name])
         for name, b in model.named_buffers():
             assert torch.equal(average.module.get_buffer(name), b), "running statistics are the model's own"
+
+
+def test_moving_average_stands_still_where_a_step_was_skipped() -> None:
+    model = nn.Linear(3, 2)
+    average = MovingAverage(model, 0.9)
+    kept = average.module.weight.detach().clone()  # type: ignore[union-attr,operator]
+    with torch.no_grad():
+        model.weight.add_(1)
+    average.update(model, torch.ones(()))
+    assert torch.equal(average.module.weight, kept)  # type: ignore[arg-type]
+    again = MovingAverage(model, 0.9)
+    again.load_state_dict(average.state_dict())
+    assert torch.equal(again.module.weight, kept)  # type: ignore[arg-type]
