@@ -88,6 +88,10 @@ class EvaluationConfig(_Model):
     )
     fresh_steps: int = Field(20, ge=1, le=100_000, description="Langevin steps of a fresh chain from p0")
     batch_size: int = Field(100, ge=1, le=100_000, description="images per batch of the evaluation")
+    keep_model: bool = Field(
+        True,
+        description="a trial that completes keeps weights and samples for `mebm figures` (WRN-28-10: about 180 MB)",
+    )
     weights: Literal["last", "ema"] = Field(
         "last", description="which weights are scored: the trained ones, or their moving average (needs ema_decay)"
     )

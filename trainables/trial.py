@@ -139,7 +139,7 @@ class Trial:
 
     def _write_model(self) -> float:
         """Keep the model of a trial that completed; returns the time it took, which counts as evaluation."""
-        if not self.recorder:
+        if not self.recorder or not self.config.evaluation.keep_model:
             return 0.0
         started = time.perf_counter()
         self.recorder.write_model(model_state(self.trainer))

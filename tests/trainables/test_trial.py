@@ -353,6 +353,9 @@ def test_only_a_completed_trial_leaves_a_model(quick: Quick, digits: ImageData, 
     assert report.outcome is Outcome.COMPLETED
     assert load_model(path).epoch == 2
     assert report.row is not None and report.row["evaluation_seconds"] is not None
+    report, path = run("unkept", evaluation={"protocols": ("small-buffer",), "keep_model": False})
+    assert report.outcome is Outcome.COMPLETED
+    assert not path.exists()
     report, path = run("diverged", initial="uniform", sampling_steps=1, iterations_per_epoch=30)
     assert report.outcome is Outcome.DIVERGED
     assert not path.exists()
