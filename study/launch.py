@@ -76,7 +76,7 @@ def _log_only_to(handler: logging.Handler) -> None:
     logging.getLogger("ray.tune.analysis").setLevel(logging.ERROR)
 
 
-_SHARED = (
+_READ = (
     "method",
     "dataset",
     "data_dir",
@@ -84,13 +84,12 @@ _SHARED = (
     "bad_images",
     "train_images",
     "validation_images",
-    "initial",
-    "initial_rank",
-    "covariance_jitter",
     "batch_size",
     "label_batch_size",
 )
-"""Fields of a trial that decide what it reads and what it shares with others."""
+"""Fields of a trial that decide which images it reads and how many it needs."""
+_SHARED = (*_READ, "initial", "initial_rank", "covariance_jitter")
+"""Fields that decide what a trial takes from the cache."""
 
 
 def _preflight(study: StudyConfig, space: Space) -> None:
@@ -108,7 +107,7 @@ def _preflight(study: StudyConfig, space: Space) -> None:
     first = {name: _any_value(d) for name, d in space.distributions.items()}
     points: list[Mapping[str, Any]] = list(space.start) or [first]
     if study.search.sampler != "grid":  # a grid starts with all it has
-        for name in _SHARED:
+        for name in _READ:
             points += [{name: choice} for choice in getattr(space.distributions.get(name), "choices", ())]
     for point in points:
         trial = space.trial({**first, **point}, study.seeds[0])
@@ -118,7 +117,8 @@ def _preflight(study: StudyConfig, space: Space) -> None:
         seen.add(key)
         try:
             data = training_images(trial)
-            needed = ["batch_size"] * trial.samples + ["label_batch_size"] * trial.classifies
+            labelled = trial.classifies or trial.iterations_per_epoch is None  # it sets the epoch
+            needed = ["batch_size"] * trial.samples + ["label_batch_size"] * labelled
             for size in needed:
                 if getattr(trial, size) > len(data.images):
                     raise UserError(f"trial.{size}: {getattr(trial, size)} images, but there are {len(data.images)}")

@@ -355,6 +355,8 @@ class TrialConfig(_Model):
         family.check(norm=self.norm, initialisation=self.initialisation, dropout=self.dropout)
         if self.inner_steps > 1 and not family.stem:
             raise ValueError(f"inner_steps > 1 needs a wrn- or conv-network, but network is {self.network}")
+        if self.definition.critic and family.name == "multiscale":
+            raise ValueError(f"{self.method} plays with one energy per image, which a multiscale-network does not have")
         if self.clip_sigma is not None and self.optimiser != "adam":
             raise ValueError("clip_sigma uses Adam's second moment: set optimiser to adam")
         if self.evaluation.weights == "ema" and self.ema_decay is None:

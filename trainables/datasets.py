@@ -152,18 +152,25 @@ def load_dataset(
             images of another size, and in any other set those that differ from most, are bad images.
 
     Raises:
-        DataError: unknown name without a folder, missing or unreadable files, bad images that are not to be skipped.
+        DataError: unknown name without a folder, missing or unreadable files, bad images that are not to be skipped,
+            a side for digits, which are not scaled, or one below 1.
     """
     known = DATASETS.get(name)
+    if side is not None and side < 1:
+        raise DataError(f"image_size is {side}, expected at least 1")
     if name == "digits" and data_dir is None:
+        if side not in (None, known.side if known else None):
+            raise DataError(f"image_size is {side}, but scikit-learn's digits are 8x8 and are not scaled; leave it out")
         return _read_digits()
     folder = Path(data_dir) if data_dir is not None else None
+    if folder is not None and name in _TORCHVISION and folder.absolute().name == _TORCHVISION[name][1]:
+        folder = folder.absolute().parent  # torchvision's root is the folder above what it unpacks
     if folder is not None and not folder.is_dir():
         raise DataError(f"{folder}: data_dir is not a folder")
     if name in _TORCHVISION and (folder is None or _holds_torchvision(name, folder)):
         found, folder = _torchvision(name, folder or cache_dir() / "data"), None
     elif folder is not None:
-        found = find(folder)
+        found = find(folder, _TORCHVISION[name][1] if name in _TORCHVISION else "")
     elif known is not None:
         raise DataError(f"dataset {name} cannot be downloaded: set data_dir to a folder of its images")
     else:

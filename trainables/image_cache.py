@@ -151,6 +151,8 @@ class _Shape:
             raise BadImageError(f"image has mode {picture.mode}, expected 8 bits per channel")
         channels = self.asked or (1 if picture.mode in ("L", "1", "LA") else 3)
         try:
+            if picture.mode == "P":  # straight to RGB, Pillow warns of the transparency that is dropped
+                picture = picture.convert("RGBA")
             picture = picture.convert("L" if channels == 1 else "RGB")
             if self.side is not None and picture.size != (self.side, self.side):
                 picture = square(picture, self.side)

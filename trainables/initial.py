@@ -314,7 +314,8 @@ def _cached(data: ImageData, name: str, keys: tuple[str, ...], compute: Callable
     """A p0's tensors on the data's device: from the process, from the cache's file, or computed and written there."""
     from filelock import FileLock
 
-    path, device = cache_dir() / "p0" / f"{data.fingerprint}-{name}.pt", data.images.device
+    size = "x".join(map(str, data.images.shape))
+    path, device = cache_dir() / "p0" / f"{data.fingerprint}-{size}-{name}.pt", data.images.device
     place = (path, str(device))
     if place in _STATES:
         return _STATES[place]

@@ -27,8 +27,10 @@ Pixels = NDArray[np.uint8]
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMNS = ("label", "fine_label", "labels")
-TEST_NAMES = ("test", "validation", "valid", "val")
+TRAIN_NAMES = ("train", "training")
+TEST_NAMES = ("test", "testing", "validation", "valid", "val")
 _NUMBERS = re.compile(r"(\d+)")
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})")
 HELD_OUT_EVERY = 10
 """Without a test split every tenth training image is one, the first included, in the order of the sorted files."""
 ROWS = 200
@@ -91,11 +93,20 @@ def _subfolders(folder: Path) -> list[Path]:
     return sorted((p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")), key=natural_key)
 
 
-def find(folder: Path) -> Found:
+def _split_folder(folder: Path, names: tuple[str, ...]) -> Path | None:
+    """The subfolder of a split, in capitals or not: `Train` and `Test` must not be taken for two classes."""
+    by_name = {p.name.lower(): p for p in reversed(_subfolders(folder))}
+    return next((by_name[name] for name in names if name in by_name), None)
+
+
+def find(folder: Path, also: str = "") -> Found:
     """The images in a folder, in whichever form they are.
 
+    Args:
+        also: another form the caller has looked for already, for the message.
+
     Raises:
-        DataError: there is none of the forms.
+        DataError: there is none of the forms, or a file of a numbered series is missing.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: data_dir is not a folder")
@@ -105,8 +116,8 @@ def find(folder: Path) -> Found:
             return found
     there = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing"
     raise DataError(
-        f"{folder}: no train*.parquet, no train_data_batch_* and no image files in it or in its subfolders; there is "
-        f"{there}"
+        f"{folder}: no {f'{also}, no ' if also else ''}train*.parquet, no train_data_batch_* and no image files in it "
+        f"or in its subfolders; there is {there}"
     )
 
 
@@ -120,8 +131,10 @@ def _parquet(folder: Path) -> Found | None:
         return sorted((p for p in place.glob("*.parquet") if not p.name.startswith(".")), key=natural_key)
 
     below = _subfolders(folder)
-    if split_files := files(folder / "train"):
-        return _parquet_found(split_files, [files(folder / name) for name in TEST_NAMES])
+    train_folder = _split_folder(folder, TRAIN_NAMES)
+    if train_folder is not None and (split_files := files(train_folder)):
+        test_folders = [_split_folder(folder, (name,)) for name in TEST_NAMES]
+        return _parquet_found(split_files, [files(p) for p in test_folders if p is not None])
     places = [place for place in (folder, *below) if files(place)]
     if not places:
         return None
@@ -137,12 +150,28 @@ def _parquet(folder: Path) -> Found | None:
 
 def _parquet_found(train: list[Path], tests: list[list[Path]]) -> Found:
     test = next((files for files in tests if files and not _withholds_labels(files[0])), [])
+    _check_shards(train)
+    _check_shards(test)
     return Found(
         "parquet",
         (*train, *test),
         Split(partial(_parquet_items, train)),
         Split(partial(_parquet_items, test)) if test else None,
     )
+
+
+def _check_shards(files: list[Path]) -> None:
+    """Refuse a split of which a download left some files out: train-00000-of-00003.parquet says how many there are."""
+    shards: dict[tuple[str, int], set[int]] = {}
+    for file in files:
+        if match := _SHARD.search(file.name):
+            shards.setdefault((file.name[: match.start()], int(match[2])), set()).add(int(match[1]))
+    for (stem, count), there in shards.items():
+        if missing := sorted(set(range(count)) - there):
+            raise DataError(
+                f"{files[0].parent}: {len(missing)} of {count} files of {stem} are missing, "
+                f"first {stem}-{missing[0]:05d}-of-{count:05d}.parquet"
+            )
 
 
 def _withholds_labels(file: Path) -> bool:
@@ -192,12 +221,16 @@ def _decode(raw: Any) -> Image.Image:
 
 def _opened(source: io.BytesIO | str) -> Image.Image:
     try:
-        picture = Image.open(source)
-        picture.load()
+        with Image.open(source) as picture:  # closes the file; what was loaded stays
+            # Pillow would cut colours of 16 bits down without a word; a grey one keeps them and is refused by its mode.
+            wide = any(";16" in str(tile[3]) for tile in getattr(picture, "tile", ()))
+            picture.load()
     except Exception as error:  # Pillow raises what it likes on damaged files
         raise BadImageError(
             f"image cannot be decoded ({str(error).splitlines()[0] if str(error) else error!r})"
         ) from error
+    if wide and picture.mode in ("RGB", "RGBA", "LA"):
+        raise BadImageError(f"image has mode {picture.mode} with 16 bits, expected 8 bits per channel")
     return picture
 
 
@@ -205,9 +238,8 @@ def _opened(source: io.BytesIO | str) -> Image.Image:
 
 
 def _folders(folder: Path) -> Found | None:
-    train_folder = folder / "train"
-    test_folder = next((folder / n for n in TEST_NAMES if (folder / n).is_dir()), None)
-    if not train_folder.is_dir():
+    train_folder, test_folder = _split_folder(folder, TRAIN_NAMES), _split_folder(folder, TEST_NAMES)
+    if train_folder is None:
         if test_folder is not None and _images(test_folder):
             raise DataError(f"{folder}: has {test_folder.name}, but no train beside it")
         train_folder, test_folder = folder, None
@@ -274,6 +306,9 @@ def _batches(folder: Path) -> Found | None:
     train, test = named("train_data_batch"), named("val_data")
     if not train:
         return None
+    numbers = {int(_NUMBERS.findall(p.name)[0]) for p in train if _NUMBERS.search(p.name)}
+    if missing := sorted(set(range(1, max(numbers, default=0) + 1)) - numbers):
+        raise DataError(f"{folder}: train_data_batch_{missing[0]} is missing; there is {', '.join(p.name for p in train)}")
     return Found(
         "batches",
         (*train, *test),

@@ -66,6 +66,9 @@ class Trial:
         self._initial: dict[str, float] = {}
         self._protocols: dict[str, str] = {}
         self._remarks: list[str] = []
+        if skipped := self.trainer.data.skipped_count:
+            first = self.trainer.data.skipped[0]
+            self._remarks.append(f"{skipped} bad image{'s' if skipped > 1 else ''} left out ({first})")
         self._train_seconds = self._evaluation_seconds = 0.0
         self._iteration_seconds: list[float] = []
 

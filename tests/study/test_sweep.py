@@ -211,6 +211,7 @@ def test_a_failed_trial_is_a_failure_and_the_others_go_on(ray_cluster, mebm, wri
 
 def test_a_mistake_that_shows_before_the_first_trial_leaves_nothing(ray_cluster, mebm, write_config, tiny, tmp_path):
     results = tmp_path / "results"
+    tiny["trial"]["method"] = "m-jem"
     for assignment, expected in (
         ("covariance_jitter=0", "covariance of digits is not positive definite with covariance_jitter=0"),
         ("label_batch_size=5000", "trial.label_batch_size: 5000 images, but there are 1437"),

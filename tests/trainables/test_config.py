@@ -383,6 +383,7 @@ def test_columns_of_a_critic() -> None:
         ({"method": "igebm", "buffer_size": 64, "batch_size": 64}, "of a ring must be more than batch_size"),
         ({"method": "m-ebm", "buffer_augment": "contrastive"}, "buffer_augment needs a buffer of 8-bit images"),
         ({"method": "shortrun", "buffer_augment": "contrastive"}, "ring or reservoir"),
+        ({"method": "f-ebm", "network": "multiscale-8"}, "one energy per image"),
         ({"method": "vera", "batch_size": 64}, r"label_batch_size \(40\) must be batch_size \(64\)"),
         ({"method": "vera", "generator": {"noise_std_range": [0.3, 0.1]}}, "a lower and an upper bound"),
     ],

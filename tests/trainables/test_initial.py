@@ -148,6 +148,14 @@ def test_a_cache_file_of_another_shape_is_rebuilt(
     assert torch.equal(fit_gaussian(data, 1e-4).factor, first.factor)
 
 
+def test_images_of_another_shape_have_a_file_of_their_own(make_data: Callable[..., ImageData]) -> None:
+    """Even under one fingerprint, as data made by hand may have."""
+    one, two = make_data(150, (1, 4, 4), seed=23), make_data(150, (3, 4, 4), seed=23)
+    two = replace(two, source=one.source)
+    assert fit_gaussian(one, 1e-4).mean.shape == (16,)
+    assert fit_gaussian(two, 1e-4).mean.shape == (48,)
+
+
 def test_singular_covariance_is_refused(make_data: Callable[..., ImageData]) -> None:
     data = make_data(150, seed=31)
     flat = replace(data, images=torch.zeros_like(data.images), source="test:flat#flat31")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -373,3 +374,10 @@ def test_a_model_appears_at_the_end_and_not_before(quick: Quick, digits: ImageDa
         seen.append((tmp_path / "models").exists())
     assert seen == [False, False]
     assert (tmp_path / "models" / "t1.pt").is_file()
+
+
+def test_images_left_out_are_said(quick: Quick, digits: ImageData) -> None:
+    data = replace(digits, skipped=("x.png: image cannot be decoded", "y.png: image is odd"), skipped_count=7)
+    report = _run(Trial(quick(epochs=1), data))[-1]
+    assert report.trial["message"] == "7 bad images left out (x.png: image cannot be decoded)"
+    assert _run(Trial(quick(epochs=1), digits))[-1].trial["message"] is None
