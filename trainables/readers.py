@@ -308,7 +308,9 @@ def _batches(folder: Path) -> Found | None:
         return None
     numbers = {int(_NUMBERS.findall(p.name)[0]) for p in train if _NUMBERS.search(p.name)}
     if missing := sorted(set(range(1, max(numbers, default=0) + 1)) - numbers):
-        raise DataError(f"{folder}: train_data_batch_{missing[0]} is missing; there is {', '.join(p.name for p in train)}")
+        raise DataError(
+            f"{folder}: train_data_batch_{missing[0]} is missing; there is {', '.join(p.name for p in train)}"
+        )
     return Found(
         "batches",
         (*train, *test),

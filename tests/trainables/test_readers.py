@@ -346,14 +346,11 @@ def test_a_test_split_without_its_labels_is_passed_over(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["pickle", "npz", "protocol 2"])
 def test_imagenet32(tmp_path: Path, form: str) -> None:
-    pixels = _pixels(7, (32, 32, 3))
-    rows = pixels.transpose(0, 3, 1, 2).reshape(7, -1)
-    labels = [1, 1000, 3, 4, 5, 6, 7]
-    for name, part in (
-        ("train_data_batch_10", slice(2, 3)),
-        ("train_data_batch_2", slice(0, 2)),
-        ("val_data", slice(3, 7)),
-    ):
+    pixels = _pixels(14, (32, 32, 3))
+    rows = pixels.transpose(0, 3, 1, 2).reshape(14, -1)
+    labels = [1, 1000, *range(3, 15)]
+    parts = [(f"train_data_batch_{n}", slice(n - 1, n)) for n in range(1, 11)] + [("val_data", slice(10, 14))]
+    for name, part in parts:
         content = {"data": rows[part], "labels": labels[part], "mean": rows.mean(0)}
         if form == "npz":
             np.savez(tmp_path / f"{name}.npz", **content)
@@ -361,9 +358,16 @@ def test_imagenet32(tmp_path: Path, form: str) -> None:
             protocol = 2 if form == "protocol 2" else pickle.DEFAULT_PROTOCOL
             (tmp_path / name).write_bytes(pickle.dumps(content, protocol=protocol))
     data = load_dataset("imagenet32", str(tmp_path))
-    _same(data.images, pixels[:3])  # batch 2 before batch 10
-    assert data.labels.tolist() == [0, 999, 2] and data.test_labels.tolist() == [3, 4, 5, 6]
+    _same(data.images, pixels[:10])  # batch 2 before batch 10
+    assert data.labels.tolist() == [0, 999, *range(2, 10)] and data.test_labels.tolist() == [10, 11, 12, 13]
     assert data.classes == 1000 and data.source.startswith("batches:imagenet32#")
+
+
+def test_a_missing_batch_is_not_passed_over(tmp_path: Path) -> None:
+    for number in (1, 3):
+        content = {"data": np.zeros((2, 3072), dtype=np.uint8), "labels": [1, 2]}
+        (tmp_path / f"train_data_batch_{number}").write_bytes(pickle.dumps(content))
+    _refused(tmp_path, "train_data_batch_2 is missing", name="imagenet32")
 
 
 class _Evil:
