@@ -21,6 +21,9 @@ NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
+MOST_UNFILLED = 1000
+"""KL-EBM's entropy term starts once the buffer holds more images (improved_contrastive_divergence train.py:423)."""
+
 Divergence = Literal["jensen-shannon", "squared-hellinger", "reverse-kl", "kl", "pearson"]
 """f-divergences of f-EBM."""
 
@@ -316,6 +319,14 @@ class TrialConfig(_Model):
     precision: Literal["fp32", "tf32", "bf16"] = Field(
         "fp32", description="arithmetic of convolutions and products; tf32 means fp32 on a CPU"
     )
+    memory_format: Literal["channels-last", "contiguous"] = Field(
+        "channels-last", description="how images and convolution weights lie in memory; speed only"
+    )
+    execution: Literal["eager", "compiled", "graphed", "compiled-graphed"] = Field(
+        "eager",
+        description="how an iteration is issued; speed only. compiled: torch.compile of the network; graphed: one CUDA "
+        "graph per iteration, eager on a CPU. A method that cannot do it runs without and says so",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train; auto: CUDA where there is one")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of every random draw")
     signal_every: int = Field(1, ge=1, description="record the signals of every n-th iteration")
@@ -371,6 +382,11 @@ class TrialConfig(_Model):
                     raise ValueError(f"{name} must be 0 for {self.method}")
         if self.entropy_weight > 0 and self.buffer == "none":
             raise ValueError("entropy_weight needs a replay buffer, but buffer is none")
+        if self.entropy_weight > 0 and self.buffer_size <= MOST_UNFILLED:
+            raise ValueError(
+                f"the entropy term starts once the buffer holds more than {MOST_UNFILLED} images, but buffer_size is "
+                f"{self.buffer_size}; set entropy_weight to 0 or a larger buffer_size"
+            )
         if (self.kl_weight > 0 or self.entropy_weight > 0) and self.inner_steps > 1:
             raise ValueError("kl_weight and entropy_weight need inner_steps 1")
         if self.buffer_augment != "none" and self.buffer not in ("ring", "reservoir"):
@@ -410,6 +426,16 @@ class TrialConfig(_Model):
     def divergence_name(self) -> str | None:
         """The f-divergence of a method with a critic; None for the others."""
         return self.critic.divergence if self.definition.critic else None
+
+    @property
+    def trivial_optimum(self) -> float:
+        """Where the losses with an L2 term of weight lambda have their optimum for energies that ignore the image.
+
+        The gap there is -trivial_optimum / lambda: 1 for contrastive divergence; for f-EBM u'(0) = v'(0), since r+ = r-
+        = 0 there.
+        """
+        slopes = {"jensen-shannon": 0.5, "squared-hellinger": 0.5, "reverse-kl": 1.0, "kl": 1.0, "pearson": 2.0}
+        return slopes[self.critic.divergence] if self.definition.critic else 1.0
 
     def setting(self, iterations_per_epoch: int | None = None) -> dict[str, Any]:
         """The setting's columns of `trials.parquet` (`schema.SETTING_FIELDS`).

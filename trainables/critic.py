@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -52,6 +53,7 @@ class Critic:
         l2_weight: lambda.
         start_iteration: iterations before it train the L2 terms of E and H alone (train_febm.py:266-275).
         clip_sigma: see `optimisers.clip_by_sigma`; None: no bound.
+        autocast: the precision in which H is passed.
     """
 
     def __init__(
@@ -63,9 +65,11 @@ class Critic:
         l2_weight: float,
         start_iteration: int,
         clip_sigma: float | None,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self.network, self.optimiser = network, optimiser
         self.u, self.v = F_DIVERGENCES[divergence]
+        self._autocast = autocast
         self.l2_weight, self.start_iteration, self.clip_sigma = l2_weight, start_iteration, clip_sigma
 
     def playing(self, iteration: int) -> bool:
@@ -95,7 +99,8 @@ class Critic:
         """
         self.network.train()
         self.optimiser.zero_grad(set_to_none=True)
-        h_data, h_samples = self.network.energy(data), self.network.energy(samples)
+        with self._autocast():
+            h_data, h_samples = self.network.energy(data), self.network.energy(samples)
         loss = self.l2_weight * ((h_data**2).mean() + (h_samples**2).mean())
         if self.playing(iteration):
             loss = loss - (self.u(h_data + data_energy).mean() - self.v(h_samples + sample_energy).mean())
@@ -125,7 +130,7 @@ class Critic:
         return loss + (energy * fixed).mean() - energy.mean() * fixed.mean() - v.mean()
 
     def _value(self, x: Tensor) -> Tensor:
-        with torch.no_grad():
+        with torch.no_grad(), self._autocast():
             return self.network.energy(x)
 
     def state_dict(self) -> dict[str, Any]:

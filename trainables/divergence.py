@@ -49,7 +49,8 @@ class DivergenceLatch:
 
     Args:
         config: thresholds, and whether a verdict stops the trial.
-        l2_weight: lambda of the trial's L2 term; its trivial optimum has the gap -1 / lambda.
+        l2_weight: lambda of the trial's L2 term, divided by `TrialConfig.trivial_optimum`: the loss's optimum for
+            energies that ignore the image has the gap -1 / l2_weight.
         device: where the signals live.
     """
 
@@ -59,12 +60,12 @@ class DivergenceLatch:
         self._codes: dict[tuple[Cause, ...], Tensor] = {}
 
     def update(
-        self, iteration: int, *, loss: Tensor, total: Tensor, gap: Tensor, energy_max: Tensor, grad: Tensor
+        self, iteration: int | Tensor, *, loss: Tensor, total: Tensor, gap: Tensor, energy_max: Tensor, grad: Tensor
     ) -> None:
         """Look at one iteration; all arguments are scalars on the latch's device.
 
         Args:
-            iteration: its number, from 0.
+            iteration: its number, from 0; in a captured CUDA graph an int64 tensor that the host sets before a replay.
             loss: generative loss.
             total: everything that is propagated back, cross-entropy included.
             gap: mean E(x+) - mean E(x-).
@@ -107,7 +108,7 @@ class DivergenceLatch:
         alarm_code, verdict_code = self._first(alarm), self._first(verdict)
         new_alarm = (state[_ALARM] < 0) & (alarm_code > 0)
         new_verdict = (state[_VERDICT] < 0) & (verdict_code > 0)
-        self._state = torch.stack(
+        self._set(
             [
                 gap_run,
                 optimum_run,
@@ -119,7 +120,7 @@ class DivergenceLatch:
             ]
         )
 
-    def update_companion(self, iteration: int, *, loss: Tensor, grad: Tensor) -> None:
+    def update_companion(self, iteration: int | Tensor, *, loss: Tensor, grad: Tensor) -> None:
         """Look at a second network's step (a critic, a generator): only whether it is finite.
 
         Args:
@@ -130,7 +131,7 @@ class DivergenceLatch:
             {Cause.NONFINITE_LOSS: ~torch.isfinite(loss), Cause.NONFINITE_GRADIENT: ~torch.isfinite(grad)}
         )
         new_alarm, new_verdict = (state[_ALARM] < 0) & (code > 0), (state[_VERDICT] < 0) & (code > 0)
-        self._state = torch.stack(
+        self._set(
             [
                 state[_GAP_RUN],
                 state[_OPTIMUM_RUN],
@@ -141,6 +142,10 @@ class DivergenceLatch:
                 state[_LOSS_LIMIT],
             ]
         )
+
+    def _set(self, slots: list[Tensor]) -> None:
+        # In place: a captured CUDA graph reads and writes the same memory at every replay.
+        self._state.copy_(torch.stack(slots))
 
     def _first(self, conditions: Mapping[Cause, Tensor]) -> Tensor:
         """Code of the first condition that holds, 0 where none does."""
@@ -178,4 +183,4 @@ class DivergenceLatch:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continue where `state_dict` was taken."""
-        self._state = state["state"].to(self._state.device)
+        self._state.copy_(state["state"])

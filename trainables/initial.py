@@ -29,8 +29,12 @@ OVERSAMPLING, POWER_ITERATIONS = 16, 3
 class Initial(Protocol):
     """A distribution over images in [-1, 1]."""
 
-    def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """`count` draws, float32 (count, C, H, W), clamped to [-1, 1], on the generator's device."""
+    def sample(self, count: int, generator: torch.Generator, rows: Tensor | None = None) -> Tensor:
+        """`count` draws, float32 (count, C, H, W), clamped to [-1, 1], on the generator's device.
+
+        Args:
+            rows: int64 (m,); of the same `count` draws only these are made and returned, (m, C, H, W).
+        """
         ...
 
 
@@ -40,9 +44,9 @@ class Uniform:
 
     shape: Shape
 
-    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+    def sample(self, count: int, generator: torch.Generator, rows: Tensor | None = None) -> Tensor:
         """See `Initial.sample`."""
-        return torch.rand(count, *self.shape, generator=generator, device=generator.device) * 2 - 1
+        return _chosen(torch.rand(count, *self.shape, generator=generator, device=generator.device), rows) * 2 - 1
 
 
 @dataclass(frozen=True)
@@ -61,9 +65,9 @@ class Gaussian:
     factor: Tensor
     grain: int = 1
 
-    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+    def sample(self, count: int, generator: torch.Generator, rows: Tensor | None = None) -> Tensor:
         """See `Initial.sample`."""
-        z = _normal(count, self.mean.numel(), generator)
+        z = _chosen(_normal(count, self.mean.numel(), generator), rows)
         return _images(torch.addmm(self.mean, z, self.factor.T), self.shape, self.grain)
 
 
@@ -80,10 +84,11 @@ class ClassGaussian:
     factors: Tensor
     grain: int = 1
 
-    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+    def sample(self, count: int, generator: torch.Generator, rows: Tensor | None = None) -> Tensor:
         """See `Initial.sample`. On a GPU every class is drawn for every image: that waits for nobody."""
         classes = torch.randint(0, len(self.means), (count,), generator=generator, device=generator.device)
         z = _normal(count, self.means.shape[1], generator)
+        classes, z = _chosen(classes, rows), _chosen(z, rows)
         drawn = torch.empty_like(z)
         for number, (mean, factor) in enumerate(zip(self.means, self.factors, strict=True)):
             member = classes == number
@@ -116,15 +121,19 @@ class LowRankGaussian:
     scale: Tensor
     noise: float
 
-    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+    def sample(self, count: int, generator: torch.Generator, rows: Tensor | None = None) -> Tensor:
         """See `Initial.sample`."""
-        z = _normal(count, self.scale.numel(), generator) * self.scale
-        x = torch.addmm(self.mean, z, self.basis.T)
-        return _images(x.add_(_normal(count, self.mean.numel(), generator), alpha=self.noise), self.shape, 1)
+        z = _chosen(_normal(count, self.scale.numel(), generator), rows) * self.scale
+        noise = _chosen(_normal(count, self.mean.numel(), generator), rows)
+        return _images(torch.addmm(self.mean, z, self.basis.T).add_(noise, alpha=self.noise), self.shape, 1)
 
 
 def _normal(count: int, size: int, generator: torch.Generator) -> Tensor:
     return torch.randn(count, size, generator=generator, device=generator.device)
+
+
+def _chosen(x: Tensor, rows: Tensor | None) -> Tensor:
+    return x if rows is None else x[rows]
 
 
 def _images(flat: Tensor, shape: Shape, grain: int) -> Tensor:

@@ -10,6 +10,7 @@ and never waits for the device.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -19,14 +20,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainables.augment import contrastive
-from trainables.config import TrialConfig
+from trainables.config import MOST_UNFILLED, TrialConfig
 from trainables.critic import Critic
 from trainables.datasets import CROP_PADDING, Batches, ImageData, crop_flip, load_dataset
 from trainables.device import resolve_device
 from trainables.divergence import DivergenceLatch
+from trainables.execution import IterationGraph, Passes, resolve_execution, without_weight_gradients
 from trainables.igebm_networks import advance_power_iterations
 from trainables.initial import Initial, build_initial
-from trainables.langevin import Langevin
+from trainables.langevin import Langevin, Stemmed
 from trainables.layers import set_dropout_generator
 from trainables.networks import EnergyModel, build_network
 from trainables.objective import data_term, gradient_penalty, learning_rate, sample_term, sampler_term
@@ -37,15 +39,16 @@ from trainables.optimisers import (
     clip_by_sigma,
     gradient_norm,
     guarded_step,
+    keep_rate_on_device,
     set_rate,
 )
 from trainables.pixels import RANGES
 from trainables.replay import Buffer, build_buffer
+from trainables.schema import SIGNAL_NAMES
 from trainables.vera import Generator
 
-NEIGHBOURS, MOST_UNFILLED = 100, 1000
-"""KL-EBM's entropy term compares with this many buffer samples, once the buffer holds more than so many
-(improved_contrastive_divergence train.py:423-455)."""
+NEIGHBOURS = 100
+"""KL-EBM's entropy term compares with this many buffer samples (improved_contrastive_divergence train.py:423-455)."""
 VALIDATION_SEED = 1234
 """Which images are held out (JEM's own seed)."""
 
@@ -82,6 +85,7 @@ class Learner:
         self.iterations_planned = self.iterations_per_epoch * config.epochs
         self.epoch = self.iteration = 0
         self._set_precision()
+        self.execution = resolve_execution(config, self.device)
         # One stream of random numbers per purpose: a change of one does not shift the others.
         purposes = ("data", "labels", "augment", "chains", "noise", "input", "dropout", "generator")
         self._generators = {
@@ -90,6 +94,7 @@ class Learner:
         g = self._generators
         self.pixels = RANGES[config.pixel_range]
         self.model = self._build_model(config.seed)
+        self._passes = Passes(self.model, compiled=self.execution.compiled)
         self.optimiser = self._build_optimiser(self.model)
         self.average = MovingAverage(self.model, config.ema_decay) if config.ema_decay is not None else None
         self.initial: Initial | None = None
@@ -110,7 +115,12 @@ class Learner:
             )
         elif config.sampler == "generator":
             self.generator = Generator(
-                config.generator, self.data.shape, config.betas, derive_seed(config.seed, "generator"), g["generator"]
+                config.generator,
+                self.data.shape,
+                config.betas,
+                derive_seed(config.seed, "generator"),
+                g["generator"],
+                self._autocast,
             )
         if config.definition.critic:
             network = self._build_model(derive_seed(config.seed, "critic"))
@@ -121,6 +131,7 @@ class Learner:
                 l2_weight=config.l2_weight,
                 start_iteration=config.critic.start_iteration,
                 clip_sigma=config.clip_sigma,
+                autocast=self._autocast,
             )
         self.chain = Langevin(
             step_size=config.step_size,
@@ -139,10 +150,27 @@ class Learner:
             raise ValueError(f"augment: crop_flip needs images larger than {CROP_PADDING} pixels; use augment: none")
         self.last_samples: Tensor | None = None
         self._start: tuple[Tensor, Tensor] | None = None
-        self.latch = DivergenceLatch(config.divergence, config.l2_weight, self.device)
+        self.latch = DivergenceLatch(config.divergence, config.l2_weight / config.trivial_optimum, self.device)
+        # What the host tells an iteration; their memory stays, because a captured graph reads them from where they are.
+        self._number = torch.zeros((), dtype=torch.int64, device=self.device)
+        self._index = torch.zeros(config.batch_size, dtype=torch.int64, device=self.device)
+        self._label_index = torch.zeros(config.label_batch_size, dtype=torch.int64, device=self.device)
+        self._signals = torch.zeros(len(SIGNAL_NAMES), device=self.device)
+        self._graph: IterationGraph | None = None
+        self._prepare_graph()
+
+    def _prepare_graph(self) -> None:
+        """Capture anew: at the start, and where tensors that a captured graph knows have been replaced."""
+        if self.execution.graphed:
+            keep_rate_on_device(self.optimiser, self.device)
+            self.optimiser.zero_grad(set_to_none=True)
+            self._graph = IterationGraph(self._iterate, self._generators.values())
 
     def _build_model(self, seed: int) -> EnergyModel:
-        model = build_model(self.config, self.data.shape, self.data.classes, seed).to(self.device)
+        model = build_model(self.config, self.data.shape, self.data.classes, seed)
+        if self.config.memory_format == "channels-last":
+            model.to(memory_format=torch.channels_last)
+        model.to(self.device)
         set_dropout_generator(model, self._generators["dropout"])
         return model
 
@@ -171,12 +199,22 @@ class Learner:
     def _energy(self, x: Tensor) -> Tensor:
         """(N,): what a chain descends."""
         with self._autocast():
+            return self._passes.energy(x)
+
+    def _plain_energy(self, x: Tensor) -> Tensor:
+        """The same, never compiled: compiled passes have no second derivative."""
+        with self._autocast():
             return self.model.energy(x)
 
     def _terms(self, x: Tensor) -> Tensor:
         """(N,), or (N, scales): what the losses see."""
         with self._autocast():
-            return self.model.energy_terms(x)
+            return self._passes.energy_terms(x)
+
+    def _laid_out(self, x: Tensor) -> Tensor:
+        """Images (N, C, H, W) as the network's weights lie in memory."""
+        last = self.config.memory_format == "channels-last"
+        return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
     def _rate(self, base: float) -> float:
         c = self.config
@@ -190,15 +228,36 @@ class Learner:
         )
 
     def _train_iteration(self, record: Tensor) -> float:
-        c = self.config
-        rate = self._rate(c.learning_rate)
+        """Issue one iteration; its signals go to `record`. Returns its learning rate."""
+        rate = self._rate(self.config.learning_rate)
         set_rate(self.optimiser, rate)
+        self._number.fill_(self.iteration)
+        if self._batches is not None:
+            self._index.copy_(self._next_index(self._batches))
+        if self._label_batches is not None:
+            self._label_index.copy_(self._label_batches.next())
+        if self._graph is not None:
+            self._graph.run()
+        else:
+            self._iterate()
+        record.copy_(self._signals)
+        return rate
+
+    def _next_index(self, batches: Batches) -> Tensor:
+        if self.config.batch_order == "shuffled":
+            return batches.next()
+        count, g = self.config.batch_size, self._generators["data"]
+        return torch.randint(0, len(self.data.images), (count,), generator=g, device=self.device)
+
+    def _iterate(self) -> None:
+        """The device's work of one iteration. Nothing in it depends on what the device has found."""
+        c = self.config
         self.model.train()
         self.optimiser.zero_grad(set_to_none=True)
         zero = torch.zeros((), device=self.device)
         data_mean = sample_mean = largest = loss = cross_entropy = clamped = zero
         if c.samples:
-            data_energy, loss, cross_entropy = self._data_step(rate)
+            data_energy, loss, cross_entropy = self._data_step()
             samples, sample_energy, sample_loss = self._sample_step()
             with torch.no_grad():
                 data_mean, sample_mean = data_energy.mean(), sample_energy.mean()
@@ -206,9 +265,9 @@ class Learner:
                 loss = loss + sample_loss
                 clamped = self.pixels.edge_share(samples)
         if self._label_batches is not None:
-            images, labels = self._labelled_batch(self._label_batches)
+            images, labels = self._labelled_batch()
             with self._autocast():
-                logits = self.model.logits(images)
+                logits = self._passes.logits(images)
             class_loss = F.cross_entropy(logits, labels)
             (c.class_weight * class_loss).backward()
             cross_entropy = class_loss.detach()
@@ -216,9 +275,9 @@ class Learner:
             norm = gradient_norm(self.model.parameters())
             gap = data_mean - sample_mean
             values = (data_mean, sample_mean, gap, loss, largest, norm, clamped, cross_entropy)
-            torch.stack(values, out=record)
+            self._signals.copy_(torch.stack(values))
             self.latch.update(
-                self.iteration,
+                self._number,
                 loss=loss,
                 total=loss + c.class_weight * cross_entropy,
                 gap=gap,
@@ -235,11 +294,11 @@ class Learner:
             self.average.update(self.model, self.latch.tripped)
         if self.generator is not None:
             generator_rate = self._rate(c.generator.learning_rate)
-            made, slope = self.generator.step(self._energy, rate=generator_rate, tripped=self.latch.tripped)
-            self.latch.update_companion(self.iteration, loss=made, grad=slope)
-        return rate
+            with without_weight_gradients(self.model):
+                made, slope = self.generator.step(self._energy, rate=generator_rate, tripped=self.latch.tripped)
+            self.latch.update_companion(self._number, loss=made, grad=slope)
 
-    def _data_step(self, rate: float) -> tuple[Tensor, Tensor, Tensor]:
+    def _data_step(self) -> tuple[Tensor, Tensor, Tensor]:
         """E(x+) and everything that is propagated back with it; the critic's step, which needs it, comes in between.
 
         Returns:
@@ -252,13 +311,16 @@ class Learner:
         cross_entropy = torch.zeros((), device=self.device)
         if c.shared_batch:  # energy and classes of one forward, so that dropout is the same for both
             with self._autocast():
-                logits = self.model.logits(x)
+                logits = self.model.logits(x) if c.gradient_penalty > 0 else self._passes.logits(x)
             energy = -torch.logsumexp(logits, dim=1)
             cross_entropy = F.cross_entropy(logits, labels)
+        elif c.gradient_penalty > 0:
+            with self._autocast():
+                energy = self.model.energy_terms(x)
         else:
             energy = self._terms(x)
         if self.critic is not None:
-            self._critic_step(self.critic, x.detach(), energy.detach(), rate)
+            self._critic_step(self.critic, x.detach(), energy.detach())
             loss = self.critic.data_term(x.detach(), energy, self.iteration)
         else:
             loss = data_term(energy, c.l2_weight, c.l2_form)
@@ -267,16 +329,22 @@ class Learner:
         (loss + c.class_weight * cross_entropy).backward()
         return energy.detach(), loss.detach(), cross_entropy.detach()
 
-    def _critic_step(self, critic: Critic, x: Tensor, energy: Tensor, rate: float) -> None:
+    def _critic_step(self, critic: Critic, x: Tensor, energy: Tensor) -> None:
         """f-EBM runs one chain for the critic and one for the energy, both from the same states."""
         self._start = self._draw_start()
         samples, _ = self._run_training_chain(self._start[1])
         with torch.no_grad():
             sample_energy = self._energy(samples)
         loss, norm = critic.step(
-            x, energy, samples, sample_energy, iteration=self.iteration, rate=rate, tripped=self.latch.tripped
+            x,
+            energy,
+            samples,
+            sample_energy,
+            iteration=self.iteration,
+            rate=self._rate(self.config.learning_rate),
+            tripped=self.latch.tripped,
         )
-        self.latch.update_companion(self.iteration, loss=loss, grad=norm)
+        self.latch.update_companion(self._number, loss=loss, grad=norm)
 
     def _sample_step(self) -> tuple[Tensor, Tensor, Tensor]:
         """x-, E(x-) and everything that is propagated back with it.
@@ -305,7 +373,7 @@ class Learner:
             neighbours = None
             if self.buffer is not None and self.buffer.filled > MOST_UNFILLED:
                 neighbours = self.buffer.compare(NEIGHBOURS)
-            moved = self.chain.differentiable_step(self._energy, point)
+            moved = self.chain.differentiable_step(self._plain_energy, point)
             loss = loss + sampler_term(
                 self._terms, moved, neighbours, kl_weight=c.kl_weight, entropy_weight=c.entropy_weight
             )
@@ -324,38 +392,52 @@ class Learner:
         if self.config.sampler_norm_mode == "eval":
             self.model.eval()
         steps, noise = self.config.sampling_steps, self._generators["noise"]
-        ends = self.chain.run_keeping(self._energy, start, steps, noise, self._stemmed(self.model))
+        with without_weight_gradients(self.model):
+            ends = self.chain.run_keeping(self._energy, self._laid_out(start), steps, noise, self._stemmed())
         self.model.train()
         return ends
 
-    def _stemmed(self, model: EnergyModel) -> EnergyModel | None:
-        return model if self.config.inner_steps > 1 else None
+    def _stemmed(self) -> Stemmed | None:
+        return Stem(self._passes, self._autocast) if self.config.inner_steps > 1 else None
 
     def _data_batch(self) -> tuple[Tensor, Tensor]:
         """x+, float (batch_size, C, H, W) in the method's pixel range, and its labels."""
-        assert self._batches is not None
-        c, g = self.config, self._generators
-        if c.batch_order == "replacement":
-            index = torch.randint(0, len(self.data.images), (c.batch_size,), generator=g["data"], device=self.device)
-        else:
-            index = self._batches.next()
+        c, g, index = self.config, self._generators, self._index
         images = self.data.images[index]
         if c.energy_augment == "crop_flip":
             images = crop_flip(images, g["input"])
         x = self.pixels.from_uint8(images, g["input"] if c.dequantise else None)
-        return self._with_noise(x, c.input_noise), self.data.labels[index]
+        return self._laid_out(self._with_noise(x, c.input_noise)), self.data.labels[index]
 
-    def _labelled_batch(self, batches: Batches) -> tuple[Tensor, Tensor]:
-        c, index = self.config, batches.next()
+    def _labelled_batch(self) -> tuple[Tensor, Tensor]:
+        c, index = self.config, self._label_index
         images = self.data.images[index]
         if c.augment == "crop_flip":
             images = crop_flip(images, self._generators["augment"])
-        return self._with_noise(self.pixels.from_uint8(images), c.label_noise), self.data.labels[index]
+        x = self._with_noise(self.pixels.from_uint8(images), c.label_noise)
+        return self._laid_out(x), self.data.labels[index]
 
     def _with_noise(self, x: Tensor, std: float) -> Tensor:
         if std == 0:
             return x
         return x + std * torch.randn(x.shape, generator=self._generators["input"], device=x.device)
+
+
+class Stem:
+    """The network cut behind its first layer, in the run's precision."""
+
+    def __init__(self, passes: Passes, autocast: Callable[[], AbstractContextManager[Any]]) -> None:
+        self._passes, self._autocast = passes, autocast
+
+    def stem(self, x: Tensor) -> Tensor:
+        """See `langevin.Stemmed`."""
+        with self._autocast():
+            return self._passes.stem(x)
+
+    def energy_from_stem(self, h: Tensor) -> Tensor:
+        """See `langevin.Stemmed`."""
+        with self._autocast():
+            return self._passes.energy_from_stem(h)
 
 
 def build_model(config: TrialConfig, shape: tuple[int, int, int], classes: int, seed: int = 0) -> EnergyModel:

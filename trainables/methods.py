@@ -67,8 +67,24 @@ class Method:
 _MEBM_BY_DATASET: dict[str, Settings] = {
     "cifar100": {"learning_rate": 0.02},
     "imagenet32": {"learning_rate": 0.02, "network": "wrn-28-2"},
-    "celeba_hq_128": {"learning_rate": 0.02, "network": "wrn-28-5", "decay_epochs": (80, 120, 160)},
+    "celeba_hq_128": {
+        "learning_rate": 0.02,
+        "network": "wrn-28-5",
+        "decay_epochs": (80, 120, 160),
+        "l2_weight": 0.0,
+        "l2_form": "batch_means",
+        "noise_std": 0.0,
+        "label_batch_size": 64,
+        "iterations_per_epoch": 468,  # floor(30,000 / 64), also where a test split is held out of the 30,000
+    },
 }
+_MEBM_DEPARTURES = (
+    "the best epoch is reported beside the last one (released: the checkpoint of the best test accuracy)",
+    "K = 1, 3, 4 take the L2 weight and the noise of the K = 2 script, which is the nearest there is",
+    "ImageNet-32: p0 of the training images, crops and flips (released: p0 of the validation images, flips alone)",
+    "CelebA-HQ: WRN-28-5 with an energy head, as in the paper; L2 weight 0, no noise and 468 iterations, as in the "
+    "script (whose network is narrower and whose energy is the log-sum-exp of ten unused classes)",
+)
 _SMALL: Settings = {"network": "conv-16", "norm": "none", "initialisation": "xavier"}
 _MEBM_SMALL: Settings = {**_SMALL, "noise_std": 0.001, "l2_weight": 0.0, "l2_form": "paper"}
 # The detector's gap limits were measured on M-EBM and M-JEM. Without normalisation or clamps gaps swing wider and come
@@ -130,6 +146,7 @@ METHODS: dict[str, Method] = {
             _released_by_steps,
             _MEBM_BY_DATASET,
             _MEBM_SMALL,
+            _MEBM_DEPARTURES,
         ),
         Method(
             "m-jem",
@@ -143,6 +160,7 @@ METHODS: dict[str, Method] = {
             _released_by_steps,
             _MEBM_BY_DATASET,
             _MEBM_SMALL,
+            _MEBM_DEPARTURES,
         ),
         Method(
             "lse-jem",
@@ -152,9 +170,11 @@ METHODS: dict[str, Method] = {
             "mean E+ - mean E- + cross-entropy, no L2 (incompatible: section 4.2)",
             "M-EBM (PAKDD 2023) section 5.3 (M-JEM without its energy head)",
             "Figures 2b, 4a: LSE-JEM",
-            {"method": "lse-jem", "l2_weight": 0.0},
-            by_dataset=_MEBM_BY_DATASET,
-            small=_MEBM_SMALL,
+            {"method": "lse-jem", "l2_weight": 0.0, "divergence": _WIDE_GAP},
+            _released_by_steps,
+            _MEBM_BY_DATASET,
+            _MEBM_SMALL,
+            (*_MEBM_DEPARTURES, "neither paper nor scripts give its command: M-JEM's, without the L2 term"),
         ),
         Method(
             "softmax",
@@ -167,6 +187,7 @@ METHODS: dict[str, Method] = {
             {"method": "softmax", "l2_weight": 0.0},
             by_dataset=_MEBM_BY_DATASET,
             small=_MEBM_SMALL,
+            departures=(_MEBM_DEPARTURES[0], "a batch of 128 (Table 6 speaks of 64 for all models)"),
         ),
         Method(
             "jem",
@@ -200,6 +221,7 @@ METHODS: dict[str, Method] = {
                 "the 5,000 held-out images are another draw; none of them is used to choose a model",
                 "accuracy is taken on clean test images (released: with noise of 0.03 by default)",
                 "an epoch is 703 iterations as in JEM's code (the paper's Table 6 counts 390 for every row)",
+                "no extra chains every 100 iterations (released: for plots, and they too are written to the buffer)",
             ),
         ),
         Method(
@@ -227,6 +249,11 @@ METHODS: dict[str, Method] = {
             _as_trained,
             small={**_JEM_SMALL},
             departures=(
+                "the 5,000 held-out images are another draw; none of them is used to choose a model",
+                "accuracy is taken on clean test images (released: offline with noise of 0.03)",
+                "an epoch is 703 iterations as in its code (the paper's Table 6 counts 390 for every row)",
+                "no extra chains every 100 iterations (released: for plots, and they too are written to the buffer)",
+                "with noise, which the published setting has not, chains are clamped after it too",
                 "the class Gaussians are of clean images (the released statistics are of augmented, noised ones)",
                 "the buffer starts with classes drawn at random (released: equal blocks)",
                 "the unused direct step of size sgld_lr = 0 is not computed",
@@ -245,8 +272,10 @@ METHODS: dict[str, Method] = {
             small={"network": "igebm-8"},
             departures=(
                 "unconditional only: Table 3's row is the class-conditional model",
+                "the ring holds exactly |B| images (released: up to a batch more for a while)",
                 "one worker's batch of 128 and 200 epochs of 390 iterations (released: until stopped, 75,000-120,000)",
-                "scored as a single model (Table 1's row is an ensemble of ten checkpoints)",
+                "scored as a single model at the end (Table 1's row is an ensemble of ten checkpoints), on the buffer "
+                "and on fresh chains of K steps (released: 200 rounds of 20 steps over a buffer of its own)",
                 "PyTorch's Adam: epsilon is added after the bias correction, not before",
             ),
         ),
@@ -316,11 +345,13 @@ METHODS: dict[str, Method] = {
             small={"network": "multiscale-8"},
             departures=(
                 "200 epochs of 390 iterations (released: until stopped)",
-                "every iteration has the KL gradient and chains from the buffer (released: not each 1,000th)",
+                "every iteration has the KL gradient (released: not each 1,000th)",
                 "the released crash on |mean E+| > 10 is replaced by this package's detector",
-                "fresh chains are not augmented between rounds as in its FID script",
+                "scored at the end, on the newest |B| chain states and fresh chains of K steps (released: the best by "
+                "IS, augmented rounds over a buffer of its own, against 10,000 training images)",
                 "a crop of the buffer augmentation that does not fit is narrowed (released: drawn again)",
-                "its own networks for 128-pixel images are not built; larger images use the CIFAR layout",
+                "for 128-pixel images only its step size is taken: not its networks (128 filters), its class "
+                "conditioning or its batch of 128 on each of 8 GPUs",
             ),
         ),
         Method(
@@ -336,7 +367,12 @@ METHODS: dict[str, Method] = {
             small={"network": "febm-8"},
             departures=(
                 "unconditional (the released command, and so Table 1's row, is class-conditional)",
-                "a batch of 128 (released: 128 on each of four workers)",
+                "a batch of 128 and 200 epochs of 390 iterations (released: 128 on each of four workers until stopped; "
+                "its best log is at iteration 45,900)",
+                "scored at the end, on the buffer and on fresh chains of K steps (released: the best by IS, 360 rounds "
+                "of 5 steps over a buffer of its own)",
+                "one power iteration of spectral norm per iteration (released: two, one in each of its session runs)",
+                "PyTorch's Adam: epsilon is added after the bias correction, not before",
             ),
         ),
         Method(
@@ -399,7 +435,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _of_family(network: Any, below: Mapping[str, Any]) -> dict[str, Any]:
+def _of_family(network: Any, below: Mapping[str, Any], published_norm: str | None) -> dict[str, Any]:
     """Norm, initialisation and dropout for a user's network of another family than the preset's."""
     preset = below.get("network", TrialConfig.model_fields["network"].default)
     try:
@@ -408,7 +444,10 @@ def _of_family(network: Any, below: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     if family == parse_network(preset).family:
         return {}
-    changed: dict[str, Any] = {"norm": family.default_norm, "initialisation": family.initialisations[0]}
+    # A method that is published without normalisation stays without.
+    bare = published_norm == "none" and "none" in family.norms
+    norm = "none" if bare else family.default_norm
+    changed: dict[str, Any] = {"norm": norm, "initialisation": family.initialisations[0]}
     return changed if family.dropout else changed | {"dropout": 0.0}
 
 
@@ -433,7 +472,7 @@ def build_trial(values: Mapping[str, Any]) -> TrialConfig:
         below = merge(below, known.trial_defaults)
         below = merge(below, method.small if known.side < SMALL_SIDE else {})
         below = merge(below, method.by_dataset.get(known.name, {}))
-    below |= _of_family(values.get("network"), below)
+    below |= _of_family(values.get("network"), below, method.settings.get("norm"))
     steps = values.get(
         "sampling_steps", below.get("sampling_steps", TrialConfig.model_fields["sampling_steps"].default)
     )

@@ -33,7 +33,19 @@ def build_optimiser(
 def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
     """Learning rate of the next step."""
     for group in optimiser.param_groups:
-        group["lr"] = rate
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def keep_rate_on_device(optimiser: torch.optim.Optimizer, device: torch.device) -> None:
+    """Let the rate be a scalar on the device, so that a captured CUDA graph sees `set_rate`.
+
+    Call it again after `load_state_dict`, which may bring a rate of another kind.
+    """
+    for group in optimiser.param_groups:
+        group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=device)
 
 
 def guarded_step(optimiser: torch.optim.Optimizer, skip: Tensor) -> None:

@@ -9,7 +9,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
@@ -64,6 +66,43 @@ def last_of_duplicates(indices: Tensor) -> Tensor:
     return torch.where(indices[:, None] == indices[None, :], order[None, :], -1).amax(dim=1)
 
 
+NEVER = 1e-12
+"""Probability below which something is taken not to happen."""
+
+
+@lru_cache
+def most_restarts(count: int, probability: float) -> int:
+    """A number of restarts that `count` chains pass with a probability below `NEVER`: 64 chains, rho = 5%: 21."""
+    if not 0 < probability < 1:
+        return count if probability >= 1 else 0
+    below = 0.0
+    for restarts in range(count):
+        ways = math.lgamma(count + 1) - math.lgamma(restarts + 1) - math.lgamma(count - restarts + 1)
+        below += math.exp(ways + restarts * math.log(probability) + (count - restarts) * math.log1p(-probability))
+        if below > 1 - NEVER:
+            return restarts
+    return count
+
+
+def with_restarts(
+    states: Tensor, probability: float, initial: Initial, pixels: PixelRange, generator: torch.Generator
+) -> Tensor:
+    """Each chain restarts from p0 with the probability, else keeps its state; p0 is drawn only where it is needed.
+
+    How many restart is known to the device alone, and the host must not ask: `most_restarts` images are made, so once
+    in some 10^12 iterations a restart is left out.
+
+    Args:
+        states: float (N, C, H, W), modified in place.
+    """
+    count, g = len(states), generator
+    restart = torch.rand(count, generator=g, device=g.device) < probability
+    rows = restart.to(torch.uint8).argsort(descending=True, stable=True)[: most_restarts(count, probability)]
+    fresh = pixels.from_signed(initial.sample(count, g, rows))
+    states[rows] = torch.where(restart[rows].view(-1, 1, 1, 1), fresh, states[rows])
+    return states
+
+
 class ReplayBuffer:
     """|B| chain states, drawn with replacement and overwritten in place; it never grows.
 
@@ -100,9 +139,7 @@ class ReplayBuffer:
         """
         g = self.generator
         indices = torch.randint(0, len(self.images), (count,), generator=g, device=g.device)
-        restart = torch.rand(count, 1, 1, 1, generator=g, device=g.device) < self.reinit_probability
-        fresh = self.pixels.from_signed(self.initial.sample(count, g))
-        return indices, torch.where(restart, fresh, self.images[indices])
+        return indices, with_restarts(self.images[indices], self.reinit_probability, self.initial, self.pixels, g)
 
     def write(self, indices: Tensor, images: Tensor) -> None:
         """Put final states back; of duplicates the last one in the batch wins, on every device."""
@@ -217,6 +254,9 @@ class ReservoirBuffer(_QuantisedBuffer):
 
     It grows by whole batches until the released code's write position wraps, so it settles at |B| rounded up to a
     whole batch (10,112 for 10,000 and batches of 128); `batch_size` is that batch.
+
+    Most of what it holds was made by models long gone, so what is scored and shown (`pool`) is not that: it is the
+    newest |B| chain states, which are kept beside it and have no part in training.
     """
 
     def __init__(
@@ -231,17 +271,19 @@ class ReservoirBuffer(_QuantisedBuffer):
     ) -> None:
         capacity = -(-size // batch_size) * batch_size
         super().__init__(capacity, initial, reinit_probability, generator, pixels, augment)
+        self.newest = RingBuffer(size, initial, reinit_probability, generator, pixels)
 
     def draw(self, count: int) -> tuple[Tensor, Tensor]:
         """See `Buffer.draw`; the buffer is used once at least `count` images are in it."""
         return self._draw(count, ready=self.filled >= count)
 
-    def write(self, indices: Tensor, images: Tensor) -> None:  # noqa: ARG002
+    def write(self, indices: Tensor, images: Tensor) -> None:
         """Append until full; then image n of all replaces a uniform one of n slots, if the buffer has that slot.
 
         `indices` are not used. Of two that fall on one slot the later one stays.
         """
         values, count = self.pixels.to_uint8(images.detach()), len(images)
+        self.newest.write(indices, images)
         if self.filled < self.capacity:
             end = min(self.capacity, self.filled + count)
             self.images[self.filled : end] = values[: end - self.filled]
@@ -255,6 +297,19 @@ class ReservoirBuffer(_QuantisedBuffer):
         slot = torch.where(slot < self.capacity, slot, self.capacity)
         self.images[slot] = values[last_of_duplicates(slot)]
         self.seen += count
+
+    def pool(self) -> Tensor:
+        """The newest |B| chain states, as `Buffer.pool`."""
+        return self.newest.pool()
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Buffer.state_dict`."""
+        return super().state_dict() | {"newest": self.newest.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """See `Buffer.load_state_dict`."""
+        super().load_state_dict(state)
+        self.newest.load_state_dict(state["newest"])
 
 
 def build_buffer(

@@ -17,8 +17,9 @@ from trainables.config import TrialConfig
 from trainables.datasets import ImageData
 from trainables.device import cpu_name
 from trainables.evaluation import Scores, accuracy, frozen_statistics, protocols_for, score
+from trainables.execution import Passes, without_weight_gradients
 from trainables.layers import Dropout
-from trainables.learner import Learner, derive_seed
+from trainables.learner import Learner, Stem, derive_seed
 from trainables.networks import EnergyModel
 from trainables.reports import GRID_IMAGES, EpochReport, Evaluation, absent_signals, to_grid
 from trainables.schema import SIGNAL_NAMES
@@ -168,7 +169,11 @@ class Trainer(Learner):
             with self._autocast():
                 return model.energy(x)
 
-        return self.chain.run(energy, start, steps, generator, self._stemmed(model))
+        stemmed = None
+        if self.config.inner_steps > 1:
+            stemmed = Stem(Passes(model, compiled=False), self._autocast)
+        with without_weight_gradients(model):
+            return self.chain.run(energy, self._laid_out(start), steps, generator, stemmed)
 
     # ------------------------------------------------------------------------------------------------- state
 
@@ -207,6 +212,7 @@ class Trainer(Learner):
         for name, generator in self._generators.items():
             generator.set_state(state["generators"][name].cpu())
         self.epoch, self.iteration = int(state["epoch"]), int(state["iteration"])
+        self._prepare_graph()
 
     def peak_memory(self) -> int | None:
         """Largest device memory allocated so far, in bytes; None on a CPU."""
@@ -220,7 +226,10 @@ class Trainer(Learner):
 
     def close(self) -> None:
         """Give the device's memory back; the trainer is of no use afterwards."""
-        for name in (*self._stateful(), "data", "initial", "_batches", "_label_batches"):
+        compiled = self.execution.compiled
+        for name in (*self._stateful(), "data", "initial", "_batches", "_label_batches", "_passes", "_graph"):
             self.__dict__.pop(name, None)
+        if compiled:
+            torch.compiler.reset()  # a process that trains many trials would pass torch.compile's limit of variants
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ class Generator:
         betas: of the generator's Adam; the posterior's has PyTorch's own (0.9, 0.999).
         seed: of the initial weights.
         generator: source of every latent and noise draw.
+        autocast: the precision in which g is passed.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Generator:
         betas: tuple[float, float],
         seed: int,
         generator: torch.Generator,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self.config, self.generator, device = config, generator, generator.device
         self.network = build_generator(shape, noise_dim=config.noise_dim, features=config.features, seed=seed).to(
@@ -65,12 +68,18 @@ class Generator:
             [self.posterior_log_std], "adam", learning_rate=config.posterior_learning_rate
         )
         self._made: tuple[Tensor, Tensor] | None = None
+        self._autocast = autocast
+
+    def _mean(self, latent: Tensor) -> Tensor:
+        with self._autocast():
+            images: Tensor = self.network(latent)
+        return images
 
     def draw(self, count: int) -> Tensor:
         """x- of this iteration, float (count, C, H, W), detached; the next `step` trains on the same images."""
         self.network.train()
         latent = self._normal(count, self.config.noise_dim)
-        mean: Tensor = self.network(latent)
+        mean = self._mean(latent)
         images = mean + self._normal(*mean.shape) * self.log_sigma.exp()
         self._made = images, latent
         return images.detach()
@@ -121,7 +130,7 @@ class Generator:
         std = self.posterior_log_std.exp()
         near = latent + std * self._normal(count, *latent.shape)
         flat = near.flatten(0, 1)
-        means: Tensor = self.network(flat)
+        means = self._mean(flat)
         repeated = x.repeat(count, 1, 1, 1)
         joint = normal_log_density(flat, 0.0, 1.0) + normal_log_density(repeated, means, sigma)
         proposal = normal_log_density(flat, latent.repeat(count, 1), std)
@@ -133,7 +142,7 @@ class Generator:
         std = self.posterior_log_std.exp()
         near = latent + std * self._normal(*latent.shape)
         joint = normal_log_density(near, 0.0, 1.0) + normal_log_density(
-            x, self.network(near), self.log_sigma.detach().exp()
+            x, self._mean(near), self.log_sigma.detach().exp()
         )
         # The entropy of N(z, diag(s^2)) up to a constant.
         bound = joint.mean() + self.posterior_log_std.sum()
@@ -149,7 +158,7 @@ class Generator:
             for start in range(0, count, batch_size):
                 size = min(batch_size, count - start)
                 z = torch.randn(size, self.config.noise_dim, generator=generator, device=generator.device)
-                mean = self.network(z)
+                mean = self._mean(z)
                 noise = torch.randn(mean.shape, generator=generator, device=generator.device)
                 parts.append(mean + noise * self.log_sigma.exp())
             return torch.cat(parts)

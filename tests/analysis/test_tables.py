@@ -142,7 +142,7 @@ def test_released_noise_at_few_steps_is_remarked_on_and_comparable(make_results,
     trial = paper_row("t1", sampling_steps=2, noise_std=0.0, fid_buffer_best=27.0)
     row = cells(make_results([trial]), "table_1", "M-EBM(K=2)")
     assert row["comparable"] is True
-    assert row["comparable_reason"] == "σ 0 as in the released script for K <= 2 (Table 5: 0.001)"
+    assert row["comparable_reason"] == "σ 0 as in the released script (Table 5: 0.001)"
 
 
 def test_of_several_settings_the_nearest_is_shown_and_said_so(make_results, paper_row):

@@ -12,7 +12,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainables.config import DivergenceConfig
+from trainables.critic import F_DIVERGENCES
 from trainables.divergence import DivergenceLatch, LatchReading
+from trainables.methods import build_trial
 from trainables.schema import Cause, Outcome
 
 CPU = torch.device("cpu")
@@ -35,6 +37,34 @@ def _feed(latch: DivergenceLatch, stream: list[dict[str, float]], first: int = 0
 
 def _gaps(*gaps: float) -> list[dict[str, float]]:
     return [{"gap": g} for g in gaps]
+
+
+@pytest.mark.parametrize(
+    ("divergence", "gap"),
+    [("jensen-shannon", -0.5), ("squared-hellinger", -0.5), ("kl", -1.0), ("reverse-kl", -1.0), ("pearson", -2.0)],
+)
+def test_trivial_optimum_of_an_f_divergence(divergence: str, gap: float) -> None:
+    """The gap at which free energies and critic values settle, found by descending f-EBM's two losses themselves."""
+    u, v = F_DIVERGENCES[divergence]
+    e_plus, e_minus, h_plus, h_minus = (torch.zeros(4, dtype=torch.float64).requires_grad_() for _ in range(4))
+    for _ in range(3000):
+        critic = -(u(h_plus + e_plus.detach()).mean() - v(h_minus + e_minus.detach()).mean())
+        critic = critic + (h_plus**2).mean() + (h_minus**2).mean()
+        worth = v(h_minus.detach() + e_minus)
+        energy = u(h_plus.detach() + e_plus).mean() - worth.mean() + (e_minus * worth.detach()).mean()
+        energy = energy - e_minus.mean() * worth.detach().mean() + (e_plus**2).mean() + (e_minus**2).mean()
+        slopes = torch.autograd.grad(critic, (h_plus, h_minus)) + torch.autograd.grad(energy, (e_plus, e_minus))
+        with torch.no_grad():
+            for x, slope in zip((h_plus, h_minus, e_plus, e_minus), slopes, strict=True):
+                x -= 0.05 * slope
+    assert float((e_plus - e_minus).detach().mean()) == pytest.approx(gap, abs=1e-3)
+    config = build_trial({"method": "f-ebm", "critic": {"divergence": divergence}, "device": "cpu"})
+    assert config.trivial_optimum == -gap
+    latch = DivergenceLatch(config.divergence, config.l2_weight / config.trivial_optimum, CPU)
+    reading = _feed(latch, _gaps(*[gap * 0.99] * 19))
+    assert reading.verdict is None
+    verdict = _feed(latch, _gaps(gap * 0.99), first=19).verdict
+    assert verdict is not None and verdict.cause is Cause.TRIVIAL_OPTIMUM
 
 
 def test_calm_stream_has_no_verdict() -> None:

@@ -18,6 +18,7 @@ from trainables.trainer import Trainer
 
 FIELDS: dict[str, Any] = {
     "method": "f-ebm",
+    "memory_format": "contiguous",
     "network": "febm-4",
     "batch_size": 6,
     "sampling_steps": 2,

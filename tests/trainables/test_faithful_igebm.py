@@ -18,6 +18,7 @@ from trainables.trainer import Trainer
 
 FIELDS: dict[str, Any] = {
     "method": "igebm",
+    "memory_format": "contiguous",
     "network": "igebm-4",
     "batch_size": 8,
     "sampling_steps": 3,

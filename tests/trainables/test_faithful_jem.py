@@ -19,6 +19,7 @@ from trainables.trainer import Trainer
 
 FIELDS: dict[str, Any] = {
     "method": "jem",
+    "memory_format": "contiguous",
     "network": "wrn-10-1",
     "norm": "none",
     "initialisation": "default",

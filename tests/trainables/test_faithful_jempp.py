@@ -18,6 +18,7 @@ from trainables.trainer import Trainer
 
 FIELDS: dict[str, Any] = {
     "method": "jem++",
+    "memory_format": "contiguous",
     "network": "wrn-10-1",
     "norm": "batch",
     "initialisation": "default",

@@ -19,6 +19,7 @@ from trainables.trainer import Trainer
 BATCH = 6
 FIELDS: dict[str, Any] = {
     "method": "kl-ebm",
+    "memory_format": "contiguous",
     "network": "multiscale-8",
     "batch_size": BATCH,
     "sampling_steps": 3,

@@ -17,6 +17,7 @@ from trainables.trainer import Trainer
 
 FIELDS: dict[str, Any] = {
     "method": "shortrun",
+    "memory_format": "contiguous",
     "network": "shortrun-8",
     "batch_size": 6,
     "sampling_steps": 5,

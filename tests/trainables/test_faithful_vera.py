@@ -22,6 +22,7 @@ from trainables.trainer import Trainer
 
 FIELDS: dict[str, Any] = {
     "method": "vera",
+    "memory_format": "contiguous",
     "network": "wrn-10-1",
     "norm": "none",
     "initialisation": "default",
@@ -60,7 +61,7 @@ class _Twin:
         g = self.g
         at = self.state["batches"]["next"]
         index = self.state["batches"]["order"][at : at + 6]
-        x = 2 * (crop_flip(self.data.images[index], g["input"]).float() / 255) - 1
+        x = 2 * (crop_flip(self.data.images[index], g["input"]).contiguous().float() / 255) - 1
         x.requires_grad_()
         logits = self.logits(x)
         log_p = torch.logsumexp(logits, 1)

@@ -27,6 +27,8 @@ def _trained(quick: Quick, digits: ImageData, **fields: Any) -> Trainer:
         "iterations_per_epoch": 3,
         "evaluation": {"fresh_steps": 2, "protocols": "none"},
     }
+    if fields.get("method") == "kl-ebm":
+        values["buffer_size"] = 1002
     trainer = Trainer(quick(**(values | fields)), digits)
     trainer.train_epoch()
     return trainer

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainables.config import TrialConfig
 from trainables.datasets import ImageData, to_float
+from trainables.execution import Execution, resolve_execution
 from trainables.networks import build_network
 from trainables.schema import SIGNAL_NAMES, Cause, Outcome
 from trainables.trainer import Trainer
@@ -139,6 +141,7 @@ def _released_config(quick: Quick, method: str, **fields: Any) -> TrialConfig:
         "epochs": 1,
         "buffer_size": 100,
         "reinit_probability": 0.2,
+        "memory_format": "contiguous",  # the twin's own, so that both add up in the same order
     }
     return quick(**base | fields)
 
@@ -347,7 +350,7 @@ TINY: dict[str, dict[str, Any]] = {
     "jem++": {"network": "wrn-10-1", "norm": "batch", "validation_images": 100},
     "igebm": {"network": "igebm-4", "dropout": 0.5},
     "shortrun": {"network": "shortrun-4"},
-    "kl-ebm": {"network": "multiscale-4"},
+    "kl-ebm": {"network": "multiscale-4", "buffer_size": 1002},
     "f-ebm": {"network": "febm-4", "critic": {"start_iteration": 1}},
     "vera": {
         "network": "wrn-10-1",
@@ -411,14 +414,15 @@ def test_warm_up_ends_at_its_base_rate(quick: Quick, digits: ImageData, method: 
 
 @pytest.mark.parametrize("method", ["jem", "jem++", "igebm", "f-ebm", "kl-ebm"])
 def test_the_buffer_never_outgrows_its_size(quick: Quick, digits: ImageData, method: str) -> None:
-    trainer = Trainer(_tiny(quick, method, iterations_per_epoch=1, buffer_size=17), digits)
+    trainer = Trainer(_tiny(quick, method, iterations_per_epoch=1, buffer_size=17, entropy_weight=0), digits)
     assert trainer.buffer is not None
     most = 18 if method == "kl-ebm" else 17  # a reservoir settles at whole batches
     sizes = []
     for _ in range(7):
         trainer.train_epoch()
         sizes.append(len(trainer.state_dict()["buffer"]["images"]))
-        assert trainer.buffer.filled == len(trainer.buffer.pool()) == sizes[-1]
+        assert trainer.buffer.filled == sizes[-1]
+        assert len(trainer.buffer.pool()) == min(sizes[-1], 17)
     assert sizes == sorted(sizes) and sizes[-1] == most
 
 
@@ -803,6 +807,92 @@ def test_cuda_asked_for_and_absent(quick: Quick, digits: ImageData) -> None:
         Trainer(quick(device="cuda"), digits)
 
 
+# ---------------------------------------------------------------------------------------------- layout and execution
+
+
+@pytest.mark.parametrize("method", ["m-jem", "lse-jem", "jem", "jem++", "igebm", "shortrun", "kl-ebm"])
+def test_the_layout_in_memory_changes_nothing_but_rounding(quick: Quick, digits: ImageData, method: str) -> None:
+    """Both layouts from the same weights see the same batches and draws: the first iteration agrees to rounding."""
+    records = []
+    for layout in ("contiguous", "channels-last"):
+        fields = {"memory_format": layout, "dropout": 0.0}
+        config = _tiny(quick, method, **fields) if method in TINY else _released_config(quick, method, **fields)
+        trainer = Trainer(config, digits)
+        record = torch.zeros(len(SIGNAL_NAMES))
+        trainer._train_iteration(record)
+        records.append(record)
+    assert float(records[0].abs().max()) > 0
+    torch.testing.assert_close(records[1], records[0], rtol=2e-4, atol=2e-5)
+
+
+def test_images_and_weights_lie_as_asked(quick: Quick, digits: ImageData) -> None:
+    seen: list[bool] = []
+    for layout, last in (("channels-last", True), ("contiguous", False)):
+        trainer = Trainer(_released_config(quick, "m-jem", memory_format=layout), digits)
+        trainer.model.trunk.blocks[1].conv1.register_forward_pre_hook(  # type: ignore[index, union-attr]
+            lambda _m, x: seen.append(x[0].is_contiguous(memory_format=torch.channels_last))
+        )
+        trainer._train_iteration(torch.zeros(len(SIGNAL_NAMES)))
+        # x+, three steps of the chains, x-, the labelled batch
+        assert seen == [last] * 6
+        seen.clear()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "network"), [("m-jem", "conv-4"), ("jem++", "conv-4"), ("shortrun", "shortrun-4")])
+def test_compiled_passes_give_the_same_iterations(quick: Quick, digits: ImageData, method: str, network: str) -> None:
+    """torch.compile rounds differently and changes nothing else; the sampler takes no gradient of the weights."""
+    signals = []
+    fields = {"network": network, "warmup_iterations": 0, "learning_rate": 1e-3, "dropout": 0.0}
+    for execution in ("eager", "compiled"):
+        make = _tiny if method in TINY else _released_config
+        trainer = Trainer(make(quick, method, execution=execution, iterations_per_epoch=3, **fields), digits)
+        assert trainer.execution.compiled == (execution == "compiled")
+        report = trainer.train_epoch()
+        assert all(p.requires_grad for p in trainer.model.parameters())
+        signals.append(report.signals)
+        trainer.close()
+    assert np.isfinite(signals[0][:, :3]).all()
+    np.testing.assert_allclose(signals[1], signals[0], rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("fields", "compiled", "remark"),
+    [
+        ({"method": "m-ebm"}, True, "no CUDA graph: there is no CUDA device"),
+        ({"method": "igebm"}, False, "not compiled: a igebm-network is not taken"),
+        (
+            {"method": "vera", "dropout": 0.3, "network": "wrn-10-1"},
+            False,
+            "not compiled: dropout draws from a generator",
+        ),
+    ],
+)
+def test_what_cannot_be_done_is_said(quick: Quick, fields: dict[str, Any], compiled: bool, remark: str) -> None:
+    done = resolve_execution(quick(**fields, execution="compiled-graphed"), torch.device("cpu"))
+    assert done.compiled is compiled and not done.graphed
+    assert done.remark is not None and remark in done.remark
+    assert done.name == ("compiled" if compiled else "eager")
+    asked_for_nothing = resolve_execution(quick(**fields), torch.device("cpu"))
+    assert asked_for_nothing == Execution(False, False, None) and asked_for_nothing.name == "eager"
+
+
+@pytest.mark.parametrize(
+    ("fields", "graphed"),
+    [
+        ({"method": "m-ebm"}, True),
+        ({"method": "shortrun"}, True),
+        ({"method": "softmax"}, True),
+        ({"method": "igebm"}, False),
+        ({"method": "f-ebm"}, False),
+        ({"method": "vera"}, False),
+    ],
+)
+def test_methods_whose_iteration_is_one_graph(quick: Quick, fields: dict[str, Any], graphed: bool) -> None:
+    done = resolve_execution(quick(**fields, execution="graphed"), torch.device("cuda"))
+    assert done.graphed is graphed and (done.remark is None) is graphed
+
+
 # --------------------------------------------------------------------------------------------------------------- CUDA
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -823,6 +913,37 @@ def test_the_host_never_waits_inside_an_iteration(quick: Quick, digits: ImageDat
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert bool(torch.isfinite(record[:, SIGNAL_NAMES.index("grad_param_norm")]).all())
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("execution", ["graphed", "compiled-graphed"])
+@pytest.mark.parametrize("method", ["m-ebm", "m-jem", "softmax"])
+def test_a_graph_gives_the_iterations_it_captured(quick: Quick, digits: ImageData, method: str, execution: str) -> None:
+    """Captured after three plain iterations; learning rate, batches and draws go on changing."""
+    signals = []
+    for how in ("eager", execution):
+        config = _released_config(quick, method, augment="crop_flip", device="cuda", execution=how, learning_rate=1e-3)
+        trainer = Trainer(config, digits)
+        report = trainer.train_epoch()
+        assert report.latch.verdict is None
+        signals.append(report.signals)
+        trainer.close()
+    np.testing.assert_allclose(signals[1], signals[0], rtol=5e-3, atol=5e-4)
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_a_closed_trainer_leaves_no_memory(quick: Quick, digits: ImageData) -> None:
+    before = None
+    for seed in range(4):
+        trainer = Trainer(_released_config(quick, "m-jem", device="cuda", execution="graphed", seed=seed), digits)
+        trainer.train_epoch()
+        trainer.close()
+        del trainer
+        held = torch.cuda.memory_allocated()
+        assert before is None or held <= before
+        before = held
 
 
 @pytest.mark.gpu

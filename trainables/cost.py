@@ -1,0 +1,164 @@
+"""What an iteration costs, from the network's shape alone: floating-point operations and device memory.
+
+One multiplication with its addition is two operations; convolutions, matrix products and attention count, norms and
+activations do not. With F the forward pass of a batch, a Langevin step costs 2F (forward, and backward to the image
+alone), x+ and x- 3F each, a labelled batch 3F of its own size: (2K + 6) F for M-EBM, (2K + 12) F for M-JEM with its
+labelled batch of twice the size.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from trainables.config import TrialConfig
+from trainables.generator import build_generator
+from trainables.layers import Dropout
+from trainables.networks import EnergyModel, build_network
+
+Shape = tuple[int, int, int]
+BYTES = {"fp32": 4, "tf32": 4, "bf16": 2}
+"""Bytes of an activation by precision."""
+
+
+def _plan(config: TrialConfig, shape: Shape, classes: int) -> tuple[int, int, int, int, int]:
+    return _counts(
+        config.network,
+        shape,
+        classes,
+        config.norm,
+        config.definition.energy or "head",
+        config.classifies,
+        config.inner_steps > 1,
+    )
+
+
+@lru_cache(maxsize=64)
+def _counts(
+    network: str, shape: Shape, classes: int, norm: str, energy: str, classifies: bool, stem: bool
+) -> tuple[int, int, int, int, int]:
+    """Of one image: operations of an energy, of the logits and of the first layer; activations; and parameters."""
+    with torch.device("meta"):
+        model = build_network(
+            network,
+            shape,
+            classes,
+            norm=norm,
+            energy="logsumexp" if energy == "logsumexp" else "head",
+            class_head=True if classifies else None,
+        )
+        image = torch.empty(1, *shape)
+    for module in model.modules():
+        if isinstance(module, Dropout):
+            module.p = 0.0
+    model.eval()  # instance norm of one 1x1 image, and spectral norm's iteration, have no train mode on meta tensors
+    elements = 0
+
+    def count(_module: nn.Module, _inputs: object, output: object) -> None:
+        nonlocal elements
+        if isinstance(output, torch.Tensor):
+            elements += output.numel()
+
+    hooks = [m.register_forward_hook(count) for m in model.modules() if not list(m.children())]
+    energy_flops = _flops(model, image)
+    for hook in hooks:
+        hook.remove()
+    logits_flops = stem_flops = 0
+    if model.has_class_head:
+        with FlopCounterMode(display=False) as counter:
+            model.logits(image)
+        logits_flops = counter.get_total_flops()
+    if stem:
+        with FlopCounterMode(display=False) as counter:
+            model.stem(image)
+        stem_flops = counter.get_total_flops()
+    return energy_flops, logits_flops, stem_flops, elements, sum(p.numel() for p in model.parameters())
+
+
+def _flops(model: EnergyModel, image: torch.Tensor) -> int:
+    with FlopCounterMode(display=False) as counter:
+        model.energy(image)
+    return int(counter.get_total_flops())
+
+
+@lru_cache(maxsize=16)
+def _generator_flops(shape: Shape, noise_dim: int, features: int) -> int:
+    with torch.device("meta"):
+        network = build_generator(shape, noise_dim=noise_dim, features=features).eval()
+        latent = torch.empty(1, noise_dim)
+    with FlopCounterMode(display=False) as counter:
+        network(latent)
+    return int(counter.get_total_flops())
+
+
+def forward_flops(config: TrialConfig, shape: Shape, classes: int) -> int:
+    """F of the table in the paper's notes: operations of one energy forward of `batch_size` images.
+
+    Args:
+        shape: (channels, height, width) of an image.
+        classes: of the data set.
+    """
+    energy, logits, *_ = _plan(config, shape, classes)
+    return (energy if config.samples else logits) * config.batch_size
+
+
+def iteration_flops(config: TrialConfig, shape: Shape, classes: int) -> int:
+    """Operations of one training iteration of a method.
+
+    Args:
+        shape: (channels, height, width) of an image.
+        classes: of the data set.
+    """
+    energy, logits, stem, *_ = _plan(config, shape, classes)
+    batch, steps = config.batch_size, config.sampling_steps
+    forward = energy * batch
+    total = 0
+    if config.samples:
+        total += 6 * forward  # x+ and x-: forward, backward to weights and to activations
+    if config.sampler == "chains":
+        step = 2 * forward
+        if config.inner_steps > 1:  # the rest of the network once, the first layer forward and back N times
+            step = 2 * (energy - stem) * batch + (1 + 2 * config.inner_steps) * stem * batch
+        total += steps * step * (2 if config.definition.critic else 1)
+    if config.definition.critic:
+        total += 9 * forward  # H trains on x+ and x- and values them for E; E values the critic's samples
+    if config.gradient_penalty > 0:
+        total += 3 * forward  # dE/dx with a graph, and the way back through it
+    if config.kl_weight > 0 or config.entropy_weight > 0:
+        total += 8 * forward  # the last step again with a graph, E at its end, the way back through both
+    if config.sampler == "generator":
+        made = _generator_flops(shape, config.generator.noise_dim, config.generator.features) * batch
+        total += 2 * forward + 3 * made
+        if config.generator.entropy_weight > 0:
+            total += (config.generator.importance_samples + 2) * made
+    if config.classifies and not config.shared_batch:
+        total += 3 * logits * config.label_batch_size
+    return total
+
+
+def memory_bytes(config: TrialConfig, shape: Shape, classes: int, images: int) -> int:
+    """Estimated device memory of a trial, without the CUDA context.
+
+    Weights with their gradient and the optimiser's state; activations of the largest batch, every layer's output twice
+    (the forward's and the backward's); the images as uint8, the replay buffer, and p0's factor.
+
+    Args:
+        shape: (channels, height, width) of an image.
+        classes: of the data set.
+        images: training images.
+    """
+    *_, elements, parameters = _plan(config, shape, classes)
+    copies = 3 if config.optimiser == "sgd" else 4
+    networks = 2 if config.definition.critic else 1
+    largest = max(config.batch_size, config.label_batch_size if config.classifies else 0)
+    pixels = shape[0] * shape[1] * shape[2]
+    total = networks * copies * 4 * parameters + 2 * BYTES[config.precision] * elements * largest + images * pixels
+    if config.buffered:
+        total += config.buffer_size * pixels * (4 if config.buffer == "replace" else 1)
+    if config.sampler == "chains" and config.initial in ("gaussian", "class-gaussian"):
+        side = min(pixels, 3072)  # larger images are down-sampled to this before their Gaussian is fitted
+        total += 4 * side**2 * (classes if config.initial == "class-gaussian" else 1)
+    return total

@@ -1,0 +1,182 @@
+"""The released training loop of M-EBM and M-JEM as its authors run it: the baseline of the benchmark, nothing else.
+
+Written anew from what sndnyang/mebm does (train_maebm.py at e3d2d34), to time it: the replay buffer in host memory and
+copied to and fro, restart images drawn one by one from a `MultivariateNormal` on the device, two data loaders with
+worker processes that decode and normalise image by image, the loss read by the host at every iteration, float32
+contiguous tensors, PyTorch's default arithmetic, no fused optimiser. The maths is that of the package's own loop, which
+is what trials run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributions import MultivariateNormal
+from torch.utils.data import DataLoader, Dataset
+
+from trainables.config import TrialConfig
+from trainables.datasets import ImageData
+from trainables.learner import build_model
+from trainables.objective import learning_rate
+
+METHODS = ("m-ebm", "m-jem")
+"""Methods that the released script trains."""
+LOADER_WORKERS = 4
+"""Worker processes of each of its loaders."""
+
+
+class _Pictures(Dataset[tuple[Tensor, int]]):
+    """Images as torchvision's CIFAR gives them: arrays, turned into pictures and then into tensors."""
+
+    def __init__(self, data: ImageData, transform: Any) -> None:
+        images = data.images.cpu().permute(0, 2, 3, 1).numpy()
+        self.images = images[..., 0] if images.shape[3] == 1 else images
+        self.labels, self.transform = data.labels.cpu().tolist(), transform
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        from PIL import Image
+
+        return self.transform(Image.fromarray(np.ascontiguousarray(self.images[index]))), self.labels[index]
+
+
+def _cycle(loader: DataLoader[tuple[Tensor, int]]) -> Iterator[tuple[Tensor, Tensor]]:
+    while True:
+        yield from loader
+
+
+class ReleasedLoop:
+    """M-EBM or M-JEM trained as the released script does it.
+
+    Args:
+        config: the run; its sampler, loss and optimiser settings are used, its precision and layout are not.
+        data: the images.
+        device: where to train.
+        workers: processes of each data loader; 0 loads in this process.
+    """
+
+    def __init__(
+        self, config: TrialConfig, data: ImageData, device: torch.device, workers: int = LOADER_WORKERS
+    ) -> None:
+        if config.method not in METHODS:
+            raise ValueError(f"the released script trains {' and '.join(METHODS)}, not {config.method}")
+        from torchvision import transforms as T
+
+        self.config, self.device, self.iteration = config, device, 0
+        self.model: nn.Module = build_model(config, data.shape, data.classes, config.seed).to(device)
+        self.optimiser = torch.optim.SGD(
+            self.model.parameters(),
+            lr=config.learning_rate,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            foreach=False,
+        )
+        scale = [T.ToTensor(), T.Normalize((0.5,) * data.shape[0], (0.5,) * data.shape[0])]
+        side = data.shape[1]
+        crop: list[Any] = []
+        if config.augment == "crop_flip":
+            crop = [T.Pad(4, padding_mode="reflect"), T.RandomCrop(side), T.RandomHorizontalFlip()]
+        self._energy_batches = _cycle(self._loader(data, T.Compose(scale), config.batch_size, workers))
+        self._label_batches = _cycle(self._loader(data, T.Compose([*crop, *scale]), config.label_batch_size, workers))
+        self._shape = data.shape
+        self._start = self._distribution(data)
+        self.buffer = self._random(config.buffer_size, one_by_one=False)
+
+    def _loader(self, data: ImageData, transform: Any, batch: int, workers: int) -> DataLoader[tuple[Tensor, int]]:
+        return DataLoader(
+            _Pictures(data, transform),
+            batch_size=batch,
+            shuffle=True,
+            num_workers=workers,
+            drop_last=True,
+            persistent_workers=workers > 0,
+        )
+
+    def _distribution(self, data: ImageData) -> MultivariateNormal | None:
+        if self.config.initial == "uniform":
+            return None
+        from trainables.initial import build_initial
+
+        # The fit is not timed, so the package's own is used; what is timed is how it is drawn from.
+        fitted = build_initial("gaussian", data.to(self.device), self.config.covariance_jitter)
+        return MultivariateNormal(fitted.mean, scale_tril=fitted.factor)  # type: ignore[attr-defined]
+
+    def _random(self, count: int, *, one_by_one: bool = True) -> Tensor:
+        """`count` draws from p0 in host memory."""
+        if self._start is None:
+            return torch.empty(count, *self._shape).uniform_(-1, 1)
+        if not one_by_one:
+            return self._start.sample((count,)).view(count, *self._shape).clamp_(-1, 1).cpu()
+        images = torch.zeros(count, *self._shape)
+        for i in range(count):
+            images[i] = self._start.sample().view(self._shape)
+        return images.clamp_(-1, 1)
+
+    def _start_states(self) -> tuple[Tensor, Tensor]:
+        c = self.config
+        index = torch.randint(0, c.buffer_size, (c.batch_size,))
+        kept, fresh = self.buffer[index], self._random(c.batch_size)
+        restart = (torch.rand(c.batch_size) < c.reinit_probability).float()[:, None, None, None]
+        return (restart * fresh + (1 - restart) * kept).to(self.device), index
+
+    def _sample(self) -> Tensor:
+        c = self.config
+        x, index = self._start_states()
+        x = x.requires_grad_()
+        for _ in range(c.sampling_steps):
+            gradient = torch.autograd.grad(-self.model(x).sum(), [x])[0]
+            if c.gradient_clamp is not None:
+                gradient = gradient.clamp(-c.gradient_clamp, c.gradient_clamp)
+            x.data += c.step_size * gradient
+            if c.noise_std > 0:
+                x.data += c.noise_std * torch.randn_like(x)
+            x.data.clamp_(-1, 1)
+        samples = x.detach()
+        self.buffer[index] = samples.cpu()
+        return samples
+
+    def step(self) -> float:
+        """One iteration; returns its loss, which the host has waited for."""
+        c = self.config
+        rate = learning_rate(
+            self.iteration,
+            0,
+            base=c.learning_rate,
+            warmup_iterations=c.warmup_iterations,
+            decay_epochs=(),
+            factor=c.decay_factor,
+        )
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.model.train()
+        # Its label loader sets the pace for M-EBM too, which does not use the images.
+        labelled, labels = next(self._label_batches)
+        x = next(self._energy_batches)[0].to(self.device)
+        positive = self.model(x)
+        samples = self._sample()
+        negative = self.model(samples)
+        loss = positive.mean() - negative.mean()
+        if c.l2_weight > 0:
+            loss = loss + c.l2_weight * ((positive**2).mean() + negative.mean() ** 2)
+        if loss.abs().item() > c.divergence.loss_limit:
+            raise ArithmeticError("the loss is beyond the released limit")
+        if c.classifies:
+            logits = self.model.logits(labelled.to(self.device))  # type: ignore[operator]
+            loss = loss + F.cross_entropy(logits, labels.to(self.device))
+        self.optimiser.zero_grad()
+        loss.backward()
+        self.optimiser.step()
+        self.iteration += 1
+        return float(loss.item())
+
+    def close(self) -> None:
+        """End the loaders' worker processes."""
+        self._energy_batches.close()  # type: ignore[attr-defined]
+        self._label_batches.close()  # type: ignore[attr-defined]
