@@ -6,6 +6,7 @@ stays a null and an integer stays an integer on the way through pandas.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -19,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from trainables.schema import (
+    BENCH_COLUMNS,
     EPOCH_COLUMNS,
     SCHEMA_VERSION,
     SIGNAL_COLUMNS,
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 TRIALS = "trials.parquet"
 EPOCHS = "epochs.parquet"
+BENCH_FILE = "bench.parquet"
 
 _ARROW_TYPES: dict[str, pa.DataType] = {
     "string": pa.string(),
@@ -159,12 +162,14 @@ class Results:
         epochs: One row per trial, epoch and attempt, `EPOCH_COLUMNS`.
         manifests: A study's name to the content of its `manifest.json`.
         folders: A study's name to its folder.
+        bench: One row per timed implementation of `mebm bench`, `BENCH_COLUMNS`.
     """
 
     trials: pd.DataFrame
     epochs: pd.DataFrame
     manifests: dict[str, dict[str, Any]]
     folders: dict[str, Path]
+    bench: pd.DataFrame = dataclasses.field(default_factory=lambda: empty_frame(BENCH_COLUMNS))
 
     @property
     def studies(self) -> list[str]:
@@ -206,11 +211,30 @@ def varied_fields(results: Results, study: str) -> list[str]:
     return [f for f in listed if len(trials[f].unique()) > 1]
 
 
+def read_bench(path: Path | str) -> pd.DataFrame:
+    """A `bench.parquet` (`BENCH_COLUMNS`).
+
+    Raises:
+        ResultsError: it is not readable.
+    """
+    return read_parquet(path, BENCH_COLUMNS)
+
+
+def find_benches(path: Path | str) -> list[Path]:
+    """Files of `mebm bench` at `path`: in it, or in its direct children in the order of their names."""
+    path = Path(path)
+    if (path / BENCH_FILE).is_file():
+        return [path / BENCH_FILE]
+    return sorted(path.glob(f"*/{BENCH_FILE}"))
+
+
 def find_studies(path: Path | str) -> list[Path]:
     """Study folders at `path`: itself, or its direct children in the order of their names.
 
+    None where it holds results of `mebm bench` alone.
+
     Raises:
-        ResultsError: There is none; the message says what is missing.
+        ResultsError: There is neither; the message says what is missing.
     """
     path = Path(path)
     if not path.exists():
@@ -220,7 +244,7 @@ def find_studies(path: Path | str) -> list[Path]:
     if _is_study(path):
         return [path]
     found = sorted(child for child in path.iterdir() if child.is_dir() and _is_study(child))
-    if not found:
+    if not found and not find_benches(path):
         raise ResultsError(f"{path}: not a study folder: neither it nor a folder in it holds {MANIFEST} and {TRIALS}")
     return found
 
@@ -229,8 +253,9 @@ def load(*paths: Path | str) -> Results:
     """Read studies, finished or still running.
 
     Args:
-        paths: Study folders, or folders whose direct children are study folders. A study given twice is read once; two
-            studies of one name in different folders are both kept, the later one as "NAME (2)".
+        paths: Study folders, or folders whose direct children are study folders; folders of `mebm bench` likewise. A
+            study given twice is read once; two studies of one name in different folders are both kept, the later one as
+            "NAME (2)".
 
     Raises:
         ResultsError: A folder holds no study, or a file of a study is missing, broken, or of another schema.
@@ -251,11 +276,13 @@ def load(*paths: Path | str) -> Results:
         study_trials = _with_searched_fields(study_trials, manifest.get("varied") or [])
         trials.append(study_trials.assign(study=pd.array([study] * len(study_trials), dtype="string")))
         epochs.append(study_epochs.assign(study=pd.array([study] * len(study_epochs), dtype="string")))
+    benches = list(dict.fromkeys(f.resolve() for path in paths for f in find_benches(path)))
     return Results(
         pd.concat(trials, ignore_index=True) if trials else empty_frame(TRIAL_COLUMNS),
         pd.concat(epochs, ignore_index=True) if epochs else empty_frame(EPOCH_COLUMNS),
         manifests,
         folders,
+        pd.concat([read_bench(f) for f in benches], ignore_index=True) if benches else empty_frame(BENCH_COLUMNS),
     )
 
 

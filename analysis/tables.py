@@ -127,7 +127,7 @@ def build_tables(results: Results | None) -> dict[str, pd.DataFrame]:
     trials = records(frame)
     tables = {f"table_{n}": quality_table(n, trials) for n in (1, 2, 3, 4)}
     tables["table_5"] = hyperparameter_table(trials)
-    tables["table_6"] = runtime_table(trials)
+    tables["table_6"] = runtime_table(trials, records(results.bench) if results is not None else ())
     tables["settings"] = settings_table(frame)
     return tables
 

@@ -373,6 +373,96 @@ def figures(
 
 
 @cli.command()
+@click.option(
+    "--methods",
+    metavar="NAME[:K],...",
+    help="What to time: m-ebm:2,jem:20,vera; without a K those of Table 6; or table6. Default: table6 on a GPU, on a "
+    "CPU M-EBM at K = 2 and 5, M-JEM at 5, JEM at 20.",
+)
+@click.option("--network", metavar="NAME", help="For methods with a WRN. Default: wrn-28-10, on a CPU wrn-10-1.")
+@click.option("--precision", metavar="P,...", help="Of fp32, tf32, bf16. Default: tf32,bf16 on a GPU, fp32,bf16 else.")
+@click.option(
+    "--execution",
+    metavar="E,...",
+    help="Of eager, compiled, graphed, compiled-graphed. Default: all of them on a GPU, eager on a CPU.",
+)
+@click.option("--dataset", default="cifar10", help="Whose images' shape is used; noise, unless --data-dir is given.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of real images.")
+@click.option("--baseline/--no-baseline", default=True, help="Time the released loop beside M-EBM and M-JEM.")
+@click.option("--rounds", type=click.IntRange(1, 1000), help="Windows of each; medians count. Default: 9, on a CPU 3.")
+@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="Of a window. Default: 1, on a CPU 0.3.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of the training. Default: 1 on a CPU.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where to train.")
+@click.option("--profile", "profiled", is_flag=True, help="Also show where an iteration's time goes.")
+@_with_set
+@click.option("--out", type=click.Path(path_type=Path), default=Path("results/bench"), help="Folder to add rows to.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
+def bench(
+    methods: str | None,
+    network: str | None,
+    precision: str | None,
+    execution: str | None,
+    dataset: str,
+    data_dir: Path | None,
+    baseline: bool,
+    rounds: int | None,
+    seconds: float | None,
+    threads: int | None,
+    device: str,
+    profiled: bool,
+    assignments: tuple[str, ...],
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Time an iteration of every method on this machine, beside the released loop in the same run (Table 6).
+
+    \b
+    Examples:
+      mebm bench
+      mebm bench --network wrn-10-1 --methods m-ebm:2
+      mebm bench --dataset digits --network conv-16 --methods m-ebm,m-jem
+      mebm bench --methods m-ebm:5 --execution eager,compiled --profile
+    `mebm tables DIR` takes the rows in DIR/bench.parquet for Table 6.
+    """
+    from study import bench as engine
+    from trainables.device import resolve_device
+
+    try:
+        where = resolve_device(device)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    gpu = where.type == "cuda"
+    options = engine.BenchOptions(
+        methods=engine.parse_methods(methods, where),
+        network=network or ("wrn-28-10" if gpu else "wrn-10-1"),
+        precisions=engine.parse_choices(
+            "--precision", precision or ("tf32,bf16" if gpu else "fp32,bf16"), engine.PRECISIONS
+        ),
+        executions=engine.parse_choices(
+            "--execution", execution or (",".join(engine.EXECUTIONS) if gpu else "eager"), engine.EXECUTIONS
+        ),
+        device=where,
+        dataset=dataset,
+        data_dir=str(data_dir.resolve()) if data_dir else None,
+        rounds=rounds or (9 if gpu else 3),
+        seconds=seconds or (1.0 if gpu else 0.3),
+        baseline=baseline,
+        profiled=profiled,
+        threads=threads,
+        assignments=assignments,
+    )
+    shown = console.StudyConsole()
+    with shown.bar(engine.planned_windows(options)) as advance:
+        result = engine.run_bench(options, advance)
+    path = engine.write_bench(result, out)
+    if as_json:
+        click.echo(json.dumps(engine.as_json(result), indent=2))
+        return
+    shown.bench(result.rows, result.profiles, result.notes, result.over_baseline)
+    shown.line(f"rows  {path}")
+
+
+@cli.command()
 @click.option("--signals", required=True, type=click.Path(path_type=Path), help="Parquet: run, iteration, signals.")
 @click.option("--runs", required=True, type=click.Path(path_type=Path), help="Parquet: run, l2, outcome, settings.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")

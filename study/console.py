@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import IO, Any
 
 from rich.console import Console as RichConsole
 from rich.console import Group, RenderableType
 from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as ProgressDisplay
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -178,6 +181,64 @@ class StudyConsole:
             self.rich.width = 200  # a file has no width; what is cut off there is lost
         self.progress: Progress | None = None
         self._live: Live | None = None
+
+    @contextmanager
+    def bar(self, total: int) -> Iterator[Callable[[str], None]]:
+        """A progress bar over `total` steps, on standard error and only on a terminal; call what it gives per step."""
+        with ProgressDisplay(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=RichConsole(stderr=True),
+            transient=True,
+            disable=not sys.stderr.isatty(),
+        ) as display:
+            task = display.add_task("warming up", total=total)
+            yield lambda what: display.update(task, advance=1, description=what)
+
+    def bench(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        profiles: Mapping[str, Mapping[str, float]],
+        notes: Sequence[str],
+        over_baseline: float | None,
+    ) -> None:
+        """What `mebm bench` measured (`schema.BENCH_COLUMNS`)."""
+        first = rows[0]
+        threads = f", {first['threads']} thread(s)" if first["device"] == "cpu" else ""
+        self.line(f"{first['hardware']}{threads}; medians of {first['windows']} windows, [quartiles]")
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        table.add_column("method", no_wrap=True)
+        headers: tuple[str, ...] = ("network", "how", "ms/iteration", "min/epoch", "h/200 epochs")
+        headers += ("x JEM(20)", "x baseline", "TFLOP/s", "MFU")
+        for header in (*headers, *(["GiB"] if first["device"] == "cuda" else [])):
+            table.add_column(header, justify="left" if header in ("network", "how") else "right", no_wrap=True)
+        for row in rows:
+            seconds = row["seconds_per_iteration"]
+            steps = f"(K={row['sampling_steps']})" if row["sampling_steps"] is not None else ""
+            ours = row["implementation"] == "package"
+            how = f"{row['precision']} {row['execution']}" if ours else "released loop"
+            cells = [f"{row['method']}{steps}", row["network"], how]
+            spread = f"[{1e3 * row['seconds_low']:.4g}-{1e3 * row['seconds_high']:.4g}]"
+            cells += [f"{1e3 * seconds:.4g} {spread}", f"{seconds * 6.5:.3g}", f"{seconds * 390 * 200 / 3600:.3g}"]
+            cells += [number(row["speedup_over_jem"]), number(row["speedup_over_baseline"])]
+            cells += [f"{row['flops_per_second'] / 1e12:.3g}", f"{row['mfu']:.1%}" if row["mfu"] else "-"]
+            if first["device"] == "cuda":
+                cells.append(f"{row['peak_memory_bytes'] / 2**30:.2f}")
+            table.add_row(*cells, style=None if ours else "dim")
+        self.rich.print(table)
+        if over_baseline is not None:
+            self.line(
+                f"{over_baseline:.2f} times the speed of the released loop (geometric mean of the rows that have one)"
+            )
+        for name, shares in profiles.items():
+            total = sum(shares.values())
+            large = {kind: seconds / total for kind, seconds in shares.items() if seconds > 0.005 * total}
+            parts = ", ".join(f"{kind} {share:.0%}" for kind, share in large.items())
+            self.line(f"{name}: {1e3 * total:.4g} ms: {parts}")
+        for note in notes:
+            self.line(f"not timed: {note}")
 
     def line(self, text: str = "") -> None:
         """One line, above the live table where there is one."""

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from trainables.config import TrialConfig
 from trainables.datasets import ImageData
+from trainables.initial import Gaussian, build_initial
 from trainables.learner import build_model
 from trainables.objective import learning_rate
 
@@ -86,8 +87,11 @@ class ReleasedLoop:
         self._energy_batches = _cycle(self._loader(data, T.Compose(scale), config.batch_size, workers))
         self._label_batches = _cycle(self._loader(data, T.Compose([*crop, *scale]), config.label_batch_size, workers))
         self._shape = data.shape
-        self._start = self._distribution(data)
-        self.buffer = self._random(config.buffer_size, one_by_one=False)
+        # How p0 is fitted and the buffer filled is not timed, so the package's own serves; how restarts are drawn is.
+        initial: Any = build_initial(config.initial, data.to(device), config.covariance_jitter)
+        gaussian = isinstance(initial, Gaussian)
+        self._start = MultivariateNormal(initial.mean, scale_tril=initial.factor) if gaussian else None
+        self.buffer = initial.sample(config.buffer_size, torch.Generator(device).manual_seed(config.seed)).cpu()
 
     def _loader(self, data: ImageData, transform: Any, batch: int, workers: int) -> DataLoader[tuple[Tensor, int]]:
         return DataLoader(
@@ -99,24 +103,14 @@ class ReleasedLoop:
             persistent_workers=workers > 0,
         )
 
-    def _distribution(self, data: ImageData) -> MultivariateNormal | None:
-        if self.config.initial == "uniform":
-            return None
-        from trainables.initial import build_initial
-
-        # The fit is not timed, so the package's own is used; what is timed is how it is drawn from.
-        fitted = build_initial("gaussian", data.to(self.device), self.config.covariance_jitter)
-        return MultivariateNormal(fitted.mean, scale_tril=fitted.factor)  # type: ignore[attr-defined]
-
-    def _random(self, count: int, *, one_by_one: bool = True) -> Tensor:
-        """`count` draws from p0 in host memory."""
-        if self._start is None:
-            return torch.empty(count, *self._shape).uniform_(-1, 1)
-        if not one_by_one:
-            return self._start.sample((count,)).view(count, *self._shape).clamp_(-1, 1).cpu()
+    def _random(self, count: int) -> Tensor:
+        """`count` draws from p0, one by one, in host memory."""
         images = torch.zeros(count, *self._shape)
         for i in range(count):
-            images[i] = self._start.sample().view(self._shape)
+            if self._start is None:
+                images[i] = torch.empty(self._shape).uniform_(-1, 1)
+            else:
+                images[i] = self._start.sample().view(self._shape)
         return images.clamp_(-1, 1)
 
     def _start_states(self) -> tuple[Tensor, Tensor]:
