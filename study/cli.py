@@ -386,6 +386,13 @@ def figures(
     metavar="E,...",
     help="Of eager, compiled, graphed, compiled-graphed. Default: all of them on a GPU, eager on a CPU.",
 )
+@click.option(
+    "--suite",
+    type=click.Choice(["loop", "wrapper", "start", "packing"]),
+    default="loop",
+    help="loop: iterations of the methods. wrapper: an epoch in a study against a bare one. start: how long a trial "
+    "takes to start. packing: many small trials on one device against one.",
+)
 @click.option("--dataset", default="cifar10", help="Whose images' shape is used; noise, unless --data-dir is given.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of real images.")
 @click.option("--baseline/--no-baseline", default=True, help="Time the released loop beside M-EBM and M-JEM.")
@@ -402,6 +409,7 @@ def bench(
     network: str | None,
     precision: str | None,
     execution: str | None,
+    suite: str,
     dataset: str,
     data_dir: Path | None,
     baseline: bool,
@@ -452,6 +460,13 @@ def bench(
         assignments=assignments,
     )
     shown = console.StudyConsole()
+    if suite != "loop":
+        from study.suites import run_suite
+
+        figures, lines = run_suite(suite, options, out)
+        for line in [json.dumps(figures, indent=2)] if as_json else lines:
+            click.echo(line)
+        return
     with shown.bar(engine.planned_windows(options)) as advance:
         result = engine.run_bench(options, advance)
     path = engine.write_bench(result, out)
@@ -460,6 +475,33 @@ def bench(
         return
     shown.bench(result.rows, result.profiles, result.notes, result.over_baseline)
     shown.line(f"rows  {path}")
+
+
+@cli.command()
+@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="DIR...")
+@click.option("--by", "field", required=True, metavar="FIELD", help="The field in which the trials of a pair differ.")
+@click.option("--reference", metavar="VALUE", help="Its value to compare with. Default: the first trial's.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
+def compare(folders: tuple[Path, ...], field: str, reference: str | None, as_json: bool) -> None:
+    """Do trials end the same way at another value of one field? Pairs of the same setting and seed.
+
+    \b
+    Examples:
+      mebm sweep precision_parity && mebm compare results/precision_parity --by precision
+      mebm compare results/NAME --by execution --reference eager --json
+    """
+    from analysis.load import load, records
+    from analysis.parity import parity
+
+    found = parity(load(*folders), field, reference)
+    if as_json:
+        pairs = records(found.pairs)
+        different = sum(not p["same"] for p in pairs)
+        shown = {"field": field, "reference": found.reference, "pairs": len(pairs), "different": different}
+        click.echo(json.dumps(shown | {"unpaired": found.unpaired, "rows": pairs}, indent=2))
+        return
+    for line in found.lines():
+        click.echo(line)
 
 
 @cli.command()

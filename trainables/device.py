@@ -18,6 +18,12 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def cpu_name() -> str:
     """Model name of the processor, as the operating system gives it."""
     import platform

@@ -266,6 +266,15 @@ TRIAL_COLUMNS: tuple[Column, ...] = (
         "saved_seconds", "float64", "training time the early stop saved: iterations left times time per iteration", "s"
     ),
     Column("seconds_per_iteration", "float64", "median over epochs, evaluation not counted", "s"),
+    Column("setup_seconds", "float64", "from the start of its last attempt to a trial that can train", "s", added=True),
+    Column(
+        "first_iteration_seconds",
+        "float64",
+        "time of the first iteration of its last attempt, compilation included",
+        "s",
+        added=True,
+    ),
+    Column("execution", "string", "how iterations were issued: eager, compiled, graphed, compiled-graphed", added=True),
     Column("gpus", "float64", "GPUs reserved for the trial; 0 on a CPU", "GPU"),
     Column("attempts", "int64", "times the trial was started"),
     Column("device", "string", "device it trained on: cpu or cuda"),

@@ -14,6 +14,7 @@ import torch
 
 from trainables.config import TrialConfig
 from trainables.datasets import ImageData
+from trainables.device import wait
 from trainables.learner import Learner
 from trainables.released_loop import ReleasedLoop
 from trainables.schema import SIGNAL_NAMES
@@ -51,12 +52,6 @@ class Windows:
             return self.seconds[0], self.seconds[0]
         low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
         return low, high
-
-
-def wait(device: torch.device) -> None:
-    """Until the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 class Runner:

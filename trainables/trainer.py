@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trainables.config import TrialConfig
 from trainables.datasets import ImageData
-from trainables.device import cpu_name
+from trainables.device import cpu_name, wait
 from trainables.evaluation import Scores, accuracy, frozen_statistics, protocols_for, score
 from trainables.execution import Passes, without_weight_gradients
 from trainables.layers import Dropout
@@ -30,12 +30,14 @@ class Trainer(Learner):
 
     Attributes:
         protocols: how it is scored.
+        first_iteration_seconds: time of this trainer's first iteration, compilation included; None before it.
     """
 
     def __init__(self, config: TrialConfig, data: ImageData | None = None) -> None:
         super().__init__(config, data)
         self.protocols = protocols_for(config, self.data)
         self._read_every = 1 if self.device.type == "cpu" else config.divergence.read_every
+        self.first_iteration_seconds: float | None = None
 
     def train_epoch(self, on_iteration: Callable[[int], None] | None = None) -> EpochReport:
         """Train one epoch, or up to the verdict of the divergence latch.
@@ -54,6 +56,9 @@ class Trainer(Learner):
         for i in range(wanted):
             rate = self._train_iteration(record[i])
             self.iteration += 1
+            if self.first_iteration_seconds is None:
+                wait(self.device)
+                self.first_iteration_seconds = time.perf_counter() - started
             if (i + 1) % self._read_every == 0 or i + 1 == wanted:
                 reading = self.latch.read()
                 if on_iteration:

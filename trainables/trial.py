@@ -55,8 +55,10 @@ class Trial:
     """
 
     def __init__(self, config: TrialConfig, data: ImageData | None = None, recorder: Recorder | None = None) -> None:
+        started = time.perf_counter()
         self.config = config
         self.trainer = Trainer(config, data)
+        self._setup_seconds = time.perf_counter() - started
         self.recorder = recorder
         if recorder:
             recorder.absent = absent_signals(config)
@@ -69,6 +71,8 @@ class Trial:
         if skipped := self.trainer.data.skipped_count:
             first = self.trainer.data.skipped[0]
             self._remarks.append(f"{skipped} bad image{'s' if skipped > 1 else ''} left out ({first})")
+        if remark := self.trainer.execution.remark:
+            self._remarks.append(remark)
         self._train_seconds = self._evaluation_seconds = 0.0
         self._iteration_seconds: list[float] = []
 
@@ -202,6 +206,9 @@ class Trial:
             "evaluation_seconds": self._evaluation_seconds,
             "saved_seconds": left * per_iteration if cut and per_iteration is not None else 0.0,
             "seconds_per_iteration": per_iteration,
+            "setup_seconds": self._setup_seconds,
+            "first_iteration_seconds": trainer.first_iteration_seconds,
+            "execution": trainer.execution.name,
             "device": trainer.device.type,
             "hardware": trainer.hardware(),
             "data_source": trainer.data.source,

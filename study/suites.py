@@ -1,0 +1,314 @@
+"""What a study adds to training, measured: Ray around an epoch, the start of a trial, many trials on one device."""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from study.bench import BenchOptions
+from study.config import StudyConfig, make_trial, validate_study
+from study.folder import commit, hardware, versions
+from trainables.config import TrialConfig
+from trainables.timing import package_loop
+
+SUITES = ("loop", "wrapper", "start", "packing")
+WRAPPER_PAIRS = 12
+"""Pairs of epochs, one inside the wrapper and one of the bare trainer, per length of an epoch."""
+START_TRIALS = 12
+
+
+def _study(trial: Mapping[str, Any], **search: Any) -> StudyConfig:
+    return validate_study(
+        {
+            "name": "bench",
+            "trial": dict(trial),
+            "search": {"sampler": "grid", "grid": [{"sampling_steps": [2]}], **search},
+            "objectives": [{"metric": "fd_buffer"}],
+        },
+        "bench",
+    )
+
+
+# ------------------------------------------------------------------------------------------------------ the wrapper
+
+
+def time_wrapper(trial: Mapping[str, Any], lengths: Sequence[int], *, cpus: float, gpus: float) -> list[dict[str, Any]]:
+    """An epoch as a study runs it against the same epoch of a bare `Trainer`, in turn in one worker process.
+
+    The wrapped time is all of it: the trainable's step, the recorder, the result's way to the driver, the journal and
+    the results' files, and the way back, until the next step begins.
+
+    Args:
+        trial: fields of the trial.
+        lengths: iterations in an epoch; one measurement each.
+        cpus, gpus: of the trial.
+
+    Returns:
+        Per length: `iterations`, medians `wrapped_seconds` and `bare_seconds`, `ratio` (median over pairs), `pairs`.
+    """
+    found = []
+    for length in lengths:
+        fields = {**trial, "epochs": 2 * WRAPPER_PAIRS, "iterations_per_epoch": length}
+        fields["evaluation"] = {"protocols": "none", "keep_model": False}
+        pairs = _run_pairs(_study(fields), cpus, gpus)[2:]  # the first ones warm up
+        wrapped, bare = [p[0] for p in pairs], [p[1] for p in pairs]
+        found.append(
+            {
+                "iterations": length,
+                "wrapped_seconds": statistics.median(wrapped),
+                "bare_seconds": statistics.median(bare),
+                "ratio": statistics.median(w / b for w, b in pairs),
+                "pairs": len(pairs),
+            }
+        )
+    return found
+
+
+def _run_pairs(study: StudyConfig, cpus: float, gpus: float) -> list[tuple[float, float]]:
+    import ray
+    from ray import tune
+
+    from study.callback import LedgerCallback
+    from study.console import Progress, StudyConsole
+    from study.launch import quiet_ray
+    from study.ledger import Ledger
+    from study.space import build_space, setting_id
+    from trainables.ray_trainable import MebmTrainable
+    from trainables.trainer import Trainer
+
+    class Paired(MebmTrainable):
+        """Alternates a wrapped epoch and a bare one."""
+
+        def setup(self, config: dict[str, Any]) -> None:
+            super().setup(config)
+            self._bare = Trainer(TrialConfig.model_validate_json(config["trial"]))
+            self._left: float | None = None
+            self._pairs: list[tuple[float, float]] = []
+
+        def step(self) -> dict[str, Any]:
+            entered = time.perf_counter()
+            away = entered - self._left if self._left is not None else 0.0
+            result = super().step()
+            wrapped = time.perf_counter() - entered + away
+            if result["row"] is not None and result["row"]["epoch"] > 0 and len(self._pairs) < WRAPPER_PAIRS:
+                started = time.perf_counter()
+                self._bare.train_epoch()
+                self._pairs.append((wrapped, time.perf_counter() - started))
+            result["pairs"] = list(self._pairs)
+            if len(self._pairs) == WRAPPER_PAIRS:
+                result["done"] = True
+            self._left = time.perf_counter()
+            return result
+
+    quiet_ray()
+    space = build_space(study)
+    trial = space.trial(space.start[0], 0)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / study.name
+        folder.mkdir()
+        ledger = Ledger(folder, study.name)
+        console = StudyConsole(stream=(folder / "console").open("w", encoding="utf-8"))
+        console.start(Progress(study.name, 1, study.varied, study.objectives[0].metric, 1))
+        ours = not ray.is_initialized()
+        if ours:
+            ray.init(address="local", log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
+        try:
+            config = {
+                "trial": trial.to_json(),
+                "trial_id": "t0001",
+                "setting_id": setting_id(trial),
+                "folder": str(folder),
+                "cpus": cpus,
+                "gpus": gpus,
+                "checkpoint_seconds": 3600.0,
+            }
+            results = tune.Tuner(
+                tune.with_resources(Paired, {"cpu": cpus, "gpu": gpus}),
+                param_space=config,
+                tune_config=tune.TuneConfig(num_samples=1),
+                run_config=tune.RunConfig(
+                    name="run",
+                    storage_path=scratch,
+                    callbacks=[LedgerCallback(ledger, console, gpus)],
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                    verbose=0,
+                ),
+            ).fit()
+            if results.errors:
+                raise results.errors[0]
+            pairs: list[tuple[float, float]] = [tuple(p) for p in results[0].metrics["pairs"]]  # type: ignore[index]
+            return pairs
+        finally:
+            ledger.close()
+            if ours:
+                ray.shutdown()
+
+
+# -------------------------------------------------------------------------------------------------- a trial's start
+
+
+def time_starts(trial: Mapping[str, Any], *, cpus: float, gpus: float) -> list[float]:
+    """Seconds from a trial's start in the driver to the end of its first iteration, of trials one after another.
+
+    The first takes what all share: a worker process, the images and p0's statistics. The results of the study that is
+    run for it are thrown away.
+    """
+    from study.folder import create_folder
+    from study.launch import run_study
+
+    fields = {**trial, "epochs": 1, "iterations_per_epoch": 1, "evaluation": {"protocols": "none", "keep_model": False}}
+    study = _study(fields).model_copy(update={"seeds": tuple(range(START_TRIALS))})
+    study = study.model_copy(
+        update={
+            "resources": study.resources.model_copy(update={"cpus": cpus, "gpus": gpus}),
+            "run": study.run.model_copy(update={"max_concurrent": 1}),
+        }
+    )
+    from study.console import StudyConsole
+    from study.ledger import Ledger
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = create_folder(study, Path(scratch))
+        with (Path(scratch) / "console").open("w", encoding="utf-8") as stream:
+            run_study(study, folder, StudyConsole(stream=stream))
+        ledger = Ledger(folder, study.name, writable=False)
+        trials = sorted(ledger.trials.values(), key=lambda t: str(t["started_at"]))
+        return [float(t["seconds"]) for t in trials]
+
+
+# --------------------------------------------------------------------------------------------------------- packing
+
+
+def time_packing(
+    config: TrialConfig, counts: Sequence[int], *, seconds: float, threads: int | None = None
+) -> list[dict[str, Any]]:
+    """Training processes side by side on one device: iterations per hour of all of them together.
+
+    Args:
+        config: what each trains.
+        counts: numbers of processes; the first is what the others are compared with.
+        seconds: of training that is timed.
+        threads: CPU threads of each; None: the cores shared out.
+
+    Returns:
+        Per count: `trials`, `threads`, `iterations_per_hour` of all, `ratio` to the first count.
+    """
+    cores = len(os.sched_getaffinity(0))
+    found: list[dict[str, Any]] = []
+    for count in counts:
+        each = threads or max(1, cores // count)
+        rate = sum(_side_by_side(config, count, each, seconds))
+        first = found[0]["iterations_per_hour"] if found else rate * 3600
+        found.append(
+            {"trials": count, "threads": each, "iterations_per_hour": rate * 3600, "ratio": rate * 3600 / first}
+        )
+    return found
+
+
+def _side_by_side(config: TrialConfig, count: int, threads: int, seconds: float) -> list[float]:
+    context = multiprocessing.get_context("spawn")
+    barrier, queue = context.Barrier(count), context.Queue()
+    arguments = (config.to_json(), threads, count, seconds, barrier, queue)
+    workers = [context.Process(target=_train_for, args=arguments, daemon=True) for _ in range(count)]
+    for worker in workers:
+        worker.start()
+    try:
+        rates = [queue.get(timeout=600) for _ in workers]
+    finally:
+        for worker in workers:
+            worker.join(timeout=30)
+            if worker.is_alive():
+                worker.kill()
+    failed = [rate for rate in rates if isinstance(rate, str)]
+    if failed:
+        raise RuntimeError(f"a training process failed: {failed[0]}")
+    return rates
+
+
+def _train_for(config_json: str, threads: int, count: int, seconds: float, barrier: Any, queue: Any) -> None:
+    """In a process of its own: train for a while, together with the others, and say how fast it was."""
+    from study.bench import bench_data
+    from trainables.device import resolve_device, wait
+
+    try:
+        torch.set_num_threads(threads)
+        config = TrialConfig.model_validate_json(config_json)
+        device = resolve_device(config.device)
+        if device.type == "cuda":
+            torch.cuda.set_per_process_memory_fraction(1 / count)
+        options = BenchOptions((), config.network, (), (), device, config.dataset, config.data_dir)
+        with package_loop(config, bench_data(options)) as (_, advance):
+            for _ in range(5):
+                advance()
+            wait(device)
+            barrier.wait(timeout=300)
+            started, done = time.perf_counter(), 0
+            while time.perf_counter() - started < seconds:
+                advance()
+                done += 1
+                if done % 10 == 0:
+                    wait(device)
+            wait(device)
+            queue.put(done / (time.perf_counter() - started))
+    except Exception as error:
+        barrier.abort()
+        queue.put(f"{type(error).__name__}: {error}")
+
+
+# --------------------------------------------------------------------------------------------------------- together
+
+
+def run_suite(name: str, options: BenchOptions, folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """One of `SUITES` but `loop`; its figures go to `FOLDER/NAME.json`.
+
+    Returns:
+        The figures, and lines for people.
+    """
+    gpu = options.device.type == "cuda"
+    dataset = options.dataset if options.data_dir else "digits"
+    fields: dict[str, Any] = {"method": "m-ebm", "dataset": dataset, "data_dir": options.data_dir}
+    if dataset != "digits":
+        fields["network"] = options.network
+    if name == "wrapper":
+        found: Any = time_wrapper(fields, (50, 200, 800), cpus=1, gpus=float(gpu))
+        lines = [
+            f"epoch of {row['iterations']} iterations: {row['wrapped_seconds']:.3f} s in a study, "
+            f"{row['bare_seconds']:.3f} s bare; ratio {row['ratio']:.4f} (median of {row['pairs']} pairs)"
+            for row in found
+        ]
+        shown = {"rows": found, "ratio_to_bare_baseline": found[-1]["ratio"]}
+    elif name == "start":
+        starts = time_starts(fields, cpus=1, gpus=float(gpu))
+        lines = [
+            "from a trial's start to the end of its first iteration: "
+            + ", ".join(f"{seconds:.2f}" for seconds in starts)
+            + " s (trials one after another)"
+        ]
+        shown = {"seconds": starts, "tenth_over_first_baseline": starts[9] / starts[0]}
+    else:
+        config = make_trial({**fields, "sampling_steps": 2, "evaluation": {"protocols": "none"}}, "bench", "")
+        cores = len(os.sched_getaffinity(0))
+        counts = (1, 2, 4, 8) if gpu else tuple(dict.fromkeys((1, cores)))
+        found = time_packing(config, counts, seconds=20 if gpu else 8)
+        lines = [
+            f"{row['trials']} trial(s) at once, {row['threads']} thread(s) each: "
+            f"{row['iterations_per_hour']:.4g} iterations per hour, {row['ratio']:.2f} times one trial"
+            for row in found
+        ]
+        shown = {"rows": found, "best_ratio_to_baseline_of_one": max(row["ratio"] for row in found)}
+    shown |= {"suite": name, "trial": fields, "versions": versions(), "commit": commit(), "hardware": hardware()}
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f".{name}.json.tmp"
+    part.write_text(json.dumps(shown, indent=2) + "\n", encoding="utf-8")
+    part.replace(folder / f"{name}.json")
+    return shown, lines

@@ -1,0 +1,47 @@
+"""The benchmark's suites on tiny trials: what each measures is there and of the right kind. No time is asserted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from study.bench import BenchOptions
+from study.suites import run_suite, time_packing, time_wrapper
+from trainables.methods import build_trial
+
+TRIAL = {"method": "m-ebm", "dataset": "digits", "network": "conv-4", "buffer_size": 200, "batch_size": 8}
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_an_epoch_in_a_study_against_a_bare_one() -> None:
+    (row,) = time_wrapper(TRIAL, (3,), cpus=1, gpus=0)
+    assert row["iterations"] == 3 and row["pairs"] == 10
+    assert row["bare_seconds"] > 0 and row["wrapped_seconds"] > 0
+    # The wrapper does what the bare trainer does, and more.
+    assert row["ratio"] > 1
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_starts_are_of_trials_one_after_another(tmp_path: Path) -> None:
+    options = BenchOptions((), "conv-4", (), (), torch.device("cpu"))
+    shown, lines = run_suite("start", options, tmp_path / "b")
+    assert len(shown["seconds"]) == 12 and all(seconds > 0 for seconds in shown["seconds"])
+    assert shown["tenth_over_first_baseline"] == shown["seconds"][9] / shown["seconds"][0]
+    assert json.loads((tmp_path / "b" / "start.json").read_text()) == json.loads(json.dumps(shown))
+    assert len(lines) == 1 and "trials one after another" in lines[0]
+
+
+@pytest.mark.slow
+def test_trials_side_by_side_train_together() -> None:
+    config = build_trial({**TRIAL, "evaluation": {"protocols": "none"}, "device": "cpu"})
+    one, two = time_packing(config, (1, 2), seconds=0.5, threads=1)
+    assert (one["trials"], two["trials"]) == (1, 2) and one["ratio"] == 1
+    assert two["ratio"] == pytest.approx(two["iterations_per_hour"] / one["iterations_per_hour"])
+    broken = config.model_copy(update={"dataset": "cifar11"})
+    with pytest.raises(RuntimeError, match="a training process failed"):
+        time_packing(broken, (1,), seconds=0.1, threads=1)
