@@ -116,13 +116,19 @@ class Objective(_Model):
 class ResourcesConfig(_Model):
     """What one trial gets."""
 
-    cpus: Annotated[float, Field(gt=0)] = Field(1, description="CPUs, and threads, of a trial")
-    gpus: Annotated[float, Field(ge=0)] = Field(0, description="GPUs of a trial; a fraction is also its memory limit")
+    cpus: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        1.0, description="CPUs, and threads, of a trial; auto: its share of the cluster's, at most 4"
+    )
+    gpus: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
+        0.0,
+        description="GPUs of a trial; a fraction is also its memory limit; auto: as many trials per GPU as an estimate "
+        "of memory and arithmetic allows, none where the cluster has none",
+    )
 
     @field_validator("gpus")
     @classmethod
-    def _whole_or_fraction(cls, value: float) -> float:
-        if value > 1 and value != int(value):
+    def _whole_or_fraction(cls, value: float | str) -> float | str:
+        if isinstance(value, float) and value > 1 and value != int(value):
             raise ValueError("must be a fraction below 1 or a whole number")
         return value
 
@@ -143,9 +149,10 @@ class RunConfig(_Model):
     max_failures: int = Field(
         2, ge=0, description="times a trial is restarted after an error before it counts as failed"
     )
-    reuse_workers: bool | None = Field(
-        None,
-        description="train trial after trial in one process; null: on CPUs only (a GPU's memory is freed by its end)",
+    reuse_workers: bool = Field(
+        True,
+        description="train trial after trial in one process, so that only the first pays for its start; false: a "
+        "process for every trial, whose end frees all its memory",
     )
     max_concurrent: int | None = Field(None, ge=1, description="trials at once; null: as many as the resources allow")
 
@@ -164,6 +171,11 @@ class StudyConfig(_Model):
     resources: ResourcesConfig = Field(default_factory=ResourcesConfig)
     budget: BudgetConfig = Field(default_factory=BudgetConfig)
     run: RunConfig = Field(default_factory=RunConfig)
+
+    @field_validator("resources", mode="before")
+    @classmethod
+    def _all_auto(cls, value: Any) -> Any:
+        return {"cpus": "auto", "gpus": "auto"} if value == "auto" else value
 
     @field_validator("name")
     @classmethod

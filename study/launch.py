@@ -23,6 +23,7 @@ from study.console import Progress, StudyConsole
 from study.errors import RunError, UserError, one_line
 from study.folder import driver_lock, refuse_changes, write_manifest
 from study.ledger import Ledger
+from study.resources import resolve_resources
 from study.space import Space, build_space
 from trainables.config import TrialConfig
 from trainables.datasets import DataError
@@ -196,7 +197,7 @@ def _chatter_into(path: Path) -> Iterator[None]:
             os.close(saved)
 
 
-def _connect(study: StudyConfig, address: str | None, log_file: Path) -> dict[str, float]:
+def _connect(address: str | None, log_file: Path) -> dict[str, float]:
     """Start or join Ray; returns the cluster's resources."""
     import ray
 
@@ -220,24 +221,35 @@ def _connect(study: StudyConfig, address: str | None, log_file: Path) -> dict[st
                 raise RunError(f"Ray does not start on this machine ({one_line(error)[:200]})") from error
             raise UserError(f"--address {address}: no Ray cluster there ({one_line(error)[:200]})") from error
     resources: dict[str, float] = ray.cluster_resources()
-    for name, wanted in (("CPU", study.resources.cpus), ("GPU", study.resources.gpus)):
+    return resources
+
+
+def _settle(study: StudyConfig, space: Space, resources: Mapping[str, float]) -> tuple[float, float]:
+    """CPUs and GPUs of a trial.
+
+    Raises:
+        UserError: the cluster has not so many.
+    """
+    settled = resolve_resources(study, space, resources)
+    cpus, gpus = float(settled.cpus), float(settled.gpus)
+    for name, wanted in (("CPU", cpus), ("GPU", gpus)):
         if wanted > resources.get(name, 0):
             raise UserError(
                 f"resources.{name.lower()}s = {wanted:g}: the cluster has {resources.get(name, 0):g} {name}s; "
                 f"use --set resources.{name.lower()}s=..."
             )
-    return resources
+    return cpus, gpus
 
 
-def concurrency(study: StudyConfig, resources: Mapping[str, float]) -> int:
+def concurrency(most: int | None, resources: Mapping[str, float], cpus: float, gpus: float) -> int:
     """How many trials the cluster's resources hold at once.
 
     Without this number Ray asks the searcher for one trial at a time.
     """
-    fits = int(resources.get("CPU", 0) // study.resources.cpus)
-    if study.resources.gpus > 0:
-        fits = min(fits, int(resources.get("GPU", 0) / study.resources.gpus + 1e-9))
-    return max(1, min(fits, study.run.max_concurrent or fits))
+    fits = int(resources.get("CPU", 0) // cpus)
+    if gpus > 0:
+        fits = min(fits, int(resources.get("GPU", 0) / gpus + 1e-9))
+    return max(1, min(fits, most or fits))
 
 
 def _run(
@@ -256,10 +268,8 @@ def _run(
     from study.search import StudySearch
     from trainables.ray_trainable import MebmTrainable
 
-    common = {
+    common: dict[str, Any] = {
         "folder": str(folder.resolve()),
-        "cpus": study.resources.cpus,
-        "gpus": study.resources.gpus,
         "checkpoint_seconds": study.run.checkpoint_seconds,
     }
     search = StudySearch(study, space, folder, common, ledger.checkpoints)
@@ -267,23 +277,26 @@ def _run(
     if remaining == 0:
         return Ending(False, False, _failed(ledger))
     ours = not ray.is_initialized()
-    resources = _connect(study, address, folder / LOG_FILE)
+    resources = _connect(address, folder / LOG_FILE)
     _log_only_to(handler)
     try:
+        cpus, gpus = _settle(study, space, resources)
+        search.common |= {"cpus": cpus, "gpus": gpus}
+        if "auto" in (study.resources.cpus, study.resources.gpus):
+            console.line(f"resources auto: {cpus:g} CPU(s) and {gpus:.3g} GPU(s) per trial")
         progress = Progress(
             study.name, space.settings * len(study.seeds), study.varied, study.objectives[0].metric, len(study.seeds)
         )
         progress.begin(ledger.trials)
-        callback = LedgerCallback(ledger, console, study.resources.gpus)
-        reuse = study.run.reuse_workers if study.run.reuse_workers is not None else study.resources.gpus == 0
+        callback = LedgerCallback(ledger, console, gpus)
         tuner = tune.Tuner(
-            tune.with_resources(MebmTrainable, {"cpu": study.resources.cpus, "gpu": study.resources.gpus}),
+            tune.with_resources(MebmTrainable, {"cpu": cpus, "gpu": gpus}),
             tune_config=tune.TuneConfig(
                 search_alg=search,
                 num_samples=remaining,
-                max_concurrent_trials=concurrency(study, resources),
+                max_concurrent_trials=concurrency(study.run.max_concurrent, resources, cpus, gpus),
                 time_budget_s=study.budget.hours * 3600 if study.budget.hours else None,
-                reuse_actors=reuse,
+                reuse_actors=study.run.reuse_workers,
                 trial_name_creator=lambda trial: str(trial.config["trial_id"]),
                 trial_dirname_creator=lambda trial: str(trial.config["trial_id"]),
             ),
@@ -381,10 +394,14 @@ def describe(study: StudyConfig, space: Space, source: str) -> list[str]:
         f"sampler     {study.search.sampler}",
         f"objectives  {', '.join(f'{o.resolved_direction} {o.metric}' for o in study.objectives)}",
         *_methods(study, space, example),
-        f"resources   {study.resources.cpus:g} CPUs, {study.resources.gpus:g} GPUs per trial",
+        f"resources   {_amount(study.resources.cpus)} CPUs, {_amount(study.resources.gpus)} GPUs per trial",
     ]
     lines += [f"searched    {key}: {_range_text(d)}" for key, d in space.distributions.items()]
     return lines
+
+
+def _amount(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def _methods(study: StudyConfig, space: Space, example: TrialConfig) -> list[str]:

@@ -24,7 +24,7 @@ BYTES = {"fp32": 4, "tf32": 4, "bf16": 2}
 """Bytes of an activation by precision."""
 
 
-def _plan(config: TrialConfig, shape: Shape, classes: int) -> tuple[int, int, int, int, int]:
+def _plan(config: TrialConfig, shape: Shape, classes: int) -> tuple[int, int, int, int, int, int]:
     return _counts(
         config.network,
         shape,
@@ -39,8 +39,8 @@ def _plan(config: TrialConfig, shape: Shape, classes: int) -> tuple[int, int, in
 @lru_cache(maxsize=64)
 def _counts(
     network: str, shape: Shape, classes: int, norm: str, energy: str, classifies: bool, stem: bool
-) -> tuple[int, int, int, int, int]:
-    """Of one image: operations of an energy, of the logits and of the first layer; activations; and parameters."""
+) -> tuple[int, int, int, int, int, int]:
+    """Of one image: operations of an energy, of the logits, of the first layer; activations; parameters; layers."""
     with torch.device("meta"):
         model = build_network(
             network,
@@ -75,7 +75,8 @@ def _counts(
         with FlopCounterMode(display=False) as counter:
             model.stem(image)
         stem_flops = counter.get_total_flops()
-    return energy_flops, logits_flops, stem_flops, elements, sum(p.numel() for p in model.parameters())
+    parameters = sum(p.numel() for p in model.parameters())
+    return energy_flops, logits_flops, stem_flops, elements, parameters, len(hooks)
 
 
 def _flops(model: EnergyModel, image: torch.Tensor) -> int:
@@ -103,6 +104,11 @@ def forward_flops(config: TrialConfig, shape: Shape, classes: int) -> int:
     """
     energy, logits, *_ = _plan(config, shape, classes)
     return (energy if config.samples else logits) * config.batch_size
+
+
+def layers(config: TrialConfig, shape: Shape, classes: int) -> int:
+    """Layers (modules without parts) of the network."""
+    return _plan(config, shape, classes)[-1]
 
 
 def iteration_flops(config: TrialConfig, shape: Shape, classes: int) -> int:
@@ -150,7 +156,7 @@ def memory_bytes(config: TrialConfig, shape: Shape, classes: int, images: int) -
         classes: of the data set.
         images: training images.
     """
-    *_, elements, parameters = _plan(config, shape, classes)
+    *_, elements, parameters, _ = _plan(config, shape, classes)
     copies = 3 if config.optimiser == "sgd" else 4
     networks = 2 if config.definition.critic else 1
     largest = max(config.batch_size, config.label_batch_size if config.classifies else 0)

@@ -31,7 +31,14 @@ TABLES = (
 
 
 def test_packaged_studies_are_all_valid_and_cover_the_papers_tables():
-    own = {"quickstart", "digits_stability", "cifar10_stability", "all_methods", "all_methods_cifar10"}
+    own = {
+        "quickstart",
+        "digits_stability",
+        "cifar10_stability",
+        "all_methods",
+        "all_methods_cifar10",
+        "precision_parity",
+    }
     assert set(packaged_configs()) == own | set(TABLES)
     for name in packaged_configs():
         study = load_study(name)
