@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
+from trainables import inception
 from trainables.config import TrialConfig
-from trainables.datasets import ImageData, cache_dir, to_float
+from trainables.datasets import ImageData, to_float
 from trainables.features import small_extractor
 from trainables.networks import EnergyModel
 from trainables.protocols import PROTOCOLS, Protocol
-
-INCEPTION_VARIABLE = "MEBM_INCEPTION_WEIGHTS"
-"""Environment variable with a local file of torch-fidelity's Inception weights."""
 
 
 def protocols_for(config: TrialConfig, data: ImageData) -> tuple[Protocol, ...]:
@@ -114,82 +107,22 @@ def most_confident(model: EnergyModel, images: Tensor, share: float, batch_size:
     return images[torch.cat(kept)] if kept else images[:0]
 
 
-class _Uint8Images(Dataset[Tensor]):
-    """uint8 (N, 3, H, W) as torch-fidelity wants its input."""
-
-    def __init__(self, images: Tensor) -> None:
-        self.images = images.expand(-1, 3, -1, -1).cpu()
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.images[index]
-
-
-def _weights_key(path: str | None) -> str:
-    if path is None:
-        return "pt"  # torch-fidelity's own download
-    file = Path(path).stat()
-    return hashlib.sha256(f"{Path(path).resolve()}:{file.st_size}:{file.st_mtime_ns}".encode()).hexdigest()[:8]
-
-
-_WITHOUT_WEIGHTS: dict[str | None, str] = {}
-"""Weights that could not be had in this process, and why: asked for once, not at every evaluation."""
-
-
-def inception_scores(images: Tensor, data: ImageData, device: torch.device) -> tuple[dict[str, float], str | None]:
-    """FID against the training images and IS, both by torch-fidelity with its defaults (10 splits, seed 2020).
+def inception_scores(
+    images: Tensor, data: ImageData, device: torch.device, protocol: Protocol = PROTOCOLS["buffer-all"]
+) -> tuple[dict[str, float], str | None]:
+    """FID and IS of images under a protocol.
 
     Args:
-        images: uint8 (N, C, H, W).
+        images: uint8 (N, C, H, W), chosen and rounded as the protocol says.
 
     Returns:
         `fid` and `isc` where they could be taken, and one line that says why one could not.
     """
-    path = os.environ.get(INCEPTION_VARIABLE) or None
-    if path in _WITHOUT_WEIGHTS:
-        return {}, _WITHOUT_WEIGHTS[path]
-    if path is not None and not Path(path).is_file():
-        return {}, f"no FID: {INCEPTION_VARIABLE}={path} is not a file"
-    if len(images) < 2:
-        return {}, f"no FID: {len(images)} image(s) left to score"
-    from torch_fidelity import calculate_metrics
-
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            result = calculate_metrics(
-                input1=_Uint8Images(images),
-                input2=_Uint8Images(data.images),
-                input2_cache_name=f"mebm-{data.name}-{data.fingerprint}-{_weights_key(path)}",
-                cache_root=str(cache_dir() / "fidelity"),
-                cuda=device.type == "cuda",
-                fid=True,
-                isc=True,
-                isc_splits=min(10, len(images)),
-                save_cpu_ram=True,  # no loader processes: the images are in memory already
-                feature_extractor_weights_path=path,
-                verbose=False,
-            )
-    except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        if path is None:
-            reason += (
-                f"; put the file pt_inception-2015-12-05-6726825d.pth somewhere and set {INCEPTION_VARIABLE} to it"
-            )
-            _WITHOUT_WEIGHTS[path] = f"no FID: Inception weights not to be had ({reason})"
-            return {}, _WITHOUT_WEIGHTS[path]
-        return {}, f"no FID with {INCEPTION_VARIABLE}={path}: {reason}"
-    values = {"fid": result["frechet_inception_distance"], "isc": result["inception_score_mean"]}
-    finite = {name: float(value) for name, value in values.items() if math.isfinite(value)}
-    missing = [{"fid": "FID", "isc": "IS"}[name] for name in values if name not in finite]
-    remark = (
-        f"no {' and '.join(missing)}: torch-fidelity gave NaN (do the weights hold the classifier?)"
-        if missing
-        else None
-    )
-    return finite, remark
+        found = inception.inception_scores(images, data, device, protocol)
+    except inception.NoWeightsError as error:
+        return {}, f"no FID: {error}"
+    return {name: found.values[name] for name in ("fid", "isc") if name in found.values}, found.remark
 
 
 def score(
@@ -224,5 +157,5 @@ def score(
     identity = f"{protocol.name}-{made_by}" if suffix == "fresh" else protocol.name
     if not bool(torch.isfinite(chosen).all()):
         return Scores({}, identity, "no FID: the samples are not finite")
-    values, remark = inception_scores(to_uint8(chosen, protocol.rounding), data, samples.device)
+    values, remark = inception_scores(to_uint8(chosen, protocol.rounding), data, samples.device, protocol)
     return Scores({f"{name}_{suffix}": value for name, value in values.items()}, identity, remark)

@@ -31,9 +31,10 @@ def test_starts_are_of_trials_one_after_another(tmp_path: Path) -> None:
     options = BenchOptions((), "conv-4", (), (), torch.device("cpu"))
     shown, lines = run_suite("start", options, tmp_path / "b")
     assert len(shown["seconds"]) == 12 and all(seconds > 0 for seconds in shown["seconds"])
+    assert shown["seconds"][0] == max(shown["seconds"]), "the first starts Ray and a worker process"
     assert shown["tenth_over_first_baseline"] == shown["seconds"][9] / shown["seconds"][0]
     assert json.loads((tmp_path / "b" / "start.json").read_text()) == json.loads(json.dumps(shown))
-    assert len(lines) == 1 and "trials one after another" in lines[0]
+    assert len(lines) == 1 and "one after another" in lines[0]
 
 
 @pytest.mark.slow

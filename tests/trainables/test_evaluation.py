@@ -15,11 +15,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from trainables import evaluation, features
+from trainables import features, inception
 from trainables.config import TrialConfig
 from trainables.datasets import ImageData, load_dataset, to_float
 from trainables.evaluation import (
-    INCEPTION_VARIABLE,
     PROTOCOLS,
     accuracy,
     eval_mode,
@@ -31,6 +30,7 @@ from trainables.evaluation import (
     to_uint8,
 )
 from trainables.features import small_extractor
+from trainables.inception import INCEPTION_VARIABLE
 from trainables.initial import build_initial
 from trainables.networks import EnergyModel, build_network
 
@@ -311,7 +311,8 @@ def test_offline_without_weights(
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(evaluation, "_WITHOUT_WEIGHTS", {})
+    monkeypatch.setattr(inception, "_MISSING", {})
+    monkeypatch.setattr(inception, "_LOADED", {})
     for _ in range(2):
         values, remark = inception_scores(data.images, data, torch.device("cpu"))
         assert values == {} and remark is not None and "\n" not in remark

@@ -1,0 +1,403 @@
+"""Inception's numbers: FID, IS, KID, precision and recall, by torch-fidelity's own functions on features taken once.
+
+The network is torch-fidelity's inception-v3-compat, built once per process; features are taken in batches on the
+trial's device, which the network leaves again. Features of the reference images are computed once per machine, kept
+with a checksum, and shared by trials.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trainables.datasets import ImageData, cache_dir
+from trainables.protocols import Protocol, Reference
+
+INCEPTION_VARIABLE = "MEBM_INCEPTION_WEIGHTS"
+"""Environment variable with a local file of torch-fidelity's Inception weights."""
+CANONICAL_FILE = "pt_inception-2015-12-05-6726825d.pth"
+"""Name of torch-fidelity's own download."""
+METRICS = ("fid", "isc", "kid", "precision", "recall")
+POOL, LOGITS, POOL_SIZE = "2048", "logits_unbiased", 2048
+_BATCH = {"cpu": 50, "cuda": 250}
+KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
+PRC_NEIGHBOURHOOD, PRC_BATCH = 3, 10_000
+"""torch-fidelity's defaults; a KID subset is smaller where there are fewer images. Precision and recall are taken on
+the same Inception features (the library's default for them is VGG-16)."""
+
+Statistics = Mapping[str, NDArray[Any]]
+
+
+class NoWeightsError(RuntimeError):
+    """Inception's weights are not to be had; the message is one line that says which file is wanted and where."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """Of N images: `pool` float32 (N, 2048) and `logits` float32 (N, 1008), on the CPU."""
+
+    pool: Tensor
+    logits: Tensor
+
+    def __len__(self) -> int:
+        return len(self.pool)
+
+
+class Inception:
+    """The feature network.
+
+    Attributes:
+        id: name of the network and hash of its weights' file.
+    """
+
+    def __init__(self, network: torch.nn.Module, identity: str) -> None:
+        self._network, self.id = network, identity
+
+    def features(self, images: Tensor, device: torch.device, batch_size: int | None = None) -> Features:
+        """uint8 (N, 1 or 3, H, W) on any device to features on the CPU; grey images as three equal channels."""
+        size = batch_size or _BATCH[device.type]
+        pools, logits = [], []
+        with self._on(device), torch.no_grad(), _plain_arithmetic():
+            for part in images.split(size):
+                rgb = part.to(device).expand(-1, 3, -1, -1)
+                pool, logit = self._network(rgb)
+                pools.append(pool.float().cpu())
+                logits.append(logit.float().cpu())
+        return Features(torch.cat(pools), torch.cat(logits))
+
+    @contextmanager
+    def _on(self, device: torch.device) -> Iterator[None]:
+        self._network.to(device)
+        try:
+            yield
+        finally:
+            self._network.to("cpu")
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+
+
+@contextmanager
+def _plain_arithmetic() -> Iterator[None]:
+    """Features in float32 whatever the trial's precision: a number must not depend on how its model was trained."""
+    if not torch.cuda.is_available():
+        yield
+        return
+    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = matmul.fp32_precision, conv.fp32_precision
+    matmul.fp32_precision = conv.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision, conv.fp32_precision = before
+
+
+_LOADED: dict[str | None, Inception] = {}
+_MISSING: dict[str | None, str] = {}
+"""Networks of this process by the weights' file, and why one could not be had: the download is tried once."""
+
+
+def inception() -> Inception:
+    """The network with the weights that `MEBM_INCEPTION_WEIGHTS` names, or else torch-fidelity's download.
+
+    Raises:
+        NoWeightsError: there are none.
+    """
+    path = os.environ.get(INCEPTION_VARIABLE) or None
+    if path in _MISSING:
+        raise NoWeightsError(_MISSING[path])
+    if path not in _LOADED:
+        _LOADED[path] = _load(path)
+    return _LOADED[path]
+
+
+def _load(path: str | None) -> Inception:
+    if path is not None and not Path(path).is_file():
+        raise NoWeightsError(f"{INCEPTION_VARIABLE}={path} is not a file")
+    from torch_fidelity.utils import create_feature_extractor
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # Only keywords that torch-fidelity knows: it ignores a misspelt one without a word.
+            network = create_feature_extractor(
+                "inception-v3-compat",
+                [POOL, LOGITS],
+                cuda=False,
+                feature_extractor_weights_path=path,
+                verbose=False,
+            )
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if path is not None:
+            raise NoWeightsError(f"{INCEPTION_VARIABLE}={path}: {reason}") from error
+        _MISSING[path] = (
+            f"Inception weights not to be had ({reason}); put the file {CANONICAL_FILE} somewhere and set "
+            f"{INCEPTION_VARIABLE} to it"
+        )
+        raise NoWeightsError(_MISSING[path]) from error
+    file = Path(path) if path else Path(torch.hub.get_dir()) / "checkpoints" / CANONICAL_FILE
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:8] if file.is_file() else "download"
+    return Inception(network, f"inception-v3-compat-{digest}")
+
+
+# ----------------------------------------------------------------------------------------------------- the reference
+
+
+def reference_images(data: ImageData, which: Reference, count: int | None, seed: int) -> Tensor:
+    """Images that samples are compared with, uint8 (n, C, H, W)."""
+    parts = {"train": [data.images], "test": [data.test_images], "train+test": [data.images, data.test_images]}[which]
+    images = torch.cat([p.cpu() for p in parts])
+    if count is None or count >= len(images):
+        return images
+    return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count]]
+
+
+def _checksum(content: Mapping[str, NDArray[Any]]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(content):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(content[name]).tobytes())
+    return digest.hexdigest()
+
+
+class ReferenceCache:
+    """Statistics and features of reference images on disk, each file with a checksum over what is in it.
+
+    Args:
+        data: the data set.
+        protocol: which of its images.
+        network: whose features.
+        device: where they are taken.
+    """
+
+    def __init__(self, data: ImageData, protocol: Protocol, network: Inception, device: torch.device) -> None:
+        self._data, self._protocol, self._network, self._device = data, protocol, network, device
+        count = "all" if protocol.reference_count is None else f"{protocol.reference_count}s{protocol.seed}"
+        which = protocol.reference.replace("+", "-and-")
+        mark = f"{data.fingerprint}-{len(data.images)}"
+        if protocol.reference != "train":  # the data's fingerprint may be of the training images alone
+            tests = hashlib.sha256(data.test_images.cpu().contiguous().numpy().tobytes()).hexdigest()[:8]
+            mark += f"-{tests}"
+        self.id = f"{data.name}-{mark}-{which}-{count}-{network.id}"
+        self.poisoned = False
+
+    def statistics(self) -> Statistics:
+        """`mu` and `sigma` of FID, as torch-fidelity computes them."""
+        return self._kept("statistics", lambda: _statistics(self._features().pool))
+
+    def frechet(self) -> FrechetToReference:
+        """The distance to these images; the decomposition is kept by the process."""
+        place = (self.id, str(self._device))
+        if place not in _DISTANCES:
+            _DISTANCES.clear()
+            _DISTANCES[place] = FrechetToReference(self.statistics(), self._device)
+        return _DISTANCES[place]
+
+    def pool(self) -> Tensor:
+        """Features for KID, precision and recall: float32 (n, 2048)."""
+        return torch.from_numpy(self._kept("features", lambda: {"pool": self._features().pool.numpy()})["pool"])
+
+    def _features(self) -> Features:
+        p = self._protocol
+        images = reference_images(self._data, p.reference, p.reference_count, p.seed)
+        return self._network.features(images, self._device)
+
+    def _kept(self, kind: str, compute: Any) -> Statistics:
+        from filelock import FileLock
+
+        path = cache_dir() / "reference" / f"{self.id}-{kind}.npz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):  # trials that start together on a machine compute it once
+            found = self._read(path)
+            if found is None:
+                found = compute()
+                part = path.with_name(f"{path.name}.{os.getpid()}.part.npz")
+                np.savez(part, checksum=np.array(_checksum(found)), **found)
+                part.replace(path)
+        return found
+
+    def _read(self, path: Path) -> Statistics | None:
+        """What a cache file holds; None where there is none, or one whose content is not what was written."""
+        if not path.is_file():
+            return None
+        try:
+            with np.load(path) as file:
+                content = {name: file[name] for name in file.files if name != "checksum"}
+                whole = str(file["checksum"]) == _checksum(content)
+        except Exception:  # a damaged cache file is only a cache file: make it again
+            whole = False
+        if not whole:
+            self.poisoned = True
+            path.unlink(missing_ok=True)
+            return None
+        return content
+
+
+def _statistics(pool: Tensor) -> Statistics:
+    from torch_fidelity.metric_fid import fid_features_to_statistics
+
+    return dict(fid_features_to_statistics(pool))
+
+
+# ------------------------------------------------------------------------------------------------------- the numbers
+
+
+@dataclass(frozen=True)
+class InceptionScores:
+    """Numbers by name (`METRICS`, and `isc_sd`, `kid_sd`), what they are compared with, and one line of remarks."""
+
+    values: dict[str, float]
+    samples: int
+    reference: str
+    remark: str | None
+
+
+def inception_scores(
+    images: Tensor,
+    data: ImageData,
+    device: torch.device,
+    protocol: Protocol,
+    wanted: Sequence[str] = ("fid", "isc"),
+    features: Features | None = None,
+) -> InceptionScores:
+    """Score images under a protocol.
+
+    Args:
+        images: uint8 (N, C, H, W), chosen and rounded as the protocol says.
+        wanted: of `METRICS`.
+        features: of these images, where they have been taken already.
+
+    Raises:
+        NoWeightsError: Inception's weights are not to be had.
+    """
+    from torch_fidelity.metric_fid import fid_statistics_to_metric
+    from torch_fidelity.metric_isc import isc_features_to_metric
+    from torch_fidelity.metric_kid import kid_features_to_metric
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    network = inception()
+    cache = ReferenceCache(data, protocol, network, device)
+    if len(images) < 2:
+        return InceptionScores({}, len(images), cache.id, f"no FID: {len(images)} image(s) left to score")
+    found = features or network.features(images, device)
+    values: dict[str, float] = {}
+    if "fid" in wanted:
+        if len(found) > POOL_SIZE:
+            values["fid"] = cache.frechet().distance(found.pool)
+        else:
+            # A singular covariance makes the library's eigenvalues noise around zero, which its number contains.
+            result = fid_statistics_to_metric(_statistics(found.pool), cache.statistics(), False)
+            values["fid"] = result["frechet_inception_distance"]
+    if "isc" in wanted:
+        splits = min(protocol.isc_splits, len(images))
+        result = isc_features_to_metric(found.logits, splits=splits, shuffle=True, rng_seed=protocol.seed)
+        values |= {"isc": result["inception_score_mean"], "isc_sd": result["inception_score_std"]}
+    if "kid" in wanted:
+        pool = cache.pool()
+        size = min(KID_SUBSET_SIZE, len(images), len(pool))
+        options = {"kid_subsets": KID_SUBSETS, "kid_subset_size": size, "rng_seed": protocol.seed, "verbose": False}
+        result = kid_features_to_metric(found.pool, pool, **options)
+        values |= {
+            "kid": result["kernel_inception_distance_mean"],
+            "kid_sd": result["kernel_inception_distance_std"],
+        }
+    if "precision" in wanted or "recall" in wanted:
+        options = {
+            "prc_neighborhood": PRC_NEIGHBOURHOOD,
+            "prc_batch_size": PRC_BATCH,
+            "save_cpu_ram": False,
+            "verbose": False,
+        }
+        result = prc_features_to_metric(found.pool, cache.pool(), **options)
+        values |= {name: float(result[name]) for name in ("precision", "recall") if name in wanted}
+    finite = {name: float(value) for name, value in values.items() if np.isfinite(value)}
+    missing = [name for name in wanted if name not in finite]
+    remarks = []
+    if missing:
+        names = " and ".join({"fid": "FID", "isc": "IS", "kid": "KID"}.get(name, name) for name in missing)
+        remarks.append(f"no {names}: torch-fidelity gave NaN (do the weights hold the classifier?)")
+    if cache.poisoned:
+        remarks.append("cached reference features were damaged and have been made again")
+    return InceptionScores(finite, len(images), cache.id, "; ".join(remarks) or None)
+
+
+# ----------------------------------------------------------------------------------- a FID quickly, and how sure it is
+
+
+class FrechetToReference:
+    """The Frechet distance of features to one reference, many times over: its covariance is decomposed once.
+
+    The same number as torch-fidelity's, whose eigenvalues of an unsymmetric product take many times as long.
+
+    Args:
+        statistics: `mu` (d,) and `sigma` (d, d) of the reference.
+        device: where it is computed, in float64.
+    """
+
+    def __init__(self, statistics: Statistics, device: torch.device | None = None) -> None:
+        self._mean = torch.from_numpy(np.asarray(statistics["mu"], dtype=np.float64)).to(device)
+        sigma = torch.from_numpy(np.asarray(statistics["sigma"], dtype=np.float64)).to(device)
+        values, vectors = torch.linalg.eigh(sigma)
+        self._root = vectors * values.clamp_min(0).sqrt() @ vectors.T
+        self._trace = sigma.trace()
+
+    def distance(self, pool: Tensor) -> float:
+        """Of features (n, d), n > 1."""
+        x = pool.to(self._mean.device, torch.float64)
+        mean = x.mean(0)
+        covariance = torch.cov(x.T)
+        # S1 S2 and S2^(1/2) S1 S2^(1/2) have the same eigenvalues, and the second is symmetric.
+        roots = torch.linalg.eigvalsh(self._root @ covariance @ self._root).clamp_min(0).sqrt().sum()
+        return float(((mean - self._mean) ** 2).sum() + covariance.trace() + self._trace - 2 * roots)
+
+
+def fid_infinity(pool: Tensor, reference: FrechetToReference, *, seed: int, points: int = 8) -> float:
+    """FID extrapolated to infinitely many samples (Chong and Forsyth 2020): the line through FID over 1/n at n -> oo.
+
+    Args:
+        pool: features (N, d) of all samples.
+        points: subsets, of sizes evenly spaced in 1/n between N/4 and N.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [round(1 / s) for s in np.linspace(4 / len(pool), 1 / len(pool), points)]
+    distances = []
+    for size in sizes:
+        chosen = torch.randperm(len(pool), generator=generator)[:size]
+        distances.append(reference.distance(pool[chosen]))
+    slope_and_intercept = np.polyfit([1 / size for size in sizes], distances, 1)
+    return float(slope_and_intercept[1])
+
+
+def fid_interval(pool: Tensor, reference: FrechetToReference, *, seed: int, groups: int = 20) -> tuple[float, float]:
+    """95% interval of the FID at this n over draws of the samples: the estimate -+ 1.96 jackknife standard errors.
+
+    Of a grouped jackknife: each of the groups is left out once. A bootstrap's resamples have repeated images, which
+    raises their FID and its spread several times over. Neither the bias at finite n nor another training run is in it.
+
+    Args:
+        pool: features (N, d), N at least twice the number of groups.
+    """
+    order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))
+    estimate = reference.distance(pool)
+    left = []
+    for group in range(groups):
+        kept = torch.ones(len(pool), dtype=torch.bool)
+        kept[order[group::groups]] = False
+        left.append(reference.distance(pool[kept]))
+    error = float(np.std(left)) * (groups - 1) ** 0.5
+    return estimate - 1.96 * error, estimate + 1.96 * error
+
+
+_DISTANCES: dict[tuple[str, str], FrechetToReference] = {}
+"""The newest reference of this process: a trial's evaluations share it."""
