@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from trainables.schema import (
     BENCH_COLUMNS,
     EPOCH_COLUMNS,
+    EVALUATION_COLUMNS,
     SCHEMA_VERSION,
     SIGNAL_COLUMNS,
     TRIAL_COLUMNS,
@@ -37,6 +38,7 @@ MANIFEST = "manifest.json"
 TRIALS = "trials.parquet"
 EPOCHS = "epochs.parquet"
 BENCH_FILE = "bench.parquet"
+EVALUATIONS_FILE = "evaluations.parquet"
 
 _ARROW_TYPES: dict[str, pa.DataType] = {
     "string": pa.string(),
@@ -218,6 +220,15 @@ def read_bench(path: Path | str) -> pd.DataFrame:
         ResultsError: it is not readable.
     """
     return read_parquet(path, BENCH_COLUMNS)
+
+
+def read_evaluations(path: Path | str) -> pd.DataFrame:
+    """An `evaluations.parquet` (`EVALUATION_COLUMNS`).
+
+    Raises:
+        ResultsError: it is not readable.
+    """
+    return read_parquet(path, EVALUATION_COLUMNS)
 
 
 def find_benches(path: Path | str) -> list[Path]:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from study import console
+from study import cli_models, console
+from study.cli_models import with_set
 from study.errors import RunError, UserError, nearest, one_line
 
 if TYPE_CHECKING:  # torch, Ray and plotly are imported by the commands that need them: `--help` is instant
@@ -47,23 +48,13 @@ def cli() -> None:
     """
 
 
-def _with_set(command: F) -> F:
-    return click.option(
-        "--set",
-        "assignments",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="Change a field of the config; dotted keys, VALUE is YAML; may be given again.",
-    )(command)
-
-
 # ------------------------------------------------------------------------------------------------------ sweep
 
 
 @cli.command()
 @click.argument("config")
 @click.option("--results", type=click.Path(path_type=Path), default=Path("results"), help="Folder for study folders.")
-@_with_set
+@with_set
 @click.option("--address", metavar="ADDR", help="Ray cluster to use ('auto': the one on this machine). Default: own.")
 @click.option("-n", "--dry-run", is_flag=True, help="Show what would run, check everything, write nothing.")
 def sweep(config: str, results: Path, assignments: tuple[str, ...], address: str | None, dry_run: bool) -> None:
@@ -203,7 +194,7 @@ def _last_rows(ledger: Any) -> dict[str, dict[str, Any]]:
 
 @cli.command()
 @click.argument("config", metavar="METHOD|CONFIG", default="m-ebm")
-@_with_set
+@with_set
 @click.option(
     "--out", type=click.Path(path_type=Path), default=None, help="New folder. Default: results/METHOD-DATASET."
 )
@@ -313,172 +304,6 @@ def report(folders: tuple[Path, ...], out: Path | None) -> None:
 
 @cli.command()
 @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="DIR...")
-@click.option(
-    "--kind",
-    "kinds",
-    multiple=True,
-    type=click.Choice(["samples", "classes", "histogram", "centres", "tsne", "curves"]),
-    help="What to make; may be given again. Default: all that can be made. samples: 8x8 and, with a class head, 10 per "
-    "class. classes: 100 of highest and lowest p(x) and p(y|x) per class. histogram: log p(x). "
-    "centres: mean of p0. tsne: features of x+, x-, x0 of all models, and their energies. curves: quality over epochs.",
-)
-@click.option("--trials", metavar="ID,ID", help="Trials to show: ID or STUDY/ID. Default: --best.")
-@click.option(
-    "--best",
-    multiple=True,
-    metavar="METRIC",
-    help="Show of every study and method the completed trial whose METRIC is best at its end; may be given again. "
-    "Default: FID or FD of the buffer, of fresh samples where a method has no buffer.",
-)
-@click.option(
-    "--log-p",
-    type=click.Choice(["logsumexp", "energy"]),
-    help="What stands for log p(x): log-sum-exp of the class logits, or minus the energy. Default: logsumexp with a "
-    "trained class head, as in the paper's figures, else energy.",
-)
-@click.option("--points", type=click.IntRange(2, 10_000), default=200, help="Images per set and model in the t-SNE.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where the models run.")
-@click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder. Default: DIR/figures, or figures.")
-def figures(
-    folders: tuple[Path, ...],
-    kinds: tuple[str, ...],
-    trials: str | None,
-    best: tuple[str, ...],
-    log_p: Any,
-    points: int,
-    device: str,
-    out: Path | None,
-) -> None:
-    """Make the paper's figures (1, 2b, 3-17) of the models that completed trials in DIR left, as PNG, HTML and Parquet.
-
-    \b
-    Examples:
-      mebm figures results/m-jem-digits
-      mebm figures results/NAME --kind tsne --trials t0003,t0007
-      mebm figures results/m-ebm results/m-jem results/lse-jem --kind tsne --out joint
-    `mebm report DIR` shows what is in DIR/figures, and one of several DIRs what is in figures beside it.
-    """
-    from study.exhibits import make_figures
-
-    target = out or (folders[0] / "figures" if len(folders) == 1 else Path("figures"))
-    ids = [part.strip() for part in (trials or "").split(",") if part.strip()]
-    if trials is not None and not ids:
-        raise UserError(f"--trials {trials!r}: names no trial")
-    made = make_figures(folders, target, kinds=kinds, trials=ids, best=best, log_p=log_p, points=points, device=device)
-    for figure in made.figures:
-        more = f" (and {len(figure.files) - 1} more)" if len(figure.files) > 1 else ""
-        click.echo(f"{figure.kind:<10} {target / figure.files[0]}{more}")
-    for note in made.notes:
-        click.echo(f"not made: {note}")
-
-
-@cli.command()
-@click.option(
-    "--methods",
-    metavar="NAME[:K],...",
-    help="What to time: m-ebm:2,jem:20,vera; without a K those of Table 6; or table6. Default: table6 on a GPU, on a "
-    "CPU M-EBM at K = 2 and 5, M-JEM at 5, JEM at 20.",
-)
-@click.option("--network", metavar="NAME", help="For methods with a WRN. Default: wrn-28-10, on a CPU wrn-10-1.")
-@click.option("--precision", metavar="P,...", help="Of fp32, tf32, bf16. Default: tf32,bf16 on a GPU, fp32,bf16 else.")
-@click.option(
-    "--execution",
-    metavar="E,...",
-    help="Of eager, compiled, graphed, compiled-graphed. Default: all of them on a GPU, eager on a CPU.",
-)
-@click.option(
-    "--suite",
-    type=click.Choice(["loop", "wrapper", "start", "packing"]),
-    default="loop",
-    help="loop: iterations of the methods. wrapper: an epoch in a study against a bare one. start: how long a trial "
-    "takes to start. packing: many small trials on one device against one.",
-)
-@click.option("--dataset", default="cifar10", help="Whose images' shape is used; noise, unless --data-dir is given.")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of real images.")
-@click.option("--baseline/--no-baseline", default=True, help="Time the released loop beside M-EBM and M-JEM.")
-@click.option("--rounds", type=click.IntRange(1, 1000), help="Windows of each; medians count. Default: 9, on a CPU 3.")
-@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="Of a window. Default: 1, on a CPU 0.3.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of the training. Default: 1 on a CPU.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where to train.")
-@click.option("--profile", "profiled", is_flag=True, help="Also show where an iteration's time goes.")
-@_with_set
-@click.option("--out", type=click.Path(path_type=Path), default=Path("results/bench"), help="Folder to add rows to.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
-def bench(
-    methods: str | None,
-    network: str | None,
-    precision: str | None,
-    execution: str | None,
-    suite: str,
-    dataset: str,
-    data_dir: Path | None,
-    baseline: bool,
-    rounds: int | None,
-    seconds: float | None,
-    threads: int | None,
-    device: str,
-    profiled: bool,
-    assignments: tuple[str, ...],
-    out: Path,
-    as_json: bool,
-) -> None:
-    """Time an iteration of every method on this machine, beside the released loop in the same run (Table 6).
-
-    \b
-    Examples:
-      mebm bench
-      mebm bench --network wrn-10-1 --methods m-ebm:2
-      mebm bench --dataset digits --network conv-16 --methods m-ebm,m-jem
-      mebm bench --methods m-ebm:5 --execution eager,compiled --profile
-    `mebm tables DIR` takes the rows in DIR/bench.parquet for Table 6.
-    """
-    from study import bench as engine
-    from trainables.device import resolve_device
-
-    try:
-        where = resolve_device(device)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    gpu = where.type == "cuda"
-    options = engine.BenchOptions(
-        methods=engine.parse_methods(methods, where),
-        network=network or ("wrn-28-10" if gpu else "wrn-10-1"),
-        precisions=engine.parse_choices(
-            "--precision", precision or ("tf32,bf16" if gpu else "fp32,bf16"), engine.PRECISIONS
-        ),
-        executions=engine.parse_choices(
-            "--execution", execution or (",".join(engine.EXECUTIONS) if gpu else "eager"), engine.EXECUTIONS
-        ),
-        device=where,
-        dataset=dataset,
-        data_dir=str(data_dir.resolve()) if data_dir else None,
-        rounds=rounds or (9 if gpu else 3),
-        seconds=seconds or (1.0 if gpu else 0.3),
-        baseline=baseline,
-        profiled=profiled,
-        threads=threads,
-        assignments=assignments,
-    )
-    shown = console.StudyConsole()
-    if suite != "loop":
-        from study.suites import run_suite
-
-        figures, lines = run_suite(suite, options, out)
-        for line in [json.dumps(figures, indent=2)] if as_json else lines:
-            click.echo(line)
-        return
-    with shown.bar(engine.planned_windows(options)) as advance:
-        result = engine.run_bench(options, advance)
-    path = engine.write_bench(result, out)
-    if as_json:
-        click.echo(json.dumps(engine.as_json(result), indent=2))
-        return
-    shown.bench(result.rows, result.profiles, result.notes, result.over_baseline)
-    shown.line(f"rows  {path}")
-
-
-@cli.command()
-@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="DIR...")
 @click.option("--by", "field", required=True, metavar="FIELD", help="The field in which the trials of a pair differ.")
 @click.option("--reference", metavar="VALUE", help="Its value to compare with. Default: the first trial's.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
@@ -518,6 +343,10 @@ def detector(signals: Path, runs: Path, as_json: bool) -> None:
         return
     for line in result.lines():
         click.echo(line)
+
+
+for command in (cli_models.figures, cli_models.evaluate, cli_models.sample, cli_models.bench):
+    cli.add_command(command)
 
 
 # ------------------------------------------------------------------------------------------------------- main

@@ -197,6 +197,18 @@ class StudyConsole:
             task = display.add_task("warming up", total=total)
             yield lambda what: display.update(task, advance=1, description=what)
 
+    def evaluations(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """What `mebm evaluate` measured (`schema.EVALUATION_COLUMNS`)."""
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for header in ("trial", "model", "epoch", "protocol", "n", "metric", "value", "95%", "remark"):
+            table.add_column(header, justify="right" if header in ("epoch", "n", "value") else "left", no_wrap=True)
+        for row in rows:
+            bounds = "-" if row.get("low") is None else f"{row['low']:.4g} to {row['high']:.4g}"
+            value = "-" if row.get("value") is None else f"{row['value']:.4g}"
+            cells = [row["trial_id"], row["model"], number(row["epoch"]), row["protocol"], number(row.get("samples"))]
+            table.add_row(*cells, row["metric"], value, bounds, row.get("remark") or "")
+        self.rich.print(table)
+
     def bench(
         self,
         rows: Sequence[Mapping[str, Any]],

@@ -95,6 +95,11 @@ class EvaluationConfig(_Model):
         True,
         description="a trial that completes keeps weights and samples for `mebm figures` (WRN-28-10: about 180 MB)",
     )
+    accuracy_on: Literal["test", "validation"] = Field(
+        "test",
+        description="images that accuracy is taken on. test, as released: a best accuracy is then selected on the test "
+        "set. validation: the held-out training images (needs validation_images)",
+    )
     weights: Literal["last", "ema"] = Field(
         "last", description="which weights are scored: the trained ones, or their moving average (needs ema_decay)"
     )
@@ -372,6 +377,8 @@ class TrialConfig(_Model):
             raise ValueError("clip_sigma uses Adam's second moment: set optimiser to adam")
         if self.evaluation.weights == "ema" and self.ema_decay is None:
             raise ValueError("evaluation.weights is ema, but ema_decay is null")
+        if self.evaluation.accuracy_on == "validation" and self.validation_images == 0:
+            raise ValueError("evaluation.accuracy_on is validation, but validation_images is 0")
         if self.energy_augment != "none" and self.dequantise:
             raise ValueError("energy_augment and dequantise exclude each other")
         if self.shared_batch and not (self.classifies and self.definition.energy == "logsumexp"):

@@ -90,6 +90,7 @@ class ImageData:
         classes: number of classes.
         source: where the images came from and a fingerprint of them, for example `torchvision:cifar10#1f0c...`.
         skipped: the first few images that were left out, with the reason; `skipped_count` is their whole number.
+        held_images, held_labels: training images that are not trained on, for validation; None where there are none.
     """
 
     name: str
@@ -101,6 +102,8 @@ class ImageData:
     source: str
     skipped: tuple[str, ...] = ()
     skipped_count: int = 0
+    held_images: Tensor | None = None
+    held_labels: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -121,6 +124,8 @@ class ImageData:
             labels=self.labels.to(device),
             test_images=self.test_images.to(device),
             test_labels=self.test_labels.to(device),
+            held_images=None if self.held_images is None else self.held_images.to(device),
+            held_labels=None if self.held_labels is None else self.held_labels.to(device),
         )
 
 

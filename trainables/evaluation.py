@@ -80,13 +80,17 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-def accuracy(model: EnergyModel, data: ImageData, batch_size: int) -> float:
-    """Share of test images classified right, eval-mode norm, no noise (utils.py:279-322 of the released code)."""
+def accuracy(model: EnergyModel, images: Tensor, labels: Tensor, batch_size: int) -> float:
+    """Share of images classified right, eval-mode norm, no noise (utils.py:279-322 of the released code).
+
+    Args:
+        images: uint8 (N, C, H, W); labels: int64 (N,).
+    """
     right = 0
     with eval_mode(model):
-        for images, labels in zip(data.test_images.split(batch_size), data.test_labels.split(batch_size), strict=True):
-            right += int((model.logits(to_float(images)).argmax(1) == labels).sum())
-    return right / len(data.test_labels)
+        for part, truth in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+            right += int((model.logits(to_float(part)).argmax(1) == truth).sum())
+    return right / len(labels)
 
 
 def most_confident(model: EnergyModel, images: Tensor, share: float, batch_size: int) -> Tensor:

@@ -486,7 +486,16 @@ def subset(data: ImageData, config: TrialConfig) -> ImageData:
     order = torch.randperm(total, generator=torch.Generator().manual_seed(VALIDATION_SEED))
     kept = order[held : total if wanted is None else held + wanted].sort().values
     # Statistics are cached by the source's fingerprint, so a subset needs one of its own.
-    return replace(data, images=data.images[kept], labels=data.labels[kept], source=f"{data.source}-{held}+{len(kept)}")
+    source = f"{data.source}-{held}+{len(kept)}"
+    left_out = order[:held].sort().values
+    return replace(
+        data,
+        images=data.images[kept],
+        labels=data.labels[kept],
+        source=source,
+        held_images=data.images[left_out] if held else None,
+        held_labels=data.labels[left_out] if held else None,
+    )
 
 
 def derive_seed(seed: int, purpose: str) -> int:

@@ -5,6 +5,7 @@ Rows of `epochs.parquet` and `trials.parquet` do not pass through here: they are
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -105,12 +106,32 @@ class Recorder:
         """Where the model of a completed trial goes."""
         return self.folder / "models" / f"{self.trial_id}.pt"
 
-    def write_model(self, state: Mapping[str, Any]) -> None:
-        """Write the trained model, `saved.model_state`; complete under its name or not there."""
-        self.model_path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.model_path.with_suffix(".part")
+    @property
+    def best_model_path(self) -> Path:
+        """Where the model of a trial's best epoch so far goes."""
+        return self.folder / "models" / f"{self.trial_id}_best.pt"
+
+    def write_model(self, state: Mapping[str, Any], *, best: bool = False) -> None:
+        """Write the trained model, `saved.model_state`; complete under its name or not there.
+
+        Args:
+            best: it is the best so far and not the last.
+        """
+        path = self.best_model_path if best else self.model_path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
         torch.save(dict(state), part)
-        part.replace(self.model_path)
+        part.replace(path)
+
+    def last_is_best(self) -> None:
+        """The last model is the best as well: one file under both names where the file system has links."""
+        part = self.best_model_path.with_suffix(".part")
+        part.unlink(missing_ok=True)
+        try:
+            part.hardlink_to(self.model_path)
+        except OSError:
+            shutil.copyfile(self.model_path, part)
+        part.replace(self.best_model_path)
 
 
 def save_grid(images: Tensor, path: Path) -> None:

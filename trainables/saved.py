@@ -1,6 +1,7 @@
 """The model a completed trial leaves behind: network, samples and configuration, for the figures of `exhibits`.
 
-Unlike a checkpoint it cannot be trained on: it has no optimiser, no generators, and its samples are rounded to uint8.
+Unlike a checkpoint it cannot be trained on: it has no optimiser, no generators, and its samples are in 8 bits, once
+rounded and once truncated, because protocols differ in that.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from trainables.config import TrialConfig
+from trainables.evaluation import to_uint8
 from trainables.learner import build_model
 from trainables.networks import EnergyModel
 from trainables.pixels import RANGES, PixelRange
 from trainables.reports import to_grid
 from trainables.trainer import Trainer
 
-FORMAT = 1
+FORMAT = 2
 """Raised when the content of a model file changes."""
 SAMPLES = 10_000
 """Most samples kept: the whole buffer of the published settings."""
@@ -35,10 +37,11 @@ class SavedModel:
     Attributes:
         config: how it was trained.
         model: the network that was scored (the moving average of the weights where those are), in eval mode.
-        samples: uint8 (n, C, H, W) on the CPU, in random order; n = 0 for a plain classifier.
+        samples: uint8 (n, C, H, W) on the CPU, rounded, in random order; n = 0 for a plain classifier.
         data_source: where its images came from, with their fingerprint.
         classes: classes of the data set.
         epoch, iteration: how many were finished.
+        truncated: the same samples truncated to 8 bits, as the released code scores them; None where not known.
     """
 
     config: TrialConfig
@@ -48,6 +51,7 @@ class SavedModel:
     classes: int
     epoch: int
     iteration: int
+    truncated: Tensor | None = None
 
     @property
     def device(self) -> torch.device:
@@ -68,10 +72,11 @@ class SavedModel:
 def model_state(trainer: Trainer) -> dict[str, Any]:
     """What a model file holds: plain values and CPU tensors, so that `torch.load(weights_only=True)` reads it."""
     c = trainer.config
-    samples = torch.empty(0, *trainer.data.shape, dtype=torch.uint8)
+    samples = truncated = torch.empty(0, *trainer.data.shape, dtype=torch.uint8)
     if c.samples:
         chains = c.sampler == "chains" and not c.buffered
-        samples = to_grid(trainer.sample_pool(FRESH_SAMPLES if chains else SAMPLES))
+        pool = trainer.sample_pool(FRESH_SAMPLES if chains else SAMPLES)
+        samples, truncated = to_grid(pool), to_uint8(pool.nan_to_num(-1), "truncate").cpu()
     return {
         "format": FORMAT,
         "config": c.to_json(),
@@ -82,6 +87,7 @@ def model_state(trainer: Trainer) -> dict[str, Any]:
         "iteration": trainer.iteration,
         "model": {name: value.detach().cpu() for name, value in trainer.scored_model.state_dict().items()},
         "samples": samples.contiguous(),
+        "truncated": truncated.contiguous(),
     }
 
 
@@ -118,4 +124,5 @@ def load_model(path: Path, device: str | torch.device = "cpu") -> SavedModel:
         int(state["classes"]),
         int(state["epoch"]),
         int(state["iteration"]),
+        state["truncated"],
     )

@@ -275,6 +275,9 @@ TRIAL_COLUMNS: tuple[Column, ...] = (
         added=True,
     ),
     Column("execution", "string", "how iterations were issued: eager, compiled, graphed, compiled-graphed", added=True),
+    Column("model_metric", "string", "the metric by which the best model was kept, models/ID_best.pt", added=True),
+    Column("model_epoch", "int64", "epoch of that model; of a diverged trial the best before it diverged", added=True),
+    Column("selected_on", "string", "images that decided which was best: train, test or validation", added=True),
     Column("gpus", "float64", "GPUs reserved for the trial; 0 on a CPU", "GPU"),
     Column("attempts", "int64", "times the trial was started"),
     Column("device", "string", "device it trained on: cpu or cuda"),
@@ -321,3 +324,28 @@ BENCH_COLUMNS: tuple[Column, ...] = (
     Column("config", "string", "the complete trial configuration as JSON with sorted keys"),
 )
 """`bench.parquet`, what `mebm bench` measures."""
+
+EVALUATION_COLUMNS: tuple[Column, ...] = (
+    Column("study", "string", "name of the study, or of the folder of the file"),
+    Column("trial_id", "string", "the trial, or the file's name"),
+    Column("model", "string", "last, best, or checkpoint"),
+    Column("model_digest", "string", "hash of the file that was scored"),
+    Column("epoch", "int64", "epochs it was trained for"),
+    Column("method", "string", "training method"),
+    Column("protocol", "string", "name of the protocol"),
+    Column("protocol_digest", "string", "hash of everything the protocol says"),
+    Column("source", "string", "buffer, fresh or images (of the data set)"),
+    Column("made_by", "string", "how fresh samples were made, such as 20steps or generator; null otherwise"),
+    Column("samples", "int64", "images that were scored", "image"),
+    Column("metric", "string", "fd, fid, isc, kid, precision, recall, fid_infinity, accuracy, ece, auroc_..."),
+    Column("value", "float64", "the number"),
+    Column("low", "float64", "lower end of its 95% interval over draws of the samples; null where none was asked for"),
+    Column("high", "float64", "upper end of it"),
+    Column("reference", "string", "what it is compared with: data, images, extractor; null for a metric without"),
+    Column("seed", "int64", "seed of fresh samples"),
+    Column("seconds", "float64", "time of the protocol's scoring", "s"),
+    Column("device", "string", "where it was scored"),
+    Column("remark", "string", "what could not be had, or was done otherwise"),
+    Column("created_at", "string", "UTC time, ISO 8601"),
+)
+"""`evaluations.parquet`, what `mebm evaluate` measures: one row per model, protocol and metric."""

@@ -93,8 +93,13 @@ class Trainer(Learner):
         remarks: list[str] = []
         grids: dict[str, Tensor] = {}
         if c.classifies:
-            values["accuracy"] = accuracy(model, self.data, size)
-            protocols["accuracy"] = f"test-{len(self.data.test_labels)}-eval-norm"
+            images, labels = self.data.test_images, self.data.test_labels
+            if c.evaluation.accuracy_on == "validation":
+                assert self.data.held_images is not None
+                assert self.data.held_labels is not None
+                images, labels = self.data.held_images, self.data.held_labels
+            values["accuracy"] = accuracy(model, images, labels, size)
+            protocols["accuracy"] = f"{c.evaluation.accuracy_on}-{len(labels)}-eval-norm"
         if c.samples:
             # Its own generator, fixed by seed and epoch: an evaluation neither disturbs nor depends on the past.
             generator = torch.Generator(self.device).manual_seed(derive_seed(c.seed, f"evaluation {self.epoch}"))

@@ -22,6 +22,8 @@ from trainables.schema import METRIC_BY_NAME, METRICS, Cause, Outcome
 from trainables.trainer import Trainer
 
 Value = float | int | str | None
+SELECTION = ("fid_buffer", "fd_buffer", "fid_fresh", "fd_fresh", "accuracy")
+"""The metric by which the best model is kept: the first of these that a trial has."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class Trial:
             self._remarks.append(f"{skipped} bad image{'s' if skipped > 1 else ''} left out ({first})")
         if remark := self.trainer.execution.remark:
             self._remarks.append(remark)
+        self._model: tuple[str, int] | None = None
         self._train_seconds = self._evaluation_seconds = 0.0
         self._iteration_seconds: list[float] = []
 
@@ -134,11 +137,21 @@ class Trial:
                 sign = 1 if METRIC_BY_NAME[name].direction == "minimize" else -1
                 if best is None or sign * value < sign * best[0]:
                     self._best[name] = (value, epoch)
+            self._keep_best()
         if self.recorder:
             self.recorder.write_grids(evaluation.grids)
         seconds = time.perf_counter() - started
         self._evaluation_seconds += seconds
         return seconds
+
+    def _keep_best(self) -> None:
+        """Keep the model of an epoch that is the best so far, unless the last epoch's is about to be kept anyhow."""
+        metric = next((name for name in SELECTION if name in self._best), None)
+        if metric is None or self._best[metric][1] != self.trainer.epoch:
+            return
+        self._model = metric, self.trainer.epoch
+        if self.recorder and self.config.evaluation.keep_model and self.trainer.epoch < self.config.epochs:
+            self.recorder.write_model(model_state(self.trainer), best=True)
 
     def _write(self, *, force: bool) -> None:
         if self.recorder:
@@ -150,6 +163,8 @@ class Trial:
             return 0.0
         started = time.perf_counter()
         self.recorder.write_model(model_state(self.trainer))
+        if self._model is not None and self._model[1] == self.trainer.epoch:
+            self.recorder.last_is_best()
         seconds = time.perf_counter() - started
         self._evaluation_seconds += seconds
         return seconds
@@ -206,6 +221,9 @@ class Trial:
             "evaluation_seconds": self._evaluation_seconds,
             "saved_seconds": left * per_iteration if cut and per_iteration is not None else 0.0,
             "seconds_per_iteration": per_iteration,
+            "model_metric": self._model[0] if self._model else None,
+            "model_epoch": self._model[1] if self._model else None,
+            "selected_on": self._selected_on(),
             "setup_seconds": self._setup_seconds,
             "first_iteration_seconds": trainer.first_iteration_seconds,
             "execution": trainer.execution.name,
@@ -224,6 +242,15 @@ class Trial:
         assert not any(isinstance(v, float) and math.isnan(v) for v in values.values())
         return values
 
+    def _selected_on(self) -> str | None:
+        """The images that decided which model is best: a distance's reference, or those accuracy was taken on."""
+        if self._model is None:
+            return None
+        if self._model[0] == "accuracy":
+            return self.config.evaluation.accuracy_on
+        source = "buffer" if self._model[0].endswith("buffer") else "fresh"
+        return next((p.reference for p in self.trainer.protocols if p.source == source), None)
+
     def state_dict(self) -> dict[str, Any]:
         """The trainer and everything the trial has found so far; tensors and plain Python only."""
         self._write(force=True)
@@ -237,6 +264,7 @@ class Trial:
             "initial": dict(self._initial),
             "protocols": dict(self._protocols),
             "remarks": list(self._remarks),
+            "model": list(self._model) if self._model else None,
             "train_seconds": self._train_seconds,
             "evaluation_seconds": self._evaluation_seconds,
             "iteration_seconds": list(self._iteration_seconds),
@@ -260,6 +288,7 @@ class Trial:
         self._best = {name: (float(value), int(epoch)) for name, (value, epoch) in state["best"].items()}
         self._last, self._initial = dict(state["last"]), dict(state["initial"])
         self._protocols, self._remarks = dict(state["protocols"]), list(state["remarks"])
+        self._model = (str(state["model"][0]), int(state["model"][1])) if state["model"] else None
         self._train_seconds = float(state["train_seconds"])
         self._evaluation_seconds = float(state["evaluation_seconds"])
         self._iteration_seconds = [float(s) for s in state["iteration_seconds"]]

@@ -205,7 +205,7 @@ def test_accuracy_is_a_count(digits: ImageData) -> None:
         )
     model.train()
     for size in (7, 100, 1000):
-        assert accuracy(model, digits, size) == right / 360
+        assert accuracy(model, digits.test_images, digits.test_labels, size) == right / 360
     assert model.training
 
 

@@ -102,6 +102,7 @@ class _Twin:
         if playing:
             with torch.no_grad():
                 h_plus, h_minus = self.of(self.h, self.x_plus), self.of(self.h, x_minus)
+            self.ratios = (h_plus + e_plus).detach(), (h_minus + e_minus).detach()
             v = _v(self.name, h_minus + e_minus)
             fixed = v.detach()
             loss = loss + _u(self.name, h_plus + e_plus).mean() + (e_minus * fixed).mean()
@@ -125,6 +126,7 @@ def _clipped(net: EnergyModel, before: dict[str, Any]) -> list[Tensor | None]:
 
 
 @pytest.mark.parametrize("name", ["jensen-shannon", "squared-hellinger", "reverse-kl", "kl", "pearson"])
+@pytest.mark.parametrize("gain", [1, 120, -120])
 def test_five_iterations(
     quick: Callable[..., TrialConfig],
     make_data: Callable[..., ImageData],
@@ -132,12 +134,21 @@ def test_five_iterations(
     generators_of: Callable[[Any], dict[str, torch.Generator]],
     check_adam: Callable[..., None],
     name: str,
+    gain: int,
 ) -> None:
-    """One iteration of the L2 terms alone, with no image for the buffer; then critic and energy in turn."""
+    """One iteration of the L2 terms alone, with no image for the buffer; then critic and energy in turn.
+
+    `gain` scales the critic's head until |r| passes 10, so that r/2 passes 5 as well and every exp is clipped: at its
+    upper end for one sign of r, at its lower end for the other. The energy's own head stays as it is: its square would
+    hide the rest of its loss.
+    """
     config = quick(**FIELDS, critic={"divergence": name, "start_iteration": 1}, divergence={"action": "record"})
     trainer = Trainer(config, make_data(60, (3, 8, 8)))
     critic = trainer.critic
     assert critic is not None
+    with torch.no_grad():
+        for head in critic.network.energy_head.parameters():
+            head.mul_(gain)
     ring: list[Tensor] = []
     for it in range(5):
         playing = it >= 1
@@ -167,6 +178,10 @@ def test_five_iterations(
         assert (first - second).abs().max() > 1e-3
         loss, e_plus, e_minus = twin.model_loss(second, playing=playing)
         loss.backward()
+        if it == 1:
+            for r in twin.ratios:
+                assert (gain != 1) == bool((r.abs() > 10).any()), "r is not where the case wants it"
+                assert gain == 1 or bool((r.sign() == math.copysign(1, gain)).all())
         for signal, value in {
             "energy_data_mean": e_plus.mean().item(),
             "energy_sample_mean": e_minus.mean().item(),

@@ -43,6 +43,7 @@ class _Twin:
 
     def __init__(self, trainer: Trainer, state: Any, generators: dict[str, torch.Generator]) -> None:
         self.data, self.g, self.state, self.model = trainer.data, generators, state, trainer.model
+        self.seen, self.kept, self.dropped = int(state["buffer"]["seen"]), 0, 0
         self.leaves = {name: p.detach().clone().requires_grad_() for name, p in trainer.model.named_parameters()}
         self.frozen = {name: p.detach() for name, p in self.leaves.items()}
 
@@ -58,6 +59,22 @@ class _Twin:
         g = self.g["chains"]
         augmented = contrastive(images, g)
         return augmented / 256 + torch.rand(augmented.shape, generator=g) / 256
+
+    def store(self, images: Tensor, levels: Tensor) -> Tensor:
+        """The reservoir after it: up to 1,014 images; then image n of all takes slot randint(0, n - 1), if there."""
+        if len(images) < 1014:
+            return torch.cat([images, levels])
+        images = images.clone()
+        uniform = torch.rand(BATCH, generator=self.g["chains"], dtype=torch.float64)
+        for i in range(BATCH):
+            n = self.seen + i + 1
+            slot = int(uniform[i].item() * n)
+            if slot < 1014:
+                images[slot] = levels[i]
+                self.kept += 1
+            else:
+                self.dropped += 1
+        return images
 
     def iteration(self, images: Tensor) -> tuple[dict[str, float], Tensor]:
         """Signals, and what the buffer holds afterwards."""
@@ -86,7 +103,7 @@ class _Twin:
 
         e_minus = self.energies(x_minus)
         levels = (x_minus * 255).to(torch.uint8)
-        images = torch.cat([images, levels])
+        images = self.store(images, levels)
         contrast = e_plus.mean() - e_minus.mean()
         squares = (e_plus**2).mean() + (e_minus**2).mean()
         loss = contrast + squares + 1.0 * self.energies(x_kl, frozen=True).mean()
@@ -109,7 +126,7 @@ class _Twin:
         return totals, images
 
 
-@pytest.mark.parametrize("stored", [0, 990, 1002])
+@pytest.mark.parametrize("stored", [0, 990, 1002, 2028])
 @pytest.mark.parametrize("loud", [False, True])
 def test_iterations(
     quick: Callable[..., TrialConfig],
@@ -122,6 +139,8 @@ def test_iterations(
 ) -> None:
     """An empty buffer, one that grows past the 1,000 images that the entropy term waits for, and one beyond them.
 
+    The last has seen twice what it can hold: about half of the new images replace one that it has.
+
     `loud` scales the energies up until the gradient's norm passes 0.5.
     """
     trainer = _in_float64(Trainer(quick(**FIELDS), make_data(60, (3, 8, 8))))
@@ -132,9 +151,11 @@ def test_iterations(
     trainer.average.module.load_state_dict(trainer.model.state_dict())
     if stored:
         values = torch.rand(stored, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-        trainer.buffer.write(torch.arange(stored), values)
+        for part in values.split(1014):
+            trainer.buffer.write(torch.arange(len(part)), part)
     images = trainer.state_dict()["buffer"]["images"].clone()
     clipped = []
+    kept = dropped = 0
     for turn in range(2):
         before = copy_of(trainer.state_dict())
         twin = _Twin(trainer, copy_of(before), generators_of(before))
@@ -147,7 +168,9 @@ def test_iterations(
         for name, value in wanted.items():
             assert report.signals[0, SIGNAL_NAMES.index(name)] == pytest.approx(value, rel=1e-5, abs=1e-6), name
         after = trainer.state_dict()
-        assert after["buffer"]["filled"] == len(images) == after["buffer"]["seen"]
+        assert after["buffer"]["filled"] == len(images) == min(1014, after["buffer"]["seen"])
+        assert after["buffer"]["seen"] == stored + BATCH * (turn + 1)
+        kept, dropped = kept + twin.kept, dropped + twin.dropped
         assert (after["buffer"]["images"].int() - images.int()).abs().max() <= 1
         images = after["buffer"]["images"].clone()
         gradients = [twin.leaves[name].grad for name, _ in trainer.model.named_parameters()]
@@ -171,6 +194,7 @@ def test_iterations(
         for purpose, generator in twin.g.items():
             assert torch.equal(after["generators"][purpose], generator.get_state()), purpose
     assert all(clipped) or not loud
+    assert (kept > 0 and dropped > 0) == (stored == 2028)
 
 
 def test_chains_descend_the_sum_and_losses_take_the_mean(

@@ -41,8 +41,11 @@ FIELDS: dict[str, Any] = {
 class _Twin:
     """Grathwohl et al.: one batch for energy and classes; generator and posterior afterwards, on the same images."""
 
-    def __init__(self, trainer: Trainer, state: Any, generators: dict[str, torch.Generator]) -> None:
+    def __init__(
+        self, trainer: Trainer, state: Any, generators: dict[str, torch.Generator], entropy_weight: float
+    ) -> None:
         self.data, self.g, self.state, self.c = trainer.data, generators, state, trainer.config
+        self.entropy_weight = entropy_weight
         self.net = build_network("wrn-10-1", trainer.data.shape, trainer.data.classes, norm="none", dropout=0.3)
         self.net.load_state_dict(state["model"])
         self.net.train()
@@ -95,8 +98,9 @@ class _Twin:
             log_w = log_w + Normal(means, sigma).log_prob(x).sum((2, 3, 4)) - Normal(self.z, s).log_prob(near).sum(2)
             w = (log_w - log_w.amax(0)).exp()
             w = w / w.sum(0)
+            self.effective_samples = 1 / (w**2).sum(0)
             c = sum(w[k].view(6, 1, 1, 1) * (x - means[k]) / sigma**2 for k in range(20))
-        objective = log_p.mean() + 1e-4 * (c * self.x_g).flatten(1).sum(1).mean()
+        objective = log_p.mean() + self.entropy_weight * (c * self.x_g).flatten(1).sum(1).mean()
         (-objective).backward()
 
     def posterior_step(self) -> None:
@@ -108,20 +112,40 @@ class _Twin:
         (self.log_s.grad,) = torch.autograd.grad(-bound.mean(), self.log_s)
 
 
+@pytest.mark.parametrize(("case", "entropy_weight"), [("as published", 1e-4), ("wide", 1.0), ("lower bound", 1e-7)])
 def test_three_iterations(
     quick: Callable[..., TrialConfig],
     make_data: Callable[..., ImageData],
     copy_of: Callable[[Any], Any],
     generators_of: Callable[[Any], dict[str, torch.Generator]],
     check_adam: Callable[..., None],
+    case: str,
+    entropy_weight: float,
 ) -> None:
-    """Energy, generator, sigma and posterior, each with an Adam of its own; running statistics of the generator."""
-    trainer = Trainer(quick(**FIELDS), make_data(60, (3, 8, 8)))
+    """Energy, generator, sigma and posterior, each with an Adam of its own; running statistics of the generator.
+
+    At sigma = 0.01 the likelihood of x alone decides the importance weights and the evidence lower bound. `wide` starts
+    from sigma = 0.3, a wide posterior and images that hardly depend on the latent, so that prior, proposal and entropy
+    matter as well. In `lower bound` sharper classes, hardly opposed by the entropy, drive sigma below 0.01.
+    """
+    fields = dict(FIELDS)
+    if case != "as published":
+        fields["generator"] = FIELDS["generator"] | {"entropy_weight": entropy_weight}
+    trainer = Trainer(quick(**fields), make_data(60, (3, 8, 8)))
     made = trainer.generator
     assert made is not None and trainer.buffer is None and trainer.initial is None
+    assert trainer.model.class_head is not None
+    with torch.no_grad():
+        if case == "wide":
+            made.log_sigma.fill_(math.log(0.3))
+            made.posterior_log_std.fill_(math.log(0.5))
+            made.network.conv.weight.mul_(0.1)
+        elif case == "lower bound":
+            trainer.model.class_head.weight.mul_(10)
+    lowest = math.inf
     for it in range(3):
         before = copy_of(trainer.state_dict())
-        twin = _Twin(trainer, copy_of(before), generators_of(before))
+        twin = _Twin(trainer, copy_of(before), generators_of(before), entropy_weight)
         weights = [p.detach().clone() for p in trainer.model.parameters()]
         report = trainer.train_epoch()
         assert report.latch.verdict is None
@@ -140,6 +164,8 @@ def test_three_iterations(
         )
         torch.testing.assert_close(trainer.last_samples, twin.x_g.detach(), rtol=0, atol=1e-5)
         twin.generator_step(after["model"])
+        if case == "wide":
+            assert twin.effective_samples.min() > 1.5
         names = [name for name, _ in twin.maker.named_parameters()]
         old = [before["generator"]["network"][name] for name in names]
         gradients = [p.grad for p in twin.maker.parameters()]
@@ -160,6 +186,7 @@ def test_three_iterations(
         torch.testing.assert_close(moments["exp_avg"], slope, rtol=1e-2, atol=1e-3)
         second = moments["exp_avg_sq"] / (1 - 0.9 ** (it + 1))
         moved = before["generator"]["log_sigma"] - 2e-3 * warm * moments["exp_avg"] / (second.sqrt() + 1e-8)
+        lowest = min(lowest, moved.item())
         wanted = moved.clamp(math.log(0.01), math.log(0.3))
         torch.testing.assert_close(after["generator"]["log_sigma"], wanted, rtol=0, atol=1e-6)
         twin.posterior_step()
@@ -177,6 +204,7 @@ def test_three_iterations(
             torch.testing.assert_close(after["generator"]["network"][name], statistic, rtol=1e-4, atol=1e-5)
         for purpose, generator in twin.g.items():
             assert torch.equal(after["generators"][purpose], generator.get_state()), purpose
+    assert case != "lower bound" or lowest < math.log(0.01) - 1e-4, "the clamp had nothing to do"
 
 
 def test_forwards(quick: Callable[..., TrialConfig], make_data: Callable[..., ImageData]) -> None:

@@ -106,7 +106,7 @@ def test_files_that_are_no_model_are_refused_in_one_line(quick: Quick, digits: I
     path = _write(_trained(quick, digits), tmp_path)
     state = torch.load(path, weights_only=True)
     cases = {
-        "format 99, expected 1": state | {"format": 99},
+        "format 99, expected 2": state | {"format": 99},
         "format None": {"trainer": {}},
         "configuration is of another version": state | {"config": '{"method": "m-ebm", "colour": 3}'},
         "weights do not fit a conv-16": state | {"model": {}},

@@ -1,0 +1,392 @@
+"""`mebm evaluate`: trained models scored again under other protocols, without training."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from analysis.load import EVALUATIONS_FILE, read_evaluations, records, typed_frame, write_parquet
+from study.errors import UserError, nearest, one_line
+from study.ledger import utc_now
+from trainables.datasets import DATASETS, DataError, ImageData, load_dataset, to_float
+from trainables.device import resolve_device
+from trainables.evaluation import most_confident
+from trainables.exhibits import load_data
+from trainables.features import small_extractor
+from trainables.hybrid import HybridScores, score_hybrid
+from trainables.inception import (
+    METRICS,
+    Features,
+    NoWeightsError,
+    ReferenceCache,
+    fid_infinity,
+    fid_interval,
+    inception,
+    inception_scores,
+)
+from trainables.protocols import PROTOCOLS, Protocol
+from trainables.sampling import Loaded, fresh_samples, initial_of, load_any
+from trainables.schema import EVALUATION_COLUMNS
+
+HYBRID = "hybrid"
+"""Not a protocol of samples: accuracy, calibration and AUROC of a model with a class head, or of its energy."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A file to score.
+
+    Attributes:
+        path: the model file or checkpoint.
+        study: name of its study's folder; trial_id: its trial; model: last, best or checkpoint.
+    """
+
+    path: Path
+    study: str
+    trial_id: str
+    model: str
+
+
+@dataclass(frozen=True)
+class Request:
+    """How to score.
+
+    Attributes:
+        protocols: names of `PROTOCOLS`, and `hybrid`.
+        metrics: of Inception's, for protocols that use it.
+        confidence: also the FID's interval and its extrapolation to infinitely many samples.
+        seed: of fresh samples.
+        outside: other data sets for `hybrid`: name, folder or None.
+        norm_mode: batch norm's mode in `hybrid`.
+        data_dir: where the images are now, in place of where the trials read them.
+    """
+
+    protocols: tuple[str, ...]
+    metrics: tuple[str, ...] = ("fid", "isc")
+    confidence: bool = False
+    seed: int = 0
+    outside: tuple[tuple[str, str | None], ...] = ()
+    norm_mode: str = "eval"
+    data_dir: str | None = None
+
+
+def find_targets(path: Path, which: str = "last") -> list[Target]:
+    """The files meant by `path`: a file, a study's folder, or a folder with `models`.
+
+    Args:
+        which: of a study: `last`, `best` or `all`.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder; expected a model file, a checkpoint or a study's folder")
+    if path.is_file():
+        best = path.stem.endswith("_best")
+        inside = path.parent.name == "models"
+        study = path.parent.parent.resolve().name if inside else path.resolve().parent.name
+        kind = ("best" if best else "last") if inside else "checkpoint"
+        return [Target(path, study, path.stem.removesuffix("_best"), kind)]
+    found = []
+    for file in sorted((path / "models").glob("*.pt")):
+        kind = "best" if file.stem.endswith("_best") else "last"
+        if which in ("all", kind):
+            found.append(Target(file, path.resolve().name, file.stem.removesuffix("_best"), kind))
+    if not found and (path / "checkpoint.pt").is_file():
+        found = [Target(path / "checkpoint.pt", path.resolve().name, "t0001", "checkpoint")]
+    if not found:
+        raise UserError(
+            f"{path}: models/ holds no {which if which != 'all' else ''} model; a trial leaves one at its end"
+        )
+    return found
+
+
+def parse_protocols(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of protocols, each once.
+
+    Raises:
+        UserError: an unknown one.
+    """
+    known = [*PROTOCOLS, HYBRID]
+    for name in names:
+        if name not in known:
+            raise UserError(f"--protocol {name}: unknown{nearest(name, known)}; known: {', '.join(known)}")
+    return tuple(dict.fromkeys(names))
+
+
+def evaluate(
+    targets: Sequence[Target],
+    request: Request,
+    out: Path,
+    *,
+    device: str = "auto",
+    on_done: Callable[[str], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Score models and append rows to a Parquet file as they come; what is in it already is not done again.
+
+    Args:
+        out: `evaluations.parquet`.
+        on_done: called with words after each model and protocol.
+
+    Returns:
+        The rows asked for (`EVALUATION_COLUMNS`), those of earlier runs included.
+
+    Raises:
+        UserError: a file that is damaged, or images that are missing.
+    """
+    kept = records(read_evaluations(out)) if out.is_file() else []
+    asked: list[dict[str, Any]] = []
+    where = resolve_device(device)
+    for target in targets:
+        digest = _digest(target.path)
+        scorer: _Scorer | None = None
+        for name in request.protocols:
+            identity = _identity(name, request)
+            done = [
+                r for r in kept if r["model_digest"] == digest and (r["protocol"], r["protocol_digest"]) == identity
+            ]
+            done = [r for r in done if r["seed"] in (None, request.seed)]
+            if done and _complete(done, name, request):
+                asked += done
+            else:
+                try:
+                    scorer = scorer or _Scorer(target, request, where)
+                    rows = list(scorer.score(name))
+                except (DataError, ValueError) as error:
+                    raise UserError(one_line(error)) from error
+                common = scorer.common | {"model_digest": digest, "created_at": utc_now(), "device": where.type}
+                common |= {"protocol": identity[0], "protocol_digest": identity[1]}
+                rows = [common | row for row in rows]
+                old = {id(r) for r in done}
+                kept = [r for r in kept if id(r) not in old] + rows
+                asked += rows
+                write_parquet(typed_frame(kept, EVALUATION_COLUMNS), EVALUATION_COLUMNS, out)
+            if on_done:
+                on_done(f"{target.trial_id} {name}")
+    return asked
+
+
+def default_out(path: Path) -> Path:
+    """Where rows of a file or a study go: `evaluations.parquet` of the study's folder, or beside the file."""
+    if path.is_dir():
+        return path / EVALUATIONS_FILE
+    parent = path.parent.parent if path.parent.name == "models" else path.parent
+    return parent / EVALUATIONS_FILE
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+
+
+def _identity(name: str, request: Request) -> tuple[str, str]:
+    if name != HYBRID:
+        return name, PROTOCOLS[name].digest
+    text = f"{request.norm_mode} {sorted(request.outside, key=str)}"
+    return name, hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _complete(rows: Sequence[dict[str, Any]], name: str, request: Request) -> bool:
+    """Every number asked for is among the rows; one that could not be had is asked for again."""
+    if any(r["value"] is None for r in rows):
+        return False
+    if name == HYBRID:
+        return True
+    have = {r["metric"] for r in rows}
+    wanted = {"fd"} if PROTOCOLS[name].features == "small" else set(request.metrics)
+    if request.confidence and "fid" in wanted:
+        wanted |= {"fid_infinity"}
+    return wanted <= have
+
+
+class _Scorer:
+    """One model: what its protocols share is made once."""
+
+    def __init__(self, target: Target, request: Request, device: torch.device) -> None:
+        self.request, self.device = request, device
+        data_dir = Path(request.data_dir) if request.data_dir else None
+        self.loaded: Loaded = load_any(target.path, device, data_dir=data_dir)
+        saved = self.loaded.saved
+        self.common: dict[str, Any] = {
+            "study": target.study,
+            "trial_id": target.trial_id,
+            "model": target.model,
+            "epoch": saved.epoch,
+            "method": saved.config.method,
+        }
+        self._data: ImageData | None = None
+        self._fresh: Tensor | None = None
+        self._features: dict[tuple[Any, ...], Features] = {}
+
+    @property
+    def data(self) -> ImageData:
+        """The trial's images."""
+        if self._data is None:
+            self._data = load_data(self.loaded.saved)
+        return self._data
+
+    def score(self, name: str) -> Iterator[dict[str, Any]]:
+        """Rows of one protocol, without what all rows of the model have in common."""
+        started = time.perf_counter()
+        rows = list(self._hybrid() if name == HYBRID else self._samples(PROTOCOLS[name]))
+        spent = time.perf_counter() - started
+        for row in rows:
+            yield row | {"seconds": spent}
+
+    # ------------------------------------------------------------------------------------------------- samples
+
+    def _samples(self, protocol: Protocol) -> Iterator[dict[str, Any]]:
+        saved = self.loaded.saved
+        base: dict[str, Any] = {"source": protocol.source, "metric": "fd" if protocol.features == "small" else "fid"}
+        if not saved.config.samples or (protocol.source == "buffer" and not saved.config.buffered):
+            yield base | {"remark": f"{saved.config.method} has no {protocol.source} samples"}
+            return
+        images, remark = self._images(protocol)
+        base |= {"samples": len(images)}
+        if protocol.source == "fresh":
+            base |= {"seed": self.request.seed, "made_by": self._made_by}
+        if protocol.features == "small":
+            extractor = small_extractor(self.data)
+            value = extractor.frechet_distance(to_float(images))
+            reference = f"{extractor.id}, {len(self.data.images)} training images"
+            yield base | {"value": value, "reference": reference, "remark": remark}
+            return
+        yield from self._inception(protocol, images, base, remark)
+
+    @property
+    def _made_by(self) -> str:
+        c = self.loaded.saved.config
+        return "generator" if c.sampler == "generator" else f"{c.evaluation.fresh_steps}steps"
+
+    def _images(self, protocol: Protocol) -> tuple[Tensor, str | None]:
+        """uint8 images as the protocol chooses and rounds them, and what was done otherwise."""
+        saved, remarks = self.loaded.saved, []
+        if protocol.source == "fresh":
+            chosen = exact = self._fresh_samples(protocol.count or 10_000)
+            if protocol.rounding == "truncate":
+                remarks.append("fresh samples are rounded")
+        else:
+            exact = saved.samples
+            if protocol.rounding == "truncate":
+                if saved.truncated is None:
+                    remarks.append("samples are rounded: truncated ones are not known")
+                else:
+                    exact = saved.truncated
+            chosen = exact if protocol.count is None else exact[: protocol.count]
+        if protocol.count is not None and len(chosen) < protocol.count:
+            remarks.append(f"{len(chosen)} samples in place of {protocol.count}")
+        if protocol.top_share is not None:
+            if not saved.model.has_class_head:
+                remarks.append("no class head: all images in place of the most confident")
+            else:
+                on_device = to_float(chosen.to(self.device))
+                kept = most_confident(saved.model, on_device, protocol.top_share, saved.config.evaluation.batch_size)
+                chosen = ((kept + 1) * 127.5).round().to(torch.uint8).cpu()
+                remarks.append("confidence taken of 8-bit samples")
+        return chosen, "; ".join(remarks) or None
+
+    def _fresh_samples(self, count: int) -> Tensor:
+        if self._fresh is None or len(self._fresh) < count:
+            saved = self.loaded.saved
+            self._fresh = fresh_samples(
+                saved,
+                count,
+                saved.config.evaluation.fresh_steps,
+                initial=initial_of(self.loaded),
+                seed=self.request.seed,
+                batch_size=saved.config.evaluation.batch_size,
+                generator=self.loaded.generator,
+            )
+        return self._fresh[:count]
+
+    def _inception(
+        self, protocol: Protocol, images: Tensor, base: dict[str, Any], remark: str | None
+    ) -> Iterator[dict[str, Any]]:
+        try:
+            network = inception()
+            features = network.features(images, self.device) if len(images) else None
+            scores = inception_scores(images, self.data, self.device, protocol, self.request.metrics, features)
+        except NoWeightsError as error:
+            for metric in self.request.metrics:
+                yield base | {"metric": metric, "remark": f"no {metric}: {error}"}
+            return
+        base |= {"reference": scores.reference}
+        bounds: dict[str, float] = {}
+        if self.request.confidence and "fid" in scores.values and features is not None:
+            distance = ReferenceCache(self.data, protocol, network, self.device).frechet()
+            bounds["low"], bounds["high"] = fid_interval(features.pool, distance, seed=protocol.seed)
+            infinity = fid_infinity(features.pool, distance, seed=protocol.seed)
+            yield base | {"metric": "fid_infinity", "value": infinity, "remark": remark}
+        remarks = "; ".join(r for r in (remark, scores.remark) if r) or None
+        for metric in self.request.metrics:
+            value = scores.values.get(metric)
+            row = base | {"metric": metric, "value": value, "remark": remarks}
+            if metric == "fid":
+                row |= bounds
+            elif metric in ("isc", "kid") and value is not None:
+                # Their own spread, over splits or subsets, as torch-fidelity gives it.
+                sd = scores.values[f"{metric}_sd"]
+                row |= {"low": value - sd, "high": value + sd}
+            yield row
+
+    # -------------------------------------------------------------------------------------------------- hybrid
+
+    def _hybrid(self) -> Iterator[dict[str, Any]]:
+        outside = {name: load_dataset(name, folder).test_images for name, folder in self.request.outside}
+        data = self.data
+        scores: HybridScores = score_hybrid(
+            self.loaded.saved,
+            data.test_images,
+            data.test_labels,
+            outside=outside,
+            norm_mode="train" if self.request.norm_mode == "train" else "eval",
+        )
+        base = {"source": "images", "samples": scores.n}
+        for metric, value, identity in (
+            ("accuracy", scores.accuracy, scores.accuracy_id),
+            ("ece", scores.ece, scores.ece_id),
+        ):
+            if value is not None:
+                yield base | {"metric": metric, "value": value, "reference": identity}
+        for name, found in scores.outside.items():
+            yield base | {"metric": f"auroc_log_p_{name}", "value": found.auroc_log_p, "reference": found.log_p_id}
+            if found.auroc_confidence is not None:
+                row = {"metric": f"auroc_confidence_{name}", "value": found.auroc_confidence}
+                yield base | row | {"reference": found.confidence_id}
+
+
+def parse_outside(texts: Sequence[str]) -> tuple[tuple[str, str | None], ...]:
+    """`NAME` or `NAME=FOLDER` of other data sets.
+
+    Raises:
+        UserError: a name that needs a folder and has none.
+    """
+    found: list[tuple[str, str | None]] = []
+    for text in texts:
+        name, _, folder = text.partition("=")
+        if not folder and name not in DATASETS:
+            raise UserError(f"--outside {text}: unknown{nearest(name, DATASETS)}; give NAME=FOLDER")
+        found.append((name, str(Path(folder).resolve()) if folder else None))
+    return tuple(found)
+
+
+def parse_metrics(text: str) -> tuple[str, ...]:
+    """A comma-separated list of Inception's metrics.
+
+    Raises:
+        UserError: an unknown one.
+    """
+    names = tuple(dict.fromkeys(n.strip() for n in text.split(",") if n.strip()))
+    for name in names:
+        if name not in METRICS:
+            raise UserError(f"--metrics {name}: unknown{nearest(name, METRICS)}; known: {', '.join(METRICS)}")
+    if not names:
+        raise UserError(f"--metrics {text!r}: names nothing; known: {', '.join(METRICS)}")
+    return names
