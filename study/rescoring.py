@@ -163,7 +163,7 @@ def evaluate(
                     raise UserError(one_line(error)) from error
                 common = scorer.common | {"model_digest": digest, "created_at": utc_now(), "device": where.type}
                 common |= {"protocol": identity[0], "protocol_digest": identity[1]}
-                rows = [common | row for row in rows]
+                rows = [{c.name: (common | row).get(c.name) for c in EVALUATION_COLUMNS} for row in rows]
                 old = {id(r) for r in done}
                 kept = [r for r in kept if id(r) not in old] + rows
                 asked += rows

@@ -116,7 +116,7 @@ def fresh_samples(
         if c.sampler == "generator":
             if generator is None:
                 raise ValueError(f"{c.method} samples with its generator, which {WITHOUT_GENERATOR}")
-            for part in generator.sample(count, batch_size, draws).clamp(-1, 1).split(batch_size):
+            for part in generator.sample(count, batch_size, draws).split(batch_size):
                 keep(part)
         else:
             if initial is None:

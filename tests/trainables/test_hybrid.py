@@ -490,7 +490,7 @@ def test_a_hybrid_model_is_scored(make: Make, digits: ImageData, noise: Tensor) 
     p = logits.softmax(1)
     right = (p.argmax(1) == labels).tolist()
     assert (found.n, found.norm_mode, found.log_p) == (360, "eval", "logsumexp")
-    assert found.accuracy == sum(right) / 360 == accuracy(saved.model, digits, 77)
+    assert found.accuracy == sum(right) / 360 == accuracy(saved.model, digits.test_images, digits.test_labels, 77)
     assert found.accuracy > 0.3, "the model must have learnt something"
     assert found.accuracy_id == "test-360-eval-norm-accuracy"
     assert found.ece == pytest.approx(_ece([max(row) for row in p.tolist()], right, 15), abs=1e-4)

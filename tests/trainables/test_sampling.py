@@ -257,6 +257,24 @@ def test_a_buffer_larger_than_a_part_is_read_whole(train: Callable[..., Left]) -
     assert torch.equal(stored, load_any(left.model).saved.samples)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"pixel_range": "unit"},
+        {"method": "igebm", "buffer_size": 40, "batch_size": 30},
+        {"method": "kl-ebm", "buffer_size": 40, "batch_size": 30, "entropy_weight": 0.0},
+    ],
+    ids=["replace", "ring", "reservoir"],
+)
+def test_stored_samples_are_what_the_buffer_shows(train: Callable[..., Left], fields: dict[str, Any]) -> None:
+    """Of buffers that overflowed long ago: a reservoir shows its newest images, not those it draws from."""
+    left = train(**fields)
+    assert left.trainer.buffer is not None
+    stored = load_any(left.checkpoint).saved.samples
+    assert torch.equal(stored, to_grid(left.trainer.sample_pool(10_000)))
+    assert len(stored) == left.trainer.config.buffer_size
+
+
 def test_a_buffer_that_has_not_been_written_to(quick: Quick, digits: ImageData, tmp_path: Path) -> None:
     torch.save(Trial(quick(method="igebm"), digits).state_dict(), tmp_path / "trial.pt")
     loaded = load_any(tmp_path / "trial.pt")

@@ -364,7 +364,7 @@ def test_only_a_completed_trial_leaves_a_model(quick: Quick, digits: ImageData, 
     report, path = run("collapsed", **worse)
     assert report.outcome is Outcome.COLLAPSED
     assert not path.exists()
-    assert [p.name for p in (tmp_path / "models").iterdir()] == ["good.pt"]
+    assert [p.name for p in (tmp_path / "models").iterdir() if "_best" not in p.name] == ["good.pt"]
 
 
 def test_a_model_appears_at_the_end_and_not_before(quick: Quick, digits: ImageData, tmp_path: Path) -> None:
@@ -381,3 +381,61 @@ def test_images_left_out_are_said(quick: Quick, digits: ImageData) -> None:
     report = _run(Trial(quick(epochs=1), data))[-1]
     assert report.trial["message"] == "7 bad images left out (x.png: image cannot be decoded)"
     assert _run(Trial(quick(epochs=1), digits))[-1].trial["message"] is None
+
+
+# ------------------------------------------------------------------------------------------------------ the best model
+
+
+def _run_to_end(trial: Trial) -> list[Report]:
+    reports = [trial.step()]
+    while not reports[-1].done:
+        reports.append(trial.step())
+    return reports
+
+
+def test_the_model_of_the_best_epoch_is_kept(quick: Quick, digits: ImageData, tmp_path: Path) -> None:
+    evaluation = {"every": 1, "fresh_steps": 2, "protocols": ["small-buffer"]}
+    config = quick(epochs=5, iterations_per_epoch=6, evaluation=evaluation, learning_rate=0.3, buffer_size=500)
+    trial = Trial(config, digits, Recorder(tmp_path, "t1"))
+    reports = _run_to_end(trial)
+    scores = {r.row["epoch"]: r.row["fd_buffer"] for r in reports if r.row and r.row["epoch"]}
+    best = min(scores, key=lambda epoch: scores[epoch])
+    last = reports[-1].trial
+    assert (last["model_metric"], last["model_epoch"], last["selected_on"]) == ("fd_buffer", best, "train")
+    kept = load_model(tmp_path / "models" / "t1_best.pt")
+    assert kept.epoch == best
+    assert load_model(tmp_path / "models" / "t1.pt").epoch == 5
+
+
+def test_a_diverged_trial_keeps_its_best_model_and_nothing_later(
+    quick: Quick, digits: ImageData, tmp_path: Path
+) -> None:
+    evaluation = {"every": 1, "fresh_steps": 2, "protocols": ["small-buffer"]}
+    config = quick(
+        epochs=60, iterations_per_epoch=10, evaluation=evaluation, norm="none", initial="uniform", sampling_steps=1
+    )
+    trial = Trial(config, digits, Recorder(tmp_path, "t1"))
+    reports = _run_to_end(trial)
+    end = reports[-1]
+    assert end.outcome is Outcome.DIVERGED
+    if end.trial["epochs_done"] == 0:
+        assert end.trial["model_epoch"] is None and not (tmp_path / "models").exists()
+        return
+    assert 1 <= end.trial["model_epoch"] <= end.trial["epochs_done"]
+    assert end.trial["model_epoch"] == end.trial["fd_buffer_best_epoch"]
+    assert load_model(tmp_path / "models" / "t1_best.pt").epoch == end.trial["model_epoch"]
+    assert not (tmp_path / "models" / "t1.pt").exists()
+
+
+def test_what_selected_is_said(quick: Quick, digits: ImageData) -> None:
+    for fields, expected in (
+        ({}, ("accuracy", "test")),
+        ({"validation_images": 100, "evaluation": {"accuracy_on": "validation"}}, ("accuracy", "validation")),
+    ):
+        trial = Trial(quick(method="softmax", epochs=1, iterations_per_epoch=3, **fields), digits)
+        end = _run_to_end(trial)[-1].trial
+        assert (end["model_metric"], end["selected_on"]) == expected
+        count = 360 if expected[1] == "test" else 100
+        assert end["accuracy_protocol"] == f"{expected[1]}-{count}-eval-norm"
+    with pytest.raises(ValueError, match="validation_images is 0"):
+        quick(method="softmax", evaluation={"accuracy_on": "validation"})

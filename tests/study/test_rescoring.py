@@ -1,0 +1,169 @@
+"""`mebm evaluate` on models that real trials left: which files, which rows, what is done again, what is said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from analysis.load import read_evaluations, records
+from study.cli import cli
+from study.console import StudyConsole
+from study.errors import UserError
+from study.rescoring import Request, default_out, evaluate, find_targets, parse_metrics, parse_outside, parse_protocols
+from study.single import load_trial, train_one
+from trainables.datasets import load_dataset, to_float
+from trainables.features import small_extractor
+from trainables.protocols import PROTOCOLS
+from trainables.saved import load_model
+
+FIELDS = ("network=conv-4", "epochs=2", "iterations_per_epoch=6", "buffer_size=400", "device=cpu",
+          "evaluation.every=1", "evaluation.fresh_steps=2")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """What `mebm train` leaves of three methods."""
+    base = tmp_path_factory.mktemp("trained")
+    found = {}
+    for method in ("m-ebm", "m-jem", "softmax"):
+        with (base / "console").open("w", encoding="utf-8") as stream:
+            found[method] = base / method
+            train_one(load_trial(method, FIELDS), found[method], StudyConsole(stream))
+    return found
+
+
+def run(*arguments: Any) -> Any:
+    return CliRunner().invoke(cli, ["evaluate", *map(str, arguments)])
+
+
+def test_the_trials_own_number_comes_back(folders: dict[str, Path], tmp_path: Path) -> None:
+    """The buffer's score from the kept model is the trial's own last one: the same images, in 8 bits."""
+    result = run(folders["m-ebm"], "-p", "small-buffer", "-p", "small-fresh", "--json", "--out", tmp_path / "e.parquet")
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)["rows"]
+    assert [(r["protocol"], r["metric"], r["source"]) for r in rows] == [
+        ("small-buffer", "fd", "buffer"),
+        ("small-fresh", "fd", "fresh"),
+    ]
+    import pandas as pd
+
+    trial = pd.read_parquet(folders["m-ebm"] / "trials.parquet").iloc[0]
+    saved = load_model(folders["m-ebm"] / "models" / "t0001.pt")
+    assert rows[0]["value"] == small_extractor(load_dataset("digits")).frechet_distance(to_float(saved.samples))
+    # The trial drew another order of its 400 images, all of which are scored, in float.
+    assert rows[0]["value"] == pytest.approx(trial["fd_buffer_last"], rel=0.02)
+    assert rows[0]["samples"] == 400 and "400 samples in place of 1000" in rows[0]["remark"]
+    assert rows[1]["samples"] == 1000 and rows[1]["made_by"] == "2steps" and rows[1]["seed"] == 0
+    assert rows[0]["protocol_digest"] == PROTOCOLS["small-buffer"].digest
+    assert rows[0]["epoch"] == 2 and rows[0]["model"] == "last" and rows[0]["study"] == "m-ebm"
+
+
+def test_what_is_there_is_not_done_again(folders: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "e.parquet"
+    targets = find_targets(folders["m-ebm"])
+    first = evaluate(targets, Request(("small-fresh",)), out, device="cpu")
+    seen: list[str] = []
+    again = evaluate(targets, Request(("small-fresh", "small-buffer")), out, device="cpu", on_done=seen.append)
+    assert seen == ["t0001 small-fresh", "t0001 small-buffer"]
+    assert again[0] == records(read_evaluations(out))[0] and again[0]["created_at"] == first[0]["created_at"]
+    assert len(read_evaluations(out)) == 2
+    other = evaluate(targets, Request(("small-fresh",), seed=1), out, device="cpu")
+    assert other[0]["value"] != first[0]["value"] and len(read_evaluations(out)) == 3
+    same = evaluate(targets, Request(("small-fresh",)), tmp_path / "f.parquet", device="cpu")
+    assert same[0]["value"] == first[0]["value"], "the same protocol and seed: the same number"
+
+
+def test_hybrid_numbers(folders: dict[str, Path], tmp_path: Path) -> None:
+    result = run(folders["m-jem"], "-p", "hybrid", "--outside", "digits", "--json", "--out", tmp_path / "e.parquet")
+    assert result.exit_code == 0, result.output
+    rows = {r["metric"]: r for r in json.loads(result.stdout)["rows"]}
+    assert set(rows) == {"accuracy", "ece", "auroc_log_p_digits", "auroc_confidence_digits"}
+    assert rows["auroc_log_p_digits"]["value"] == 0.5, "against itself"
+    assert 0 <= rows["accuracy"]["value"] <= 1 and rows["accuracy"]["reference"].startswith("test-360-eval-norm")
+    energy = run(folders["m-ebm"], "-p", "hybrid", "--outside", "digits", "--json", "--out", tmp_path / "e.parquet")
+    assert [r["metric"] for r in json.loads(energy.stdout)["rows"]] == ["auroc_log_p_digits"]
+
+
+def test_what_cannot_be_scored_says_so(folders: dict[str, Path], tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("MEBM_INCEPTION_WEIGHTS", str(tmp_path / "none.pth"))
+    result = run(folders["softmax"], "-p", "small-fresh", "--out", tmp_path / "e.parquet")
+    assert result.exit_code == 0 and "softmax has no fresh samples" in result.stdout
+    missing = run(folders["m-ebm"], "-p", "buffer-10k", "--json", "--out", tmp_path / "e.parquet")
+    rows = json.loads(missing.stdout)["rows"]
+    assert [(r["metric"], r["value"]) for r in rows] == [("fid", None), ("isc", None)]
+    assert all("none.pth is not a file" in r["remark"] for r in rows)
+
+
+def test_files_that_are_meant(folders: dict[str, Path]) -> None:
+    folder = folders["m-ebm"]
+    (last,), (best,) = find_targets(folder), find_targets(folder, "best")
+    assert (last.model, best.model, last.trial_id, best.trial_id) == ("last", "best", "t0001", "t0001")
+    assert {t.model for t in find_targets(folder, "all")} == {"last", "best"}
+    (file,) = find_targets(folder / "models" / "t0001_best.pt")
+    assert (file.model, file.study, file.trial_id) == ("best", "m-ebm", "t0001")
+    (checkpoint,) = find_targets(folder / "checkpoint.pt")
+    assert checkpoint.model == "checkpoint"
+    assert default_out(folder) == folder / "evaluations.parquet" == default_out(folder / "models" / "t0001.pt")
+    with pytest.raises(UserError, match="no such file"):
+        find_targets(folder / "nothing")
+    with pytest.raises(UserError, match="models/ holds no last model"):
+        find_targets(folder / "samples")
+
+
+def test_a_checkpoint_gives_what_the_model_file_gives(folders: dict[str, Path], tmp_path: Path) -> None:
+    values = []
+    for path in (folders["m-jem"] / "checkpoint.pt", folders["m-jem"] / "models" / "t0001.pt"):
+        request = Request(("small-fresh", "hybrid"))
+        rows = evaluate(find_targets(path), request, tmp_path / f"{path.stem}.parquet", device="cpu")
+        values.append([r["value"] for r in rows])
+    assert values[0] == values[1]
+
+
+def test_mistakes_are_one_line(folders: dict[str, Path], tmp_path: Path) -> None:
+    for arguments, said in (
+        ((folders["m-ebm"],), "--protocol: name at least one"),
+        ((folders["m-ebm"], "-p", "small-bufer"), "did you mean small-buffer"),
+        ((folders["m-ebm"], "-p", "hybrid", "--metrics", "fit"), "did you mean fid"),
+        ((folders["m-ebm"], "-p", "hybrid", "--outside", "svhn"), "give NAME=FOLDER"),
+    ):
+        result = run(*arguments)
+        assert isinstance(result.exception, UserError) and said in str(result.exception)
+    damaged = tmp_path / "models" / "t0001.pt"
+    damaged.parent.mkdir()
+    damaged.write_bytes((folders["m-ebm"] / "models" / "t0001.pt").read_bytes()[:500])
+    with pytest.raises(UserError, match="damaged"):
+        evaluate(find_targets(damaged), Request(("small-buffer",)), tmp_path / "e.parquet", device="cpu")
+    assert not (tmp_path / "e.parquet").exists()
+    assert parse_protocols(["hybrid", "hybrid"]) == ("hybrid",) and parse_metrics("fid, kid,fid") == ("fid", "kid")
+    assert parse_outside(["cifar100", f"mine={tmp_path}"]) == (("cifar100", None), ("mine", str(tmp_path)))
+
+
+def test_the_confident_part_is_chosen_by_class(folders: dict[str, Path], tmp_path: Path, monkeypatch: Any) -> None:
+    """paper-mjem keeps a tenth of each predicted class of the truncated samples."""
+    from study import rescoring
+
+    seen: list[torch.Tensor] = []
+
+    class Network:
+        id = "n"
+
+        def features(self, images: torch.Tensor, device: torch.device) -> Any:
+            seen.append(images)
+            raise rescoring.NoWeightsError("seen")
+
+    monkeypatch.setattr(rescoring, "inception", Network)
+    evaluate(find_targets(folders["m-jem"]), Request(("paper-mjem",)), tmp_path / "e.parquet", device="cpu")
+    saved = load_model(folders["m-jem"] / "models" / "t0001.pt")
+    assert saved.truncated is not None
+    difference = saved.samples.int() - saved.truncated.int()
+    assert set(difference.unique().tolist()) == {0, 1}
+    with torch.no_grad():
+        predicted = saved.model.logits(to_float(saved.truncated)).argmax(1)
+    assert len(seen[0]) == sum(int(n * 0.1) for n in predicted.bincount().tolist())
+    rows = {image.numpy().tobytes() for image in saved.truncated}
+    assert {image.numpy().tobytes() for image in seen[0]} <= rows
