@@ -14,7 +14,7 @@ from PIL import Image
 
 from analysis.picture_grids import grid_pixels
 from study.errors import UserError
-from study.sampling import sample_to_file
+from study.sampling import _write_npz, _write_parquet, sample_to_file
 from trainables.datasets import ImageData, load_dataset
 from trainables.methods import build_trial
 from trainables.recorder import Recorder
@@ -189,6 +189,23 @@ def test_a_checkpoint_and_a_model_file_give_the_same(trained, tmp_path):
     assert not np.array_equal(stored, from_npz(tmp_path / "fresh_model.npz"))
 
 
+def test_a_checkpoint_folder_of_tune(trained, tmp_path):
+    """Written by the trainable itself, without a Ray runtime."""
+    from trainables.ray_trainable import MebmTrainable
+
+    config = load_model(trained / "models" / "t0001.pt").config
+    settings = {"trial": config.to_json(), "trial_id": "t1", "folder": str(tmp_path / "study"), "cpus": 1, "gpus": 0}
+    trainable = MebmTrainable({**settings, "checkpoint_seconds": 1e9, "resume_from": None})
+    while not trainable.step()["done"]:
+        pass
+    (tmp_path / "checkpoint_000001").mkdir()
+    trainable.save_checkpoint(str(tmp_path / "checkpoint_000001"))
+    trainable.cleanup()
+    assert [p.name for p in (tmp_path / "checkpoint_000001").iterdir()] == ["trial.pt"]
+    write(tmp_path / "checkpoint_000001", tmp_path / "a.npz")
+    np.testing.assert_array_equal(from_npz(tmp_path / "a.npz"), samples(trained))
+
+
 def test_steps_left_out_are_those_of_an_evaluation(trained, tmp_path):
     line = write(trained, tmp_path / "a.npz", steps=None)
     assert "of 3 steps" in line
@@ -302,6 +319,15 @@ def test_images_may_have_moved(train, trained, tmp_path):
     for path in (model, checkpoint):
         write(path, tmp_path / "a.npz", data_dir=there)
         np.testing.assert_array_equal(from_npz(tmp_path / "a.npz"), wanted)
+
+
+@pytest.mark.parametrize("write_form", [_write_npz, _write_parquet])
+def test_a_failure_leaves_nothing(tmp_path, write_form):
+    out = tmp_path / "a"
+    (out / "in the way").mkdir(parents=True)
+    with pytest.raises(OSError):
+        write_form(out, np.zeros((2, 1, 4, 4), np.uint8))
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
 def test_a_place_that_cannot_be_written(trained, tmp_path):
