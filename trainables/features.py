@@ -107,16 +107,16 @@ def frechet_distance(
     return float(difference @ difference + np.trace(covariance1) + np.trace(covariance2) - 2 * roots)
 
 
-def _new_network(data: ImageData) -> _Classifier:
+def _new_network(data: ImageData, seed: int = 0) -> _Classifier:
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
+        torch.default_generator.manual_seed(seed)
         return _Classifier(data.shape[0], data.classes)
 
 
-def _train(data: ImageData) -> _Classifier:
+def _train(data: ImageData, seed: int = 0) -> _Classifier:
     images, labels = to_float(data.images.cpu()), data.labels.cpu()
-    generator = torch.Generator().manual_seed(0)
-    network = _new_network(data)
+    generator = torch.Generator().manual_seed(seed)
+    network = _new_network(data, seed)
     batch = 64
     steps = len(images) // batch
     optimiser = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-2)
@@ -169,6 +169,18 @@ def _load(data: ImageData) -> SmallExtractor:
         part = path.with_name(f"{path.name}.{os.getpid()}.part")
         torch.save(network.state_dict(), part)
         part.replace(path)
+    return _describe(data, network)
+
+
+def extractor_of_seed(data: ImageData, seed: int) -> SmallExtractor:
+    """Another extractor of the same kind, trained from another seed: how far FD depends on which one it is.
+
+    It is neither kept nor used for any number that is reported.
+    """
+    return _describe(data, _train(data, seed))
+
+
+def _describe(data: ImageData, network: _Classifier) -> SmallExtractor:
     digest = hashlib.sha256()
     for tensor in network.state_dict().values():
         digest.update(tensor.numpy().tobytes())
