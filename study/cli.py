@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -240,10 +241,7 @@ def methods(as_json: bool) -> None:
                 for m in METHODS.values()
             ],
             "quoted": [{"title": q.title, "rows": q.rows, "reason": q.reason} for q in QUOTED],
-            "protocols": [
-                {"name": p.name, "source": p.source, "features": p.features, "citation": p.citation}
-                for p in PROTOCOLS.values()
-            ],
+            "protocols": [{**dataclasses.asdict(p), "digest": p.digest} for p in PROTOCOLS.values()],
         }
         click.echo(json.dumps(shown, indent=2, ensure_ascii=False))
         return
@@ -256,12 +254,12 @@ def methods(as_json: bool) -> None:
         _entry("", f"{q.title} ({q.rows}): {q.reason}", [])
     click.echo("\nevaluation protocols:")
     for p in PROTOCOLS.values():
-        click.echo(f"{p.name:<13} {p.source}, {p.features} features: {p.citation}")
+        _entry(p.name, "", [("is", p.text()), ("source", p.citation), ("hash", p.digest)])
 
 
 def _entry(name: str, title: str, parts: list[tuple[str, str]]) -> None:
     """A name and a title, then one indented, wrapped paragraph per labelled part that has a text."""
-    click.echo(f"{name:<9} {title}")
+    click.echo(f"{name:<9} {title}".rstrip())
     for label, text in parts:
         if text:
             lines = textwrap.wrap(text, 90)

@@ -39,7 +39,7 @@ from trainables.optimisers import (
     clip_by_sigma,
     gradient_norm,
     guarded_step,
-    keep_rate_on_device,
+    prepare_for_capture,
     set_rate,
 )
 from trainables.pixels import RANGES
@@ -162,7 +162,7 @@ class Learner:
     def _prepare_graph(self) -> None:
         """Capture anew: at the start, and where tensors that a captured graph knows have been replaced."""
         if self.execution.graphed:
-            keep_rate_on_device(self.optimiser, self.device)
+            prepare_for_capture(self.optimiser, self.device)
             self.optimiser.zero_grad(set_to_none=True)
             self._graph = IterationGraph(self._iterate, self._generators.values())
 

@@ -39,12 +39,16 @@ def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
             group["lr"] = rate
 
 
-def keep_rate_on_device(optimiser: torch.optim.Optimizer, device: torch.device) -> None:
-    """Let the rate be a scalar on the device, so that a captured CUDA graph sees `set_rate`.
+def prepare_for_capture(optimiser: torch.optim.Optimizer, device: torch.device) -> None:
+    """Let a CUDA graph capture the optimiser's step: the rate becomes a scalar on the device, which `set_rate` fills.
 
     Call it again after `load_state_dict`, which may bring a rate of another kind.
     """
+    # Adam warns where a capturable step runs uncaptured, which the iterations before the capture do on purpose.
+    optimiser._warned_capturable_if_run_uncaptured = True  # type: ignore[attr-defined]
     for group in optimiser.param_groups:
+        if "capturable" in group:
+            group["capturable"] = True
         group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=device)
 
 

@@ -317,3 +317,16 @@ def test_missing_weights_are_one_line(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(NoWeightsError, match=r"none\.pth is not a file") as error:
         inception.inception()
     assert "\n" not in str(error.value)
+
+
+def test_every_option_is_one_that_torch_fidelity_knows() -> None:
+    """It ignores a misspelt keyword without a word, and takes its default."""
+    import re
+
+    from torch_fidelity.defaults import DEFAULTS
+
+    source = Path(inception.__file__).read_text(encoding="utf-8")
+    used = set(re.findall(r'"((?:kid|prc|isc|rng|save|feature|verbose)[a-z_]*)": ', source))
+    used |= set(re.findall(r"\b(feature_extractor_weights_path|verbose)=", source))
+    assert {"kid_subsets", "kid_subset_size", "rng_seed", "prc_neighborhood", "save_cpu_ram", "verbose"} <= used
+    assert used - {"isc", "kid", "isc_sd", "kid_sd"} <= set(DEFAULTS)

@@ -15,6 +15,7 @@ from trainables.optimisers import (
     clip_by_sigma,
     gradient_norm,
     guarded_step,
+    prepare_for_capture,
     set_rate,
 )
 
@@ -185,3 +186,21 @@ def test_moving_average_stands_still_where_a_step_was_skipped() -> None:
     again = MovingAverage(model, 0.9)
     again.load_state_dict(average.state_dict())
     assert torch.equal(again.module.weight, kept)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+def test_a_rate_that_lives_on_the_device_is_filled_in_place(kind: str) -> None:
+    """What a captured graph needs: one tensor, in which the host writes; also after a state was loaded."""
+    optimiser = build_optimiser([torch.nn.Parameter(torch.arange(4.0))], kind, learning_rate=1.0)
+    plain = optimiser.state_dict()
+    for load in (False, True):
+        if load:
+            optimiser.load_state_dict(plain)
+            assert optimiser.param_groups[0]["lr"] == 1.0
+        prepare_for_capture(optimiser, torch.device("cpu"))
+        group = optimiser.param_groups[0]
+        rate = group["lr"]
+        assert isinstance(rate, Tensor) and float(rate) == 1.0 and group.get("capturable", True) is True
+        for value in (0.1, 0.02):
+            set_rate(optimiser, value)
+            assert group["lr"] is rate and float(rate) == pytest.approx(value)
