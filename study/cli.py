@@ -138,6 +138,38 @@ def _write_outputs(studies: list[Path], folder: Path, shown: console.StudyConsol
 
 
 @cli.command()
+@click.argument("config")
+@with_set
+@click.option("--gpu", metavar="NAME", help="Device to estimate for, such as H100. Default: this machine's.")
+@click.option("--bench", "benches", type=click.Path(path_type=Path), multiple=True, help="Folder of mebm bench.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
+def plan(config: str, assignments: tuple[str, ...], gpu: str | None, benches: tuple[Path, ...], as_json: bool) -> None:
+    """What the study CONFIG will take and what it can show, before it starts.
+
+    \b
+    Examples:
+      mebm plan table1 --gpu H100
+      mebm plan cifar10_stability --gpu H200 --bench results/bench
+    """
+    import dataclasses
+
+    from analysis.load import find_benches, read_bench, records
+    from study.config import load_study
+    from study.plan import make_plan
+    from study.resources import local_gpu_name
+    from study.space import build_space
+
+    study = load_study(config, assignments)
+    rows = [row for folder in benches for file in find_benches(folder) for row in records(read_bench(file))]
+    found = make_plan(study, build_space(study, config), gpu or local_gpu_name(), rows)
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(found), indent=2))
+        return
+    for line in found.lines():
+        click.echo(line)
+
+
+@cli.command()
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
 def status(folder: Path, as_json: bool) -> None:

@@ -32,8 +32,20 @@ class Gpu:
     rate: float
 
 
-_RATES: dict[str, float] = {"H200": 400e12, "H100": 400e12, "A100": 150e12, "L40": 100e12, "V100": 60e12, "T4": 20e12}
+GPU_RATES: dict[str, float] = {
+    "H200": 400e12,
+    "H100": 400e12,
+    "A100": 150e12,
+    "L40": 100e12,
+    "V100": 60e12,
+    "T4": 20e12,
+}
 """bf16 rates of convolutions that large networks reach, by a word in a device's name; rough on purpose."""
+
+
+def gpu_rate(name: str) -> float | None:
+    """The rate of a device by its name; None for one that is not in the table."""
+    return next((rate for word, rate in GPU_RATES.items() if word.lower() in name.lower()), None)
 
 
 def local_gpu() -> Gpu | None:
@@ -43,8 +55,14 @@ def local_gpu() -> Gpu | None:
     if not torch.cuda.is_available():
         return None
     properties = torch.cuda.get_device_properties(0)
-    rate = next((rate for word, rate in _RATES.items() if word in properties.name), 50e12)
-    return Gpu(properties.total_memory, rate)
+    return Gpu(properties.total_memory, gpu_rate(properties.name) or 50e12)
+
+
+def local_gpu_name() -> str | None:
+    """Name of the first GPU of this machine; None where there is none."""
+    import torch
+
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
 
 
 def trials_per_gpu(config: TrialConfig, gpu: Gpu) -> int:

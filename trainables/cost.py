@@ -106,6 +106,11 @@ def forward_flops(config: TrialConfig, shape: Shape, classes: int) -> int:
     return (energy if config.samples else logits) * config.batch_size
 
 
+def parameters(config: TrialConfig, shape: Shape, classes: int) -> int:
+    """Parameters of the network."""
+    return _plan(config, shape, classes)[4]
+
+
 def layers(config: TrialConfig, shape: Shape, classes: int) -> int:
     """Layers (modules without parts) of the network."""
     return _plan(config, shape, classes)[-1]

@@ -45,7 +45,7 @@ def prepare_for_capture(optimiser: torch.optim.Optimizer, device: torch.device) 
     Call it again after `load_state_dict`, which may bring a rate of another kind.
     """
     # Adam warns where a capturable step runs uncaptured, which the iterations before the capture do on purpose.
-    optimiser._warned_capturable_if_run_uncaptured = True  # type: ignore[attr-defined]
+    optimiser._warned_capturable_if_run_uncaptured = True
     for group in optimiser.param_groups:
         if "capturable" in group:
             group["capturable"] = True
