@@ -202,7 +202,7 @@ def sample(
     "--methods",
     metavar="NAME[:K],...",
     help="What to time: m-ebm:2,jem:20,vera; without a K those of Table 6; or table6. Default: table6 on a GPU, on a "
-    "CPU M-EBM at K = 2 and 5, M-JEM at 5, JEM at 20.",
+    "CPU M-EBM at K = 2, M-JEM at 5, JEM at 20.",
 )
 @click.option("--network", metavar="NAME", help="For methods with a WRN. Default: wrn-28-10, on a CPU wrn-10-1.")
 @click.option("--precision", metavar="P,...", help="Of fp32, tf32, bf16. Default: tf32,bf16 on a GPU, fp32,bf16 else.")

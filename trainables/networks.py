@@ -30,6 +30,14 @@ def _norm(kind: str, channels: int, momentum: float) -> nn.Module:
     return nn.BatchNorm2d(channels, momentum=momentum) if kind == "batch" else nn.Identity()
 
 
+def _activated(norm: nn.Module, x: Tensor) -> Tensor:
+    """LeakyReLU of the norm's output: in its own memory where that is new, which spares a pass over it.
+
+    Batch norm's backward pass needs its input alone. Without a norm the memory is x's, which a shortcut needs.
+    """
+    return F.leaky_relu(norm(x), SLOPE, inplace=isinstance(norm, nn.BatchNorm2d))
+
+
 class _Block(nn.Module):
     """norm - LeakyReLU - conv(in, out) - dropout - norm - LeakyReLU - conv(out, out, stride), plus a shortcut.
 
@@ -47,8 +55,8 @@ class _Block(nn.Module):
         self.shortcut: nn.Module = nn.Conv2d(inputs, outputs, 1, stride=stride) if changes else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        h: Tensor = self.dropout(self.conv1(F.leaky_relu(self.norm1(x), SLOPE)))
-        h = self.conv2(F.leaky_relu(self.norm2(h), SLOPE))
+        h: Tensor = self.dropout(self.conv1(_activated(self.norm1, x)))
+        h = self.conv2(_activated(self.norm2, h))
         return h + self.shortcut(x)  # type: ignore[no-any-return]
 
 
@@ -94,7 +102,7 @@ class WideResNet(Trunk):
 
     def after_first(self, h: Tensor) -> Tensor:
         """Pooled features."""
-        h = F.leaky_relu(self.norm(self.blocks(h)), SLOPE)
+        h = _activated(self.norm, self.blocks(h))
         return h.mean(dim=(2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -118,7 +126,7 @@ class SmallConvNet(Trunk):
             layers += [
                 nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1),
                 _norm(norm, outputs, momentum),
-                nn.LeakyReLU(SLOPE),
+                nn.LeakyReLU(SLOPE, inplace=norm == "batch"),
             ]
             inputs = outputs
         self.layers = nn.Sequential(*layers)

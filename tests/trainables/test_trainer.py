@@ -484,7 +484,10 @@ RESUMED: list[dict[str, Any]] = [
     {"method": "lse-jem", "norm": "none"},
     {"method": "softmax", "norm": "batch"},
 ]
-_CLOCKS = ("seconds", "train_seconds", "evaluation_seconds", "saved_seconds", "seconds_per_iteration")
+_CLOCKS = (
+    "seconds", "train_seconds", "evaluation_seconds", "saved_seconds", "seconds_per_iteration", "setup_seconds",
+    "first_iteration_seconds",
+)  # fmt: skip
 
 
 def _timeless(report: Any) -> tuple[Any, Any, Any]:
