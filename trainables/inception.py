@@ -191,6 +191,7 @@ class ReferenceCache:
             mark += f"-{tests}"
         self.id = f"{data.name}-{mark}-{which}-{count}-{network.id}"
         self.poisoned = False
+        self._taken: Features | None = None
 
     def statistics(self) -> Statistics:
         """`mu` and `sigma` of FID, as torch-fidelity computes them."""
@@ -209,9 +210,11 @@ class ReferenceCache:
         return torch.from_numpy(self._kept("features", lambda: {"pool": self._features().pool.numpy()})["pool"])
 
     def _features(self) -> Features:
-        p = self._protocol
-        images = reference_images(self._data, p.reference, p.reference_count, p.seed)
-        return self._network.features(images, self._device)
+        if self._taken is None:  # statistics and features may both be missing
+            p = self._protocol
+            images = reference_images(self._data, p.reference, p.reference_count, p.seed)
+            self._taken = self._network.features(images, self._device)
+        return self._taken
 
     def _kept(self, kind: str, compute: Any) -> Statistics:
         from filelock import FileLock

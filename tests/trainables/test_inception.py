@@ -158,7 +158,12 @@ def test_references_are_taken_once_and_shared(
     data, protocol = make_data(12, (3, 32, 32)), PROTOCOLS["buffer-all"]
     network = inception.inception()
     first = ReferenceCache(data, protocol, network, CPU)
+    taken: list[int] = []
+    monkeypatch.setattr(
+        network, "features", lambda images, *a, take=network.features: taken.append(len(images)) or take(images, *a)
+    )
     statistics, pool = first.statistics(), first.pool()
+    assert taken == [12], "once for both"
     assert sorted(p.name.rsplit("-", 1)[1] for p in with_random.glob("*.npz")) == ["features.npz", "statistics.npz"]
     broken = inception.Inception(torch.nn.Identity(), network.id)  # would fail if it were asked for features
     again = ReferenceCache(data, protocol, broken, CPU)
