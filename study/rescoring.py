@@ -195,8 +195,8 @@ def _identity(name: str, request: Request) -> tuple[str, str]:
 
 def _complete(rows: Sequence[dict[str, Any]], name: str, request: Request) -> bool:
     """Every number asked for is among the rows; one that could not be had is asked for again."""
-    if any(r["value"] is None for r in rows):
-        return False
+    if any(r["value"] is None and r["metric"] != "fid_infinity" for r in rows):
+        return False  # such as Inception's weights, which may be there now
     if name == HYBRID:
         return True
     have = {r["metric"] for r in rows}
@@ -322,8 +322,12 @@ class _Scorer:
         if self.request.confidence and "fid" in scores.values and features is not None:
             distance = ReferenceCache(self.data, protocol, network, self.device).frechet()
             bounds["low"], bounds["high"] = fid_interval(features.pool, distance, seed=protocol.seed)
-            infinity = fid_infinity(features.pool, distance, seed=protocol.seed)
-            yield base | {"metric": "fid_infinity", "value": infinity, "remark": remark}
+            extrapolated: dict[str, Any] = {"metric": "fid_infinity", "remark": remark}
+            try:
+                extrapolated["value"] = fid_infinity(features.pool, distance, seed=protocol.seed)
+            except ValueError as error:
+                extrapolated["remark"] = one_line(error)
+            yield base | extrapolated
         remarks = "; ".join(r for r in (remark, scores.remark) if r) or None
         for metric in self.request.metrics:
             value = scores.values.get(metric)

@@ -370,10 +370,17 @@ def fid_infinity(pool: Tensor, reference: FrechetToReference, *, seed: int, poin
 
     Args:
         pool: features (N, d) of all samples.
-        points: subsets, of sizes evenly spaced in 1/n between N/4 and N.
+        points: subsets, of sizes evenly spaced in 1/n between N/4 (at least d) and N.
+
+    Raises:
+        ValueError: fewer than 2d samples. Below d the covariance is singular and FID is no line over 1/n: 2,500 test
+            images of CIFAR-10 against as many of training score 20.2, and subsets from 625 on would lead to 9.7.
     """
+    count, size = pool.shape
+    if count < 2 * size:
+        raise ValueError(f"FID at infinity needs {2 * size} samples, but there are {count}")
     generator = torch.Generator().manual_seed(seed)
-    sizes = [round(1 / s) for s in np.linspace(4 / len(pool), 1 / len(pool), points)]
+    sizes = [round(1 / s) for s in np.linspace(1 / max(count / 4, size), 1 / count, points)]
     distances = []
     for size in sizes:
         chosen = torch.randperm(len(pool), generator=generator)[:size]

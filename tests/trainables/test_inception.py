@@ -257,6 +257,8 @@ def test_infinity_takes_the_bias_away(gaussians: tuple[Tensor, dict[str, Any]]) 
     assert min(biased) > true
     assert abs(np.mean(better) - true) < 0.3 * abs(np.mean(biased) - true)
     assert fid_infinity(pool, reference, seed=3) == fid_infinity(pool, reference, seed=3)
+    with pytest.raises(ValueError, match="needs 80 samples, but there are 79"):
+        fid_infinity(pool[:79], reference, seed=0)
 
 
 def test_the_interval_is_as_wide_as_fresh_samples_differ(gaussians: tuple[Tensor, dict[str, Any]]) -> None:
