@@ -76,7 +76,7 @@ def test_rates_follow_from_times_and_counts(timed: Any) -> None:
     rate = rows["flops_per_iteration"] / rows["seconds_per_iteration"]
     pd.testing.assert_series_equal(rows["flops_per_second"], rate, check_names=False)
     assert rows["mfu"][1] == pytest.approx(rate[1] / shown["peak_flops_per_second"]["bf16"])
-    assert (rows["mfu"] < 1).all()
+    assert (rows["mfu"] > 0).all()
 
 
 def test_profile_names_where_the_time_goes(timed: Any) -> None:
