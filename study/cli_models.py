@@ -100,6 +100,7 @@ def figures(
     "--confidence", is_flag=True, help="Also a 95% interval of FID and its extrapolation to infinite samples."
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Of fresh samples.")
+@click.option("--steps", type=click.IntRange(min=0), help="Langevin steps of fresh chains. Default: the trial's.")
 @click.option("--outside", multiple=True, metavar="NAME[=DIR]", help="Another data set for the AUROC of hybrid.")
 @click.option("--norm", type=click.Choice(["eval", "train"]), default="eval", help="Batch norm's mode in hybrid.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Where the images are now.")
@@ -113,6 +114,7 @@ def evaluate(
     which: str,
     confidence: bool,
     seed: int,
+    steps: int | None,
     outside: tuple[str, ...],
     norm: str,
     data_dir: Path | None,
@@ -138,6 +140,7 @@ def evaluate(
         metrics=rescoring.parse_metrics(metrics),
         confidence=confidence,
         seed=seed,
+        steps=steps,
         outside=rescoring.parse_outside(outside),
         norm_mode=norm,
         data_dir=str(data_dir.resolve()) if data_dir else None,
@@ -213,10 +216,10 @@ def sample(
 )
 @click.option(
     "--suite",
-    type=click.Choice(["loop", "wrapper", "start", "packing"]),
+    type=click.Choice(["loop", "wrapper", "start", "packing", "all"]),
     default="loop",
     help="loop: iterations of the methods. wrapper: an epoch in a study against a bare one. start: how long a trial "
-    "takes to start. packing: many small trials on one device against one.",
+    "takes to start. packing: many small trials on one device against one. all: one after another.",
 )
 @click.option("--dataset", default="cifar10", help="Whose images' shape is used; noise, unless --data-dir is given.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of real images.")
@@ -285,18 +288,23 @@ def bench(
         assignments=assignments,
     )
     shown = console.StudyConsole()
-    if suite != "loop":
+    others = [s for s in ("wrapper", "start", "packing") if suite in (s, "all")]
+    found: dict[str, Any] = {}
+    for name in others:
         from study.suites import run_suite
 
-        figures, lines = run_suite(suite, options, out)
-        for line in [json.dumps(figures, indent=2)] if as_json else lines:
+        found[name], lines = run_suite(name, options, out)
+        for line in [] if as_json else lines:
             click.echo(line)
+    if suite not in ("loop", "all"):
+        if as_json:
+            click.echo(json.dumps(found[suite], indent=2))
         return
     with shown.bar(engine.planned_windows(options)) as advance:
         result = engine.run_bench(options, advance)
     path = engine.write_bench(result, out)
     if as_json:
-        click.echo(json.dumps(engine.as_json(result), indent=2))
+        click.echo(json.dumps(engine.as_json(result) | found, indent=2))
         return
     shown.bench(result.rows, result.profiles, result.notes, result.over_baseline)
     shown.line(f"rows  {path}")

@@ -63,6 +63,7 @@ class Request:
         metrics: of Inception's, for protocols that use it.
         confidence: also the FID's interval and its extrapolation to infinitely many samples.
         seed: of fresh samples.
+        steps: Langevin steps of their chains; None: as many as the trial's evaluations took.
         outside: other data sets for `hybrid`: name, folder or None.
         norm_mode: batch norm's mode in `hybrid`.
         data_dir: where the images are now, in place of where the trials read them.
@@ -72,6 +73,7 @@ class Request:
     metrics: tuple[str, ...] = ("fid", "isc")
     confidence: bool = False
     seed: int = 0
+    steps: int | None = None
     outside: tuple[tuple[str, str | None], ...] = ()
     norm_mode: str = "eval"
     data_dir: str | None = None
@@ -153,6 +155,12 @@ def evaluate(
                 r for r in kept if r["model_digest"] == digest and (r["protocol"], r["protocol_digest"]) == identity
             ]
             done = [r for r in done if r["seed"] in (None, request.seed)]
+            if done and any(r["made_by"] for r in done):
+                try:  # chains of another length are another number
+                    scorer = scorer or _Scorer(target, request, where)
+                except (DataError, ValueError) as error:
+                    raise UserError(one_line(error)) from error
+                done = [r for r in done if r["made_by"] == scorer.made_by]
             if done and _complete(done, name, request):
                 asked += done
             else:
@@ -251,7 +259,7 @@ class _Scorer:
         images, remark = self._images(protocol)
         base |= {"samples": len(images)}
         if protocol.source == "fresh":
-            base |= {"seed": self.request.seed, "made_by": self._made_by}
+            base |= {"seed": self.request.seed, "made_by": self.made_by}
         if protocol.features == "small":
             extractor = small_extractor(self.data)
             value = extractor.frechet_distance(to_float(images))
@@ -261,9 +269,15 @@ class _Scorer:
         yield from self._inception(protocol, images, base, remark)
 
     @property
-    def _made_by(self) -> str:
+    def made_by(self) -> str:
+        """How fresh samples are made."""
         c = self.loaded.saved.config
-        return "generator" if c.sampler == "generator" else f"{c.evaluation.fresh_steps}steps"
+        return "generator" if c.sampler == "generator" else f"{self._steps}steps"
+
+    @property
+    def _steps(self) -> int:
+        asked = self.request.steps
+        return self.loaded.saved.config.evaluation.fresh_steps if asked is None else asked
 
     def _images(self, protocol: Protocol) -> tuple[Tensor, str | None]:
         """uint8 images as the protocol chooses and rounds them, and what was done otherwise."""
@@ -298,7 +312,7 @@ class _Scorer:
             self._fresh = fresh_samples(
                 saved,
                 count,
-                saved.config.evaluation.fresh_steps,
+                self._steps,
                 initial=initial_of(self.loaded),
                 seed=self.request.seed,
                 batch_size=saved.config.evaluation.batch_size,

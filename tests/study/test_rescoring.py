@@ -74,6 +74,11 @@ def test_what_is_there_is_not_done_again(folders: dict[str, Path], tmp_path: Pat
     assert len(read_evaluations(out)) == 2
     other = evaluate(targets, Request(("small-fresh",), seed=1), out, device="cpu")
     assert other[0]["value"] != first[0]["value"] and len(read_evaluations(out)) == 3
+    longer = evaluate(targets, Request(("small-fresh",), steps=4), out, device="cpu")
+    assert longer[0]["made_by"] == "4steps" and longer[0]["value"] != first[0]["value"]
+    assert len(read_evaluations(out)) == 4
+    (default,) = evaluate(targets, Request(("small-fresh",)), out, device="cpu")
+    assert default["value"] == first[0]["value"] and len(read_evaluations(out)) == 4
     same = evaluate(targets, Request(("small-fresh",)), tmp_path / "f.parquet", device="cpu")
     assert same[0]["value"] == first[0]["value"], "the same protocol and seed: the same number"
 
