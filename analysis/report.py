@@ -16,7 +16,7 @@ from analysis.courses import courses, courses_caption, courses_figure
 from analysis.exhibits import FOLDER, draw, read_index
 from analysis.figure_data import SampleGrid, ending, outcome_fields, sample_grids, survival_fields
 from analysis.figures import outcome_figure, survival_figure, template, tradeoff_figure, training_figure
-from analysis.load import Results, ResultsError, records
+from analysis.load import EVALUATIONS_FILE, Results, ResultsError, read_evaluations, records
 from analysis.render import NOTHING, display
 from analysis.stability import compute_ledger, divergence_by, seeds_note
 from analysis.summary import StudySummary, duration, explanatory_fields, objective, summarise, value_text, varied_or_all
@@ -119,6 +119,7 @@ def _study(results: Results, study: str, index: int) -> dict[str, Any]:
         "rates": _rates(part, study),
         "grids": [_grid(g) for g in sample_grids(part, study)],
         "exhibits": _exhibits(part, results.folders[study] / FOLDER) if trials else [],
+        "scores": _scores(results.folders[study]),
         "ledger": _ledger(part),
         "provenance": _provenance(results.manifests[study], trials),
         "finished": sum(n for o, n in summary.outcomes if o.finished),
@@ -289,6 +290,20 @@ def _ledger(results: Results) -> dict[str, Any]:
     if not with_gpu:
         header.remove("GPU time")
         rows = [row[:2] + row[3:] for row in rows]
+    return {"header": header, "rows": rows}
+
+
+def _scores(folder: Path) -> dict[str, Any]:
+    """What `mebm evaluate` measured of the study's models; no rows where nothing was."""
+    file = folder / EVALUATIONS_FILE
+    header = ["Trial", "Model", "Epoch", "Protocol", "Images", "Metric", "Value", "95%", "Remark"]
+    rows = []
+    for r in records(read_evaluations(file)) if file.is_file() else []:
+        bounds = NOTHING if r["low"] is None else f"{brief(r['low'])} to {brief(r['high'])}"
+        value = NOTHING if r["value"] is None else brief(r["value"])
+        made = f" ({r['made_by']})" if r["made_by"] else ""
+        cells = [r["trial_id"], r["model"], _or_dash(r["epoch"]), f"{r['protocol']}{made}", _or_dash(r["samples"])]
+        rows.append([*map(str, cells), r["metric"], value, bounds, r["remark"] or ""])
     return {"header": header, "rows": rows}
 
 

@@ -5,9 +5,10 @@ import re
 
 import pytest
 
-from analysis.load import Results, load, records
+from analysis.load import Results, load, records, write_parquet
 from analysis.report import cut_off, messages, report_html, shown_width, write_report
 from analysis.tables import build_tables
+from trainables.schema import EVALUATION_COLUMNS
 
 
 def without_plotly(page: str) -> str:
@@ -136,3 +137,18 @@ def test_several_studies_in_one_report(synthetic):
     assert 'id="study-0"' in page
     assert 'id="study-1"' in page
     assert page.count("Plotly.react") == 1
+
+
+def test_scores_of_kept_models_are_shown_with_their_protocol(study, row) -> None:
+    folder = study([row("t1")])
+    assert "Scores of kept models" not in report_html(load(folder))
+    common = {"study": "demo", "trial_id": "t1", "model": "best", "epoch": 4, "method": "m-ebm", "source": "buffer"}
+    rows = [
+        common
+        | {"protocol": "buffer-10k", "metric": "fid", "value": 31.25, "low": 30.0, "high": 32.5, "samples": 9000},
+        common | {"protocol": "buffer-10k", "metric": "isc", "remark": "no IS: <nothing>"},
+    ]
+    write_parquet(rows, EVALUATION_COLUMNS, folder / "evaluations.parquet")
+    page = report_html(load(folder))
+    assert "Scores of kept models" in page and "31.2" in page and "30 to 32.5" in page and "9000" in page
+    assert "no IS: &lt;nothing&gt;" in page
