@@ -346,13 +346,10 @@ class _Scorer:
         for metric in self.request.metrics:
             value = scores.values.get(metric)
             row = base | {"metric": metric, "value": value, "remark": remarks}
-            if metric == "fid":
-                row |= bounds
-            elif metric in ("isc", "kid") and value is not None:
-                # Their own spread, over splits or subsets, as torch-fidelity gives it.
-                sd = scores.values[f"{metric}_sd"]
-                row |= {"low": value - sd, "high": value + sd}
-            yield row
+            yield row | bounds if metric == "fid" else row
+            if metric in ("isc", "kid") and value is not None:
+                # Over splits or subsets, as torch-fidelity gives it: no interval of the number.
+                yield base | {"metric": f"{metric}_sd", "value": scores.values[f"{metric}_sd"], "remark": remarks}
 
     # -------------------------------------------------------------------------------------------------- hybrid
 

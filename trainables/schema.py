@@ -337,7 +337,12 @@ EVALUATION_COLUMNS: tuple[Column, ...] = (
     Column("source", "string", "buffer, fresh or images (of the data set)"),
     Column("made_by", "string", "how fresh samples were made, such as 20steps or generator; null otherwise"),
     Column("samples", "int64", "images that were scored", "image"),
-    Column("metric", "string", "fd, fid, isc, kid, precision, recall, fid_infinity, accuracy, ece, auroc_..."),
+    Column(
+        "metric",
+        "string",
+        "fd, fid, isc, kid, precision, recall, fid_infinity, accuracy, ece, auroc_...; isc_sd and kid_sd are "
+        "torch-fidelity's own, over splits and subsets",
+    ),
     Column("value", "float64", "the number"),
     Column("low", "float64", "lower end of its 95% interval over draws of the samples; null where none was asked for"),
     Column("high", "float64", "upper end of it"),
