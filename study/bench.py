@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,21 +116,6 @@ def parse_methods(text: str | None, device: torch.device) -> tuple[tuple[str, in
     if not pairs:
         raise UserError(f"--methods {text!r}: names no method")
     return tuple(dict.fromkeys(pairs))
-
-
-def parse_choices(option: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
-    """A comma-separated list of known words.
-
-    Raises:
-        UserError: another word.
-    """
-    words = tuple(dict.fromkeys(w.strip() for w in text.split(",") if w.strip()))
-    for word in words:
-        if word not in known:
-            raise UserError(f"{option} {word}: must be of {', '.join(known)}{nearest(word, known)}")
-    if not words:
-        raise UserError(f"{option} {text!r}: names nothing; known: {', '.join(known)}")
-    return words
 
 
 @dataclass

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from study import console
-from study.errors import UserError
+from study.errors import UserError, parse_choices
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -271,10 +271,8 @@ def bench(
     options = engine.BenchOptions(
         methods=engine.parse_methods(methods, where),
         network=network or ("wrn-28-10" if gpu else "wrn-10-1"),
-        precisions=engine.parse_choices(
-            "--precision", precision or ("tf32,bf16" if gpu else "fp32,bf16"), engine.PRECISIONS
-        ),
-        executions=engine.parse_choices(
+        precisions=parse_choices("--precision", precision or ("tf32,bf16" if gpu else "fp32,bf16"), engine.PRECISIONS),
+        executions=parse_choices(
             "--execution", execution or (",".join(engine.EXECUTIONS) if gpu else "eager"), engine.EXECUTIONS
         ),
         device=where,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -88,3 +88,18 @@ def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
             return []
         current = field.annotation
     return list(getattr(current, "model_fields", {}))
+
+
+def parse_choices(option: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
+    """A comma-separated list of known words.
+
+    Raises:
+        UserError: another word.
+    """
+    words = tuple(dict.fromkeys(w.strip() for w in text.split(",") if w.strip()))
+    for word in words:
+        if word not in known:
+            raise UserError(f"{option} {word}: must be of {', '.join(known)}{nearest(word, known)}")
+    if not words:
+        raise UserError(f"{option} {text!r}: names nothing; known: {', '.join(known)}")
+    return words

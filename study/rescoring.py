@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from analysis.load import EVALUATIONS_FILE, read_evaluations, records, typed_frame, write_parquet
-from study.errors import UserError, nearest, one_line
+from study.errors import UserError, nearest, one_line, parse_choices
 from study.ledger import utc_now
 from trainables.datasets import DATASETS, DataError, ImageData, load_dataset, to_float
 from trainables.device import resolve_device
@@ -398,10 +398,4 @@ def parse_metrics(text: str) -> tuple[str, ...]:
     Raises:
         UserError: an unknown one.
     """
-    names = tuple(dict.fromkeys(n.strip() for n in text.split(",") if n.strip()))
-    for name in names:
-        if name not in METRICS:
-            raise UserError(f"--metrics {name}: unknown{nearest(name, METRICS)}; known: {', '.join(METRICS)}")
-    if not names:
-        raise UserError(f"--metrics {text!r}: names nothing; known: {', '.join(METRICS)}")
-    return names
+    return parse_choices("--metrics", text, METRICS)

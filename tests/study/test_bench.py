@@ -13,9 +13,9 @@ from click.testing import CliRunner
 
 from analysis.load import load, read_bench
 from analysis.tables import build_tables
-from study.bench import SHORT, TABLE6, BenchOptions, cases, parse_choices, parse_methods, planned_windows
+from study.bench import SHORT, TABLE6, BenchOptions, cases, parse_methods, planned_windows
 from study.cli import cli
-from study.errors import UserError
+from study.errors import UserError, parse_choices
 from trainables.cost import iteration_flops
 from trainables.methods import build_trial
 from trainables.timing import Windows, geometric_mean, kernel_class, peak_flops
