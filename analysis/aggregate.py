@@ -152,6 +152,7 @@ SETTINGS_COLUMNS: tuple[Column, ...] = (
             Outcome.DIVERGED,
             Outcome.COLLAPSED,
             Outcome.STOPPED,
+            Outcome.PRUNED,
             Outcome.FAILED,
             Outcome.INTERRUPTED,
         )

@@ -38,6 +38,7 @@ MARKS: dict[Outcome, tuple[str, str]] = {
     Outcome.DIVERGED: ("#e05f00", "x"),
     Outcome.COLLAPSED: ("#c869a0", "triangle-down"),
     Outcome.STOPPED: ("#009e73", "square"),
+    Outcome.PRUNED: ("#66c2a5", "square-open"),
     Outcome.INTERRUPTED: ("#b79a00", "diamond"),
     Outcome.RUNNING: ("#56b4e9", "circle-open"),
     Outcome.PENDING: ("#8c8c8c", "circle-open-dot"),

@@ -182,7 +182,7 @@ def cut_off(trials: Sequence[Trial]) -> list[dict[str, Any]]:
                 f"{t['trial_id']} ({text(t['iterations_done'] or 0)} of {text(t['iterations_planned'])})" for t in part
             ],
         }
-        for outcome in (Outcome.STOPPED, Outcome.INTERRUPTED)
+        for outcome in (Outcome.STOPPED, Outcome.PRUNED, Outcome.INTERRUPTED)
         if (part := [t for t in trials if t["outcome"] == outcome])
     ]
 

@@ -275,6 +275,7 @@ def _category(outcome: str) -> str:
     return {
         Outcome.COMPLETED: "useful",
         Outcome.STOPPED: "useful",
+        Outcome.PRUNED: "useful",
         Outcome.DIVERGED: "diverged",
         Outcome.COLLAPSED: "collapsed",
         Outcome.FAILED: "failed",

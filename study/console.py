@@ -40,6 +40,7 @@ _STYLE = {
     Outcome.FAILED: "bold red",
     Outcome.INTERRUPTED: "yellow",
     Outcome.STOPPED: "yellow",
+    Outcome.PRUNED: "blue",
     Outcome.PENDING: "dim",
 }
 _ROWS = 18

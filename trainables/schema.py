@@ -31,6 +31,8 @@ class Outcome(StrEnum):
     """Bounded energies, useless model: the L2 term's trivial optimum, or samples worse than p0's own."""
     STOPPED = "stopped"
     """Cut off by the study's budget; censored at its last iteration."""
+    PRUNED = "pruned"
+    """Ended early because other trials did better by then (`pruning`); censored at its last iteration."""
     INTERRUPTED = "interrupted"
     """Cut off by an interrupt, a kill or a lost machine; `mebm resume` goes on with it."""
     FAILED = "failed"
@@ -192,6 +194,7 @@ EPOCH_COLUMNS: tuple[Column, ...] = (
     Column("grad_param_norm", "float64", "mean norm of the parameters' gradient over the epoch"),
     Column("cross_entropy", "float64", "mean cross-entropy of the labelled batches", "nat"),
     Column("peak_memory_bytes", "int64", "peak device memory; null on a CPU", "byte"),
+    Column("energy_joules", "float64", "energy its GPU took during the epoch, by NVML; null without", "J", True),
     *(
         c
         for m in METRICS
@@ -279,7 +282,12 @@ TRIAL_COLUMNS: tuple[Column, ...] = (
     Column("model_epoch", "int64", "epoch of that model; of a diverged trial the best before it diverged", added=True),
     Column("selected_on", "string", "images that decided which was best: train, test or validation", added=True),
     Column("gpus", "float64", "GPUs reserved for the trial; 0 on a CPU", "GPU"),
+    Column("energy_joules", "float64", "energy its GPU took for the epochs that count, from NVML", "J", added=True),
+    Column("energy_shared", "bool", "true where other trials ran on that GPU: the energy is theirs too", added=True),
     Column("attempts", "int64", "times the trial was started"),
+    Column(
+        "lost_seconds", "float64", "wall time of ended attempts that no row holds: set-up, parts of epochs", "s", True
+    ),
     Column("device", "string", "device it trained on: cpu or cuda"),
     Column("hardware", "string", "name of that device"),
     Column("data_source", "string", "where the images came from, with a fingerprint of them"),
@@ -288,6 +296,24 @@ TRIAL_COLUMNS: tuple[Column, ...] = (
     Column("ended_at", "string", "UTC time of the end, ISO 8601"),
     Column("config", "string", "the complete trial configuration as JSON with sorted keys"),
 )
+
+ATTEMPT_COLUMNS: tuple[Column, ...] = (
+    Column("study", "string", "name of the study"),
+    Column("trial_id", "string", "the trial"),
+    Column("attempt", "int64", "which start of the trial, from 1"),
+    Column("node", "string", "address of the node it ran on, once it has reported"),
+    Column("gpus", "float64", "GPUs reserved for it", "GPU"),
+    Column("first_epoch", "int64", "epoch it went on from: 0, or that of the checkpoint it started from"),
+    Column("last_epoch", "int64", "last epoch it reported"),
+    Column("seconds", "float64", "wall time from its start to its end, or to its last sign of life", "s"),
+    Column("replayed_seconds", "float64", "of which epochs that a later attempt did again", "s"),
+    Column("lost_seconds", "float64", "of which after its last report: no row holds that work", "s"),
+    Column("ended", "string", "finished, failed, interrupted, stopped, killed (its driver was) or running"),
+    Column("reason", "string", "why it failed; null otherwise"),
+    Column("started_at", "string", "UTC time of its start, ISO 8601"),
+    Column("ended_at", "string", "UTC time of its end or last sign of life, ISO 8601"),
+)
+"""`attempts.parquet`: one row per start of a trial."""
 
 BENCH_COLUMNS: tuple[Column, ...] = (
     Column("bench", "string", "the run of `mebm bench` the row is from"),
