@@ -19,6 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from analysis.remote import Remote, is_url
+from analysis.remote import ResultsError as ResultsError  # it is raised here
 from trainables.schema import (
     BENCH_COLUMNS,
     EPOCH_COLUMNS,
@@ -39,6 +41,8 @@ TRIALS = "trials.parquet"
 EPOCHS = "epochs.parquet"
 BENCH_FILE = "bench.parquet"
 EVALUATIONS_FILE = "evaluations.parquet"
+_SMALL = (MANIFEST, TRIALS, EPOCHS, BENCH_FILE, EVALUATIONS_FILE)
+"""What of a study in a store is always read; the rest is brought when it is asked for."""
 
 _ARROW_TYPES: dict[str, pa.DataType] = {
     "string": pa.string(),
@@ -52,10 +56,6 @@ _TYPES_MAPPER: dict[pa.DataType, Any] = {
     pa.float64(): pd.Float64Dtype(),
     pa.bool_(): pd.BooleanDtype(),
 }
-
-
-class ResultsError(ValueError):
-    """Results that cannot be read; its message is one line for the user: file, what is wrong, what is expected."""
 
 
 def arrow_schema(columns: Sequence[Column]) -> pa.Schema:
@@ -106,8 +106,21 @@ def write_parquet(
     Raises:
         ValueError: A value does not fit its column's type, or `data` has a column that is not in `columns`.
     """
+    write_table(_table(data, columns), path)
+
+
+def to_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> pa.Table:
+    """Rows as an Arrow table of exactly these columns; a missing key is null.
+
+    Raises:
+        ValueError: A value does not fit its column's type, or a key is no column.
+    """
+    return _table(rows, columns)
+
+
+def write_table(table: pa.Table, path: Path | str) -> None:
+    """Write an Arrow table as Parquet, complete under its name or not at all."""
     path = Path(path)
-    table = _table(data, columns)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -163,7 +176,8 @@ class Results:
         trials: One row per trial, `TRIAL_COLUMNS`.
         epochs: One row per trial, epoch and attempt, `EPOCH_COLUMNS`.
         manifests: A study's name to the content of its `manifest.json`.
-        folders: A study's name to its folder.
+        folders: A study's name to its folder; of one in a store, to a temporary copy of its small files, which is there
+            as long as this object is.
         bench: One row per timed implementation of `mebm bench`, `BENCH_COLUMNS`.
     """
 
@@ -172,6 +186,7 @@ class Results:
     manifests: dict[str, dict[str, Any]]
     folders: dict[str, Path]
     bench: pd.DataFrame = dataclasses.field(default_factory=lambda: empty_frame(BENCH_COLUMNS))
+    _remotes: dict[str, Remote] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
     def studies(self) -> list[str]:
@@ -185,19 +200,26 @@ class Results:
             self.epochs[self.epochs["study"] == study].reset_index(drop=True),
             {study: self.manifests[study]},
             {study: self.folders[study]},
+            _remotes={study: self._remotes[study]} if study in self._remotes else {},
         )
+
+    def _file(self, study: str, name: str) -> Path | None:
+        """A file of a study, brought from its store if need be; None where there is none."""
+        path = self.folders[study] / name
+        if not path.is_file() and study in self._remotes:
+            self._remotes[study].bring(name)
+        return path if path.is_file() else None
 
     def signals(self, study: str, trial_id: str) -> pd.DataFrame | None:
         """Recorded signals of a trial (`SIGNAL_COLUMNS`, by iteration); None where none were kept."""
-        path = self.folders[study] / "signals" / f"{trial_id}.parquet"
-        if not path.is_file():
+        path = self._file(study, f"signals/{trial_id}.parquet")
+        if path is None:
             return None
         return read_parquet(path, SIGNAL_COLUMNS).sort_values("iteration", kind="stable", ignore_index=True)
 
     def sample_grid(self, study: str, trial_id: str, kind: str) -> Path | None:
         """PNG with a grid of a trial's samples, `kind` being buffer, fresh or end; None where none was kept."""
-        path = self.folders[study] / "samples" / f"{trial_id}_{kind}.png"
-        return path if path.is_file() else None
+        return self._file(study, f"samples/{trial_id}_{kind}.png")
 
 
 def current_epochs(epochs: pd.DataFrame) -> pd.DataFrame:
@@ -264,26 +286,45 @@ def load(*paths: Path | str) -> Results:
     """Read studies, finished or still running.
 
     Args:
-        paths: Study folders, or folders whose direct children are study folders; folders of `mebm bench` likewise. A
-            study given twice is read once; two studies of one name in different folders are both kept, the later one as
-            "NAME (2)".
+        paths: Study folders, or folders whose direct children are study folders; folders of `mebm bench` likewise. Any
+            of them may be a URL of a store. A study given twice is read once; two studies of one name in different
+            folders are both kept, the later one as "NAME (2)".
 
     Raises:
-        ResultsError: A folder holds no study, or a file of a study is missing, broken, or of another schema.
+        ResultsError: A folder holds no study, or a file of a study is missing, broken, or of another schema; a store
+            cannot be read.
     """
+    copies = {
+        str(path): Remote.open(str(path), _SMALL, (MANIFEST, TRIALS, BENCH_FILE)) for path in paths if is_url(path)
+    }
+    try:
+        return _load([copies[str(path)].folder if is_url(path) else Path(path) for path in paths], copies)
+    except ResultsError as error:
+        text = str(error)
+        for copy in copies.values():  # the user knows the store's name, not that of the copy
+            text = text.replace(str(copy.folder), copy.shown)
+        raise ResultsError(text) from None
+
+
+def _load(paths: Sequence[Path], copies: Mapping[str, Remote]) -> Results:
     folders: dict[str, Path] = {}
+    remotes: dict[str, Remote] = {}
     manifests: dict[str, dict[str, Any]] = {}
     trials, epochs = [], []
-    seen: set[Path] = set()
+    seen: set[Path | str] = set()
     for folder in (f for path in paths for f in find_studies(path)):
-        if folder.resolve() in seen:
+        remote = next((c.of(folder) for c in copies.values() if folder.is_relative_to(c.folder)), None)
+        place = remote.key if remote else folder.resolve()
+        if place in seen:
             continue
-        seen.add(folder.resolve())
+        seen.add(place)
         manifest = _read_manifest(folder / MANIFEST)
         study = _free_name(str(manifest["study"]), folders)
         study_trials = _read_trials(folder / TRIALS)
         study_epochs = read_parquet(folder / EPOCHS, EPOCH_COLUMNS)
         folders[study], manifests[study] = folder, manifest
+        if remote is not None:
+            remotes[study] = remote
         study_trials = _with_searched_fields(study_trials, manifest.get("varied") or [])
         trials.append(study_trials.assign(study=pd.array([study] * len(study_trials), dtype="string")))
         epochs.append(study_epochs.assign(study=pd.array([study] * len(study_epochs), dtype="string")))
@@ -294,6 +335,7 @@ def load(*paths: Path | str) -> Results:
         manifests,
         folders,
         pd.concat([read_bench(f) for f in benches], ignore_index=True) if benches else empty_frame(BENCH_COLUMNS),
+        remotes,
     )
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import functools
 import logging
 import re
-from collections.abc import Callable
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray.tune import Callback
+from ray.tune.result import SHOULD_CHECKPOINT
 
 from study.console import StudyConsole
 from study.errors import one_line
@@ -17,7 +21,18 @@ from study.ledger import Ledger
 from trainables.config import TrialConfig
 from trainables.schema import Outcome
 
+if TYPE_CHECKING:
+    from study.loggers import Logger
+    from study.scheduler import Control
+
 log = logging.getLogger("mebm")
+FOR_GOOD = (Outcome.COMPLETED, Outcome.DIVERGED, Outcome.COLLAPSED, Outcome.PRUNED)
+"""Ends after which a trial is never trained again."""
+_ALIVE_SECONDS = 60.0
+_WORKER_LOST = "ActorDiedError"
+"""In the trace of a trial whose process or node is gone; an exception in its code has another."""
+MOST_LOSSES = 20
+"""Lost workers and nodes of one trial in one run that do not count as its failures."""
 _EXCEPTION = re.compile(r"[\w.]*(Error|Exception|Exit|Interrupt)\b(\([^)]*\))?:")
 
 
@@ -43,15 +58,33 @@ class LedgerCallback(Callback):
         ledger: takes the events.
         console: shows them.
         gpus: GPUs of a trial.
+        control: says which trials end early; None: none does.
+        look_after: called in every turn of Ray's loop with Ray's trials and a function that takes a remark on one.
+        loggers: are told as well.
 
     Attributes:
         error: the first error of a callback, if any.
+        at_first: called once, in the first turn of Ray's loop.
     """
 
-    def __init__(self, ledger: Ledger, console: StudyConsole, gpus: float) -> None:
-        self.ledger, self.console, self.gpus = ledger, console, gpus
+    def __init__(
+        self,
+        ledger: Ledger,
+        console: StudyConsole,
+        gpus: float,
+        control: Control | None = None,
+        look_after: Callable[[list[Any], Callable[[str, str], None]], None] | None = None,
+        loggers: Sequence[Logger] = (),
+    ) -> None:
+        self.ledger, self.console, self.gpus, self.control = ledger, console, gpus, control
+        self.look_after, self.loggers = look_after, loggers
         self.error: Exception | None = None
         self._remarks: set[str] = set()
+        self._reasons: dict[str, str] = {}
+        self._lost: Counter[str] = Counter()
+        self.at_first: Callable[[], None] | None = None
+        self._full = False
+        self._alive_at = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
         """Ray pickles its tuner and with it the callbacks; open files and the screen stay behind."""
@@ -61,12 +94,34 @@ class LedgerCallback(Callback):
         self.console.trial(self.ledger.trials[trial_id], gap, event)
 
     @_kept
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """A turn of Ray's loop: hanging trials, the journal's troubles, and a sign that the driver lives."""
+        if self.at_first is not None:
+            self.at_first()
+            self.at_first = None
+        if self.look_after is not None:
+            self.look_after(trials, self._reasons.__setitem__)
+        if self.ledger.trouble is not None:
+            self.ledger.flush()
+        full = self.ledger.trouble is not None
+        if full != self._full:
+            self._full = full
+            trouble = f"the journal cannot be written ({self.ledger.trouble}); what happens is kept in memory"
+            self.console.line(trouble if full else "the journal can be written again; nothing is lost")
+        if time.monotonic() - self._alive_at > _ALIVE_SECONDS:
+            self._alive_at = time.monotonic()
+            self.ledger.alive()
+
+    @_kept
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial starts, or starts again after a failure."""
         trial_id = trial.config["trial_id"]
         config = TrialConfig.model_validate_json(trial.config["trial"])
-        attempt = self.ledger.start(trial_id, config, trial.config["setting_id"], self.gpus)
+        setting, number = trial.config["setting_id"], int(trial.config.get("setting", 0))
+        attempt = self.ledger.start(trial_id, config, setting, self.gpus, number)
         log.info("%s starts (attempt %d): %s", trial_id, attempt, trial.config["trial"])
+        for logger in self.loggers:
+            logger.start(trial_id, self.ledger.trials[trial_id])
         self._show(trial_id, "started")
 
     @_kept
@@ -76,32 +131,84 @@ class LedgerCallback(Callback):
         """A trial reports an epoch or its verdict."""
         trial_id = trial.config["trial_id"]
         row, values = result["row"], result["trial"]
-        self.ledger.report(trial_id, row, values)
+        self.ledger.report(trial_id, row, values, result.get("node_ip"))
         over = Outcome(values["outcome"]).finished
-        if over:
+        for logger in self.loggers:
+            if row is not None:
+                logger.report(trial_id, row, values)
+        if self.control is not None and (early := self.control.ending.pop(trial_id, None)) is not None:
+            outcome, reason = early
+            self.ledger.end(trial_id, outcome, reason)
+            result[SHOULD_CHECKPOINT] = outcome is not Outcome.PRUNED  # it may go on, a pruned one never does
+            over = True
+            log.info("%s ends: %s %s", trial_id, outcome.value, reason or "")
+        elif over:
             log.info("%s ends: %s %s at %s", trial_id, values["outcome"], values["cause"] or "", values["iteration"])
         remark = values["message"]
-        if remark and remark not in self._remarks:  # a number that could not be taken is said once, not per trial
+        # A number that could not be taken is said once, not per trial; a failure is in the trial's own line.
+        if remark and remark not in self._remarks and values["outcome"] != Outcome.FAILED:
             self._remarks.add(remark)
             self.console.line(f"{trial_id}: {remark}")
         self._show(trial_id, "ended" if over else "report", row["energy_gap"] if row else None)
+        if over:
+            self._ended(trial_id)
+
+    def _ended(self, trial_id: str) -> None:
+        for logger in self.loggers:
+            logger.end(trial_id, self.ledger.trials[trial_id])
 
     @_kept
     def on_checkpoint(self, iteration: int, trials: list[Any], trial: Any, checkpoint: Any, **info: Any) -> None:
-        """A trial has written a checkpoint."""
-        self.ledger.checkpoint(trial.config["trial_id"], str(checkpoint.path))
+        """A trial has written a checkpoint: of older runs at most one generation is still needed."""
+        trial_id = trial.config["trial_id"]
+        mine = Path(checkpoint.path).parent.parent
+        for old in self.ledger.checkpoint(trial_id, str(checkpoint.path)):
+            if mine != (self.ledger.folder / old).parent.parent.resolve():
+                self._discard(old)  # those of this run Ray deletes itself, and misses them if they are gone
+
+    @_kept
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial's worker has been let go: if it is over for good its checkpoints are not needed any more."""
+        trial_id = trial.config["trial_id"]
+        if (outcome := self.ledger.outcome(trial_id)) in FOR_GOOD:
+            log.debug("%s is over (%s): its checkpoints go", trial_id, outcome)
+            for path in self.ledger.checkpoints.get(trial_id, []):
+                self._discard(path)
+
+    def _discard(self, path: str) -> None:
+        if "://" in path or Path(path).is_absolute():
+            return  # not below the study's folder: Ray keeps two of them itself
+        shutil.rmtree(self.ledger.folder / path, ignore_errors=True)
+
+    @_kept
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial failed and is about to start again."""
+        trial_id = trial.config["trial_id"]
+        if trial_id not in self.ledger.trials:
+            return
+        trace = _error_text(trial)
+        reason = self._why(trial)
+        log.warning("%s is started again: %s", trial_id, reason)
+        self.ledger.lost(trial_id, reason)
+        # A lost worker or node is not the trial's doing: a weekend on a cluster must not use up its restarts.
+        if _WORKER_LOST in trace and self._lost[trial_id] < MOST_LOSSES:
+            self._lost[trial_id] += 1
+            trial.run_metadata.num_failures -= 1
+
+    def _why(self, trial: Any) -> str:
+        return self._reasons.pop(trial.config["trial_id"], None) or _reason(_error_text(trial))
 
     @_kept
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has failed for good."""
         trial_id = trial.config["trial_id"]
-        trace = _error_text(trial)
-        message = _reason(trace)
-        log.error("%s failed: %s", trial_id, trace)
+        log.error("%s failed: %s", trial_id, _error_text(trial))
+        message = self._why(trial)
         if trial_id not in self.ledger.trials:  # it failed before it had started
             self.on_trial_start(iteration, trials, trial)
         self.ledger.end(trial_id, Outcome.FAILED, message)
         self._show(trial_id, "ended")
+        self._ended(trial_id)
 
 
 def _error_text(trial: Any) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from study import cli_models, console
+from study import cli_models, cli_status, console
 from study.cli_models import with_set
 from study.errors import RunError, UserError, nearest, one_line
 
@@ -71,9 +71,11 @@ def sweep(config: str, results: Path, assignments: tuple[str, ...], address: str
     from study.config import load_study
     from study.folder import create_folder, discard_unstarted
     from study.launch import describe
+    from study.loggers import check_loggers
     from study.space import build_space
 
     study = load_study(config, assignments)
+    check_loggers(study.run.loggers)
     if dry_run:
         for line in describe(study, build_space(study, config), config):
             click.echo(line)
@@ -88,22 +90,39 @@ def sweep(config: str, results: Path, assignments: tuple[str, ...], address: str
 
 @cli.command()
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@with_set
 @click.option("--address", metavar="ADDR", help="Ray cluster to use ('auto': the one on this machine). Default: own.")
-def resume(folder: Path, address: str | None) -> None:
-    """Go on with the study in DIR: trials that were cut off continue from their last checkpoint."""
+@click.option("--retry-failed", is_flag=True, help="Run trials that failed once more, from their last checkpoint.")
+@click.option("--accept-changes", is_flag=True, help="Go on with other code or images than the study began with.")
+def resume(
+    folder: Path, assignments: tuple[str, ...], address: str | None, retry_failed: bool, accept_changes: bool
+) -> None:
+    """Go on with the study in DIR: trials that were cut off continue from their last checkpoint.
+
+    What is damaged is repaired where that is exact (and said) and refused where it is not. budget, resources, run and
+    description may be changed with --set; search.trials may grow, and seeds may be added at their end.
+
+    \b
+    Examples:
+      mebm resume results/NAME
+      mebm resume results/NAME --set budget.gpu_hours=500 --set run.max_concurrent=8
+      mebm resume results/NAME --set seeds=[0,1,2,3,4] --retry-failed
+    """
+    from study.config import change_study
     from study.folder import load_folder
 
-    _run(load_folder(folder), folder, address)
+    study = change_study(load_folder(folder), assignments, str(folder))
+    _run(study, folder, address, retry_failed=retry_failed, accept_changes=accept_changes)
 
 
-def _run(study: StudyConfig, folder: Path, address: str | None) -> None:
+def _run(study: StudyConfig, folder: Path, address: str | None, **how: bool) -> None:
     from study.launch import run_study
     from study.space import build_space
 
     shown = console.StudyConsole()
     planned = build_space(study).settings * len(study.seeds)
     shown.line(f"{study.name}: {planned} trials, results in {folder}{os.sep}")
-    ending = run_study(study, folder, shown, address=address)
+    ending = run_study(study, folder, shown, address=address, **how)
     if ending.interrupted:
         shown.line(f"interrupted; go on with: mebm resume {folder}")
         _write_outputs([folder], folder, shown, quiet=True)
@@ -134,7 +153,7 @@ def _write_outputs(studies: list[Path], folder: Path, shown: console.StudyConsol
     shown.line(f"report  {report_file}")
 
 
-# ----------------------------------------------------------------------------------------------------- status
+# ------------------------------------------------------------------------------------------------------- plan
 
 
 @cli.command()
@@ -167,59 +186,6 @@ def plan(config: str, assignments: tuple[str, ...], gpu: str | None, benches: tu
         return
     for line in found.lines():
         click.echo(line)
-
-
-@cli.command()
-@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
-def status(folder: Path, as_json: bool) -> None:
-    """How the study in DIR stands, from its files alone: whether it runs, and every trial."""
-    from study.folder import is_running, load_folder
-    from study.ledger import Ledger
-    from study.space import build_space
-    from trainables.schema import Outcome
-
-    study = load_folder(folder)
-    running = is_running(folder)
-    ledger = Ledger(folder, study.name, writable=False)
-    trials = {t: dict(v) for t, v in ledger.trials.items()}
-    for trial in trials.values():
-        if trial["outcome"] == Outcome.RUNNING and not running:
-            trial["outcome"] = Outcome.INTERRUPTED.value  # its driver is gone
-    planned = build_space(study).settings * len(study.seeds)
-    progress = console.Progress(study.name, planned, study.varied, study.objectives[0].metric, len(study.seeds))
-    progress.begin(trials)
-    counts = {outcome.value: n for outcome, n in progress.counts().items()}
-    if as_json:
-        shown = {
-            "study": study.name,
-            "folder": str(folder),
-            "running": running,
-            "planned": planned,
-            "finished": progress.done,
-            "outcomes": counts,
-            "trials": [
-                {key: value for key, value in trial.items() if value is not None and key != "config"}
-                for trial in trials.values()
-            ],
-        }
-        click.echo(json.dumps(shown, indent=2))
-        return
-    out = console.StudyConsole()
-    for trial_id, rows in _last_rows(ledger).items():
-        progress.gaps[trial_id] = rows["energy_gap"]
-    out.rich.print(progress.table(whole=True))
-    found = ", ".join(f"{n} {name}" for name, n in counts.items() if n)
-    state = "running" if running else ("complete" if progress.done >= planned else f"not running; mebm resume {folder}")
-    out.line(f"{study.name}: {progress.done}/{planned} trials over ({found}); {state}")
-
-
-def _last_rows(ledger: Any) -> dict[str, dict[str, Any]]:
-    last: dict[str, dict[str, Any]] = {}
-    for (trial_id, epoch), row in ledger.epochs.items():
-        if trial_id not in last or epoch > last[trial_id]["epoch"]:
-            last[trial_id] = row
-    return last
 
 
 # ------------------------------------------------------------------------------------------------------ train
@@ -375,7 +341,7 @@ def detector(signals: Path, runs: Path, as_json: bool) -> None:
         click.echo(line)
 
 
-for command in (cli_models.figures, cli_models.evaluate, cli_models.sample, cli_models.bench):
+for command in (cli_status.status, cli_models.figures, cli_models.evaluate, cli_models.sample, cli_models.bench):
     cli.add_command(command)
 
 

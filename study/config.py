@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -60,6 +61,11 @@ class SearchConfig(_Model):
     )
     trials: int | None = Field(None, ge=1, description="settings to propose; times the seeds it gives the trials")
     seed: int = Field(0, ge=0, description="seed of the sampler")
+    storage: str | None = Field(
+        None,
+        description="Optuna storage that several drivers share, such as postgresql+psycopg://user@host/optuna; "
+        "${NAME} in it is taken from the environment; null: optuna.db in the study's folder",
+    )
     startup_trials: int = Field(8, ge=1, description="random settings before TPE or GP starts to model")
     space: dict[str, Range] = Field(default_factory=dict, description="searched trial fields (dotted for nested ones)")
     start: tuple[dict[str, Scalar], ...] = Field(
@@ -114,7 +120,7 @@ class Objective(_Model):
 
 
 class ResourcesConfig(_Model):
-    """What one trial gets."""
+    """What one trial gets, and where."""
 
     cpus: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
         1.0, description="CPUs, and threads, of a trial; auto: its share of the cluster's, at most 4"
@@ -123,6 +129,13 @@ class ResourcesConfig(_Model):
         0.0,
         description="GPUs of a trial; a fraction is also its memory limit; auto: as many trials per GPU as an estimate "
         "of memory and arithmetic allows, none where the cluster has none",
+    )
+
+    gpu_type: str | None = Field(
+        None, description="only on nodes with this accelerator, by Ray's name for it, such as H100; null: any"
+    )
+    placement: Literal["pack", "spread"] = Field(
+        "pack", description="fill one node after the other, or spread trials over the nodes"
     )
 
     @field_validator("gpus")
@@ -134,9 +147,44 @@ class ResourcesConfig(_Model):
 
 
 class BudgetConfig(_Model):
-    """When a study ends before its last trial."""
+    """When a study ends before its last trial: at the first of these. Running trials save and end as `stopped`."""
 
-    hours: Annotated[float, Field(gt=0)] | None = Field(None, description="wall time; running trials end as `stopped`")
+    hours: Annotated[float, Field(gt=0)] | None = Field(None, description="wall time of all runs of the study")
+    gpu_hours: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="GPU-hours reserved by its trials, replayed work included"
+    )
+    trials: int | None = Field(None, ge=1, description="trials that start")
+    deadline: datetime | None = Field(
+        None, description="date and time, ISO 8601; without an offset it is the driver's local time"
+    )
+
+
+class PruningConfig(_Model):
+    """Early stop of trials that do worse than others did by the same epoch.
+
+    A trial that diverged or collapsed earlier stands last at every rung after its end: it is what the others are
+    better than. A pruned trial is stable as far as it went; it is censored, and pruning on quality is informative
+    censoring, so a study that asks for divergence rates leaves it off.
+    """
+
+    rule: Literal["none", "asha", "median"] = Field(
+        "none",
+        description="asha: asynchronous successive halving over epochs (Li et al. 2020); median: worse than the median",
+    )
+    metric: str | None = Field(
+        None, description="the one metric that decides; null: the study's first objective that is a quality metric"
+    )
+    first_epoch: int = Field(1, ge=1, description="epoch before which none is pruned; ASHA's first rung")
+    reduction: int = Field(3, ge=2, description="ASHA's eta: one in so many goes on, rungs at first_epoch * eta^i")
+    least: int = Field(3, ge=1, description="trials that must have come as far before the median rule prunes")
+
+    @field_validator("metric")
+    @classmethod
+    def _known(cls, value: str | None) -> str | None:
+        if value is not None and value not in METRIC_BY_NAME:
+            known = list(METRIC_BY_NAME)
+            raise ValueError(f"must be one of {', '.join(known)}{nearest(value, known)}")
+        return value
 
 
 class RunConfig(_Model):
@@ -147,7 +195,26 @@ class RunConfig(_Model):
         description="least time between two checkpoints of a trial; what was trained since is done again after a kill",
     )
     max_failures: int = Field(
-        2, ge=0, description="times a trial is restarted after an error before it counts as failed"
+        2,
+        ge=0,
+        description="times a trial is started again after an error that another start can help: a lost worker or node, "
+        "memory, a full disk, storage out of reach; a bug fails at once",
+    )
+    hang_minutes: Annotated[float, Field(gt=0)] | None = Field(
+        60,
+        description="a trial without a sign of life (an iteration or a report) for so long is killed and started "
+        "again; null: never",
+    )
+    drain_seconds: Annotated[float, Field(ge=0)] = Field(
+        90, description="after SIGUSR1 trials may finish their epoch and save for so long"
+    )
+    checkpoint_gb: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="disk for checkpoints, 10^9 bytes; each running trial keeps two, so it limits how many run at "
+        "once; null: what is free",
+    )
+    loggers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = Field(
+        (), description="also log to these; each needs the extra of its name"
     )
     reuse_workers: bool = Field(
         True,
@@ -170,6 +237,7 @@ class StudyConfig(_Model):
     )
     resources: ResourcesConfig = Field(default_factory=ResourcesConfig)
     budget: BudgetConfig = Field(default_factory=BudgetConfig)
+    pruning: PruningConfig = Field(default_factory=PruningConfig)
     run: RunConfig = Field(default_factory=RunConfig)
 
     @field_validator("resources", mode="before")
@@ -190,6 +258,18 @@ class StudyConfig(_Model):
         if len(set(value)) != len(value):
             raise ValueError("must be distinct")
         return value
+
+    @model_validator(mode="after")
+    def _pruning_metric(self) -> Self:
+        if self.pruning.rule != "none" and self.pruning_metric is None:
+            raise ValueError("pruning.metric must be named: no objective is a quality metric")
+        return self
+
+    @property
+    def pruning_metric(self) -> str | None:
+        """The metric that pruning looks at."""
+        quality = [o.metric for o in self.objectives if o.metric in METRIC_BY_NAME]
+        return self.pruning.metric or (quality[0] if quality else None)
 
     @property
     def varied(self) -> list[str]:
@@ -277,6 +357,15 @@ def load_study(config: str, assignments: tuple[str, ...] = ()) -> StudyConfig:
         UserError: anything wrong with the file or the assignments.
     """
     source, values = read_config(config)
+    return _assigned(values, assignments, source)
+
+
+def change_study(study: StudyConfig, assignments: tuple[str, ...], source: str) -> StudyConfig:
+    """A study with `--set` on top; see `load_study`."""
+    return _assigned(study.model_dump(mode="json"), assignments, source) if assignments else study
+
+
+def _assigned(values: dict[str, Any], assignments: tuple[str, ...], source: str) -> StudyConfig:
     for key, value in parse_assignments(assignments):
         head = key.split(".")[0]
         if head not in StudyConfig.model_fields and head in TrialConfig.model_fields:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,20 +17,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from trainables.schema import CAUSE_TEXT, METRIC_BY_NAME, Cause, Outcome
+from study.progress import BAD, SYMBOLS, Progress, Shown, duration, number, setting, state_text
+from trainables.schema import Outcome
 
-SYMBOLS = {
-    "sampling_steps": "K",
-    "step_size": "α",
-    "reinit_probability": "ρ",
-    "buffer_size": "|B|",
-    "noise_std": "σ",
-    "l2_weight": "λ",
-    "initial": "p0",
-    "learning_rate": "lr",
-}
-"""Column headers in the paper's symbols."""
-ALWAYS = ("sampling_steps", "step_size", "reinit_probability", "buffer_size")
+__all__ = ["SYMBOLS", "Progress", "StudyConsole", "duration", "error", "number", "setting", "state_text"]
+
 _STYLE = {
     Outcome.RUNNING: "cyan",
     Outcome.COMPLETED: "green",
@@ -43,127 +33,27 @@ _STYLE = {
     Outcome.PRUNED: "blue",
     Outcome.PENDING: "dim",
 }
-_ROWS = 18
+_ROWS, _FEWEST_ROWS = 18, 3
+_BESIDE = 3
+"""Lines of the live picture beside trials and overview: name, header, and one for the cursor."""
+_WHOLE = 60
+"""Trials up to which the last picture of a study shows them all."""
+_OVERVIEW_SECONDS = 600.0
+"""Time after which a log gets an overview again."""
 
 
-def number(value: Any) -> str:
-    """A setting or metric in few characters."""
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.3g}"
-    return str(value)
-
-
-def setting(trial: Mapping[str, Any], field: str) -> Any:
-    """A setting of a trial: a column, or a field of its complete configuration (dotted for nested ones)."""
-    if field in trial or not trial.get("config"):
-        return trial.get(field)
-    value: Any = json.loads(trial["config"])
-    for part in field.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
-
-
-def state_text(trial: Mapping[str, Any]) -> str:
-    """How a trial stands, in words: `diverged at iteration 17: energy gap ran away`."""
-    outcome = Outcome(trial["outcome"])
-    if trial.get("cause"):
-        return f"{outcome.value} at iteration {trial['iteration']}: {CAUSE_TEXT[Cause(trial['cause'])]}"
-    if outcome in (Outcome.FAILED, Outcome.STOPPED) and trial.get("message"):
-        return f"{outcome.value}: {trial['message']}"
-    return outcome.value
-
-
-def duration(seconds: float) -> str:
-    """`1h 02m`, `3m 20s` or `12s`."""
-    whole = round(seconds)
-    if whole >= 3600:
-        return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
-    return f"{whole // 60}m {whole % 60:02d}s" if whole >= 60 else f"{whole}s"
-
-
-class Progress:
-    """What a running study looks like: the trials, how many are planned, and how long it has been.
-
-    Args:
-        name: the study.
-        planned: trials in all.
-        fields: setting columns to show, besides the paper's four.
-        metric: quality column to show.
-        quality: name of the metric (without `_last`).
-        seeds: how many seeds each setting has.
-    """
-
-    def __init__(self, name: str, planned: int, fields: Sequence[str], quality: str, seeds: int) -> None:
-        self.name, self.planned, self.quality, self.seeds = name, planned, quality, seeds
-        self.fields = list(dict.fromkeys([*ALWAYS, *fields]))
-        self.trials: dict[str, dict[str, Any]] = {}
-        self.gaps: dict[str, float | None] = {}
-        self.started = time.monotonic()
-        self._done_before = 0
-
-    def begin(self, trials: Mapping[str, Mapping[str, Any]]) -> None:
-        """Trials an earlier run finished; they do not count for the speed."""
-        self.trials = {t: dict(v) for t, v in trials.items()}
-        self._done_before = self.done
-
-    @property
-    def done(self) -> int:
-        """Trials that are over."""
-        return sum(Outcome(t["outcome"]).finished for t in self.trials.values())
-
-    def counts(self) -> dict[Outcome, int]:
-        """How many trials stand how."""
-        found = dict.fromkeys(Outcome, 0)
-        for trial in self.trials.values():
-            found[Outcome(trial["outcome"])] += 1
-        found[Outcome.PENDING] += max(0, self.planned - len(self.trials))
-        return found
-
-    def seconds_left(self) -> float | None:
-        """Time left at the rate so far, with running trials counted by their share of iterations; None at first."""
-        part = 0.0
-        for trial in self.trials.values():
-            if trial["outcome"] == Outcome.RUNNING and trial.get("iterations_planned"):
-                part += (trial.get("iterations_done") or 0) / trial["iterations_planned"]
-        work = self.done - self._done_before + part
-        left = self.planned - self.done - part
-        elapsed = time.monotonic() - self.started
-        return elapsed / work * left if work >= 2 else None
-
-    def overview(self) -> str:
-        """One line: how many trials stand how, time spent and left."""
-        parts = [f"{n} {outcome.value}" for outcome, n in self.counts().items() if n]
-        left = self.seconds_left()
-        tail = f", about {duration(left)} left" if left is not None and self.done < self.planned else ""
-        return (
-            f"{self.done}/{self.planned} trials: {', '.join(parts)}; {duration(time.monotonic() - self.started)}{tail}"
+def table_of(shown: Shown) -> Table:
+    """The table of trials, for the screen."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in shown.columns:
+        table.add_column(
+            column.header, justify="right" if column.right else "left", no_wrap=True, min_width=column.width
         )
-
-    def table(self, *, whole: bool = False) -> Table:
-        """Running trials first, then the newest that ended, as many as fit; or the whole study in order."""
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        table.add_column("trial")
-        for field in self.fields:
-            table.add_column(SYMBOLS.get(field, field), justify="right")
-        if self.seeds > 1:
-            table.add_column("seed", justify="right")
-        label = METRIC_BY_NAME[self.quality].label if self.quality in METRIC_BY_NAME else self.quality
-        for header in ("epoch", label, "gap"):
-            table.add_column(header, justify="right")
-        table.add_column("state", no_wrap=True, overflow="ellipsis")
-        running = [t for t in self.trials.values() if t["outcome"] == Outcome.RUNNING]
-        ended = [t for t in self.trials.values() if t["outcome"] != Outcome.RUNNING]
-        ended.sort(key=lambda t: (t.get("ended_at") or "", t["trial_id"]), reverse=True)
-        for trial in self.trials.values() if whole else (running + ended)[:_ROWS]:
-            epochs = f"{trial.get('epochs_done') or 0}/{trial['epochs']}"
-            cells = [trial["trial_id"], *(number(setting(trial, f)) for f in self.fields)]
-            cells += [number(trial["seed"])] if self.seeds > 1 else []
-            quality = trial.get(f"{self.quality}_last", trial.get(self.quality))
-            cells += [epochs, number(quality), number(self.gaps.get(trial["trial_id"]))]
-            table.add_row(*cells, Text(state_text(trial), style=_STYLE[Outcome(trial["outcome"])]))
-        return table
+    for i, outcome in enumerate(shown.outcomes):
+        cells = [Text(column.cells[i]) for column in shown.columns]
+        cells[-1].stylize(_STYLE[outcome])
+        table.add_row(*cells)
+    return table
 
 
 class StudyConsole:
@@ -172,16 +62,26 @@ class StudyConsole:
     Args:
         stream: where to print; the process's standard output by default.
         force_terminal: for tests; None asks the stream.
+
+    Attributes:
+        rich: Rich's console.
+        progress: what is shown.
+        note: a line below the live table.
     """
 
     def __init__(self, stream: IO[str] | None = None, *, force_terminal: bool | None = None) -> None:
-        self.rich = RichConsole(
-            file=stream or sys.stdout, force_terminal=force_terminal, highlight=False, soft_wrap=True
-        )
+        stream = stream or sys.stdout
+        # Not Rich's own guess: FORCE_COLOR, which CI systems set, would fill a log with cursor movements.
+        live = stream.isatty() if force_terminal is None else force_terminal
+        self.rich = RichConsole(file=stream, force_terminal=live, highlight=False, soft_wrap=True)
+        if self.rich.is_dumb_terminal:
+            self.rich = RichConsole(file=stream, force_terminal=False, highlight=False, soft_wrap=True)
         if not self.rich.is_terminal:
             self.rich.width = 200  # a file has no width; what is cut off there is lost
         self.progress: Progress | None = None
+        self.note = ""
         self._live: Live | None = None
+        self._overview_at = time.monotonic()
 
     @contextmanager
     def bar(self, total: int) -> Iterator[Callable[[str], None]]:
@@ -257,18 +157,42 @@ class StudyConsole:
         """One line, above the live table where there is one."""
         self.rich.print(text, markup=False)
 
+    def trials(self, progress: Progress) -> None:
+        """Every trial of a study, in the order they started."""
+        if self.rich.is_terminal:
+            self.rich.print(table_of(progress.shown(self.rich.width)), soft_wrap=False)
+            return
+        shown = progress.shown()
+        for i in range(-1, len(shown.outcomes)):
+            texts = [c.header if i < 0 else c.cells[i] for c in shown.columns]
+            cells = zip(shown.columns, texts, strict=True)
+            padded = [text.rjust(c.width) if c.right else text.ljust(c.width) for c, text in cells]
+            self.line("  ".join(padded).rstrip())
+
     def start(self, progress: Progress) -> None:
         """Begin to show a study."""
         self.progress = progress
         if self.rich.is_terminal:
-            self._live = Live(get_renderable=self._render, console=self.rich, refresh_per_second=4, transient=True)
+            self._live = Live(get_renderable=self._render, console=self.rich, refresh_per_second=2, transient=True)
             self._live.start()
 
     def _render(self) -> RenderableType:
         assert self.progress is not None
-        p = self.progress
-        bar = ProgressBar(total=max(1, p.planned), completed=p.done, width=40)
-        return Group(Text(p.name, style="bold"), p.table(), bar, Text(p.overview(), style="dim"))
+        p, width, overview = self.progress, self.rich.width, self._overview()
+        taken = _BESIDE + sum(len(text.wrap(self.rich, width)) for text in overview)
+        rows = max(_FEWEST_ROWS, min(_ROWS, self.rich.height - taken))
+        head = Table.grid(padding=(0, 1))
+        head.add_column(no_wrap=True, overflow="ellipsis")
+        head.add_row(Text(p.name, style="bold"), ProgressBar(max(1, p.planned), p.done, width=min(40, width // 2)))
+        return Group(head, table_of(p.shown(width, rows)), *overview)
+
+    def _overview(self) -> list[Text]:
+        """The overview, one line where there is room; and the note."""
+        assert self.progress is not None
+        segments = self.progress.segments()
+        whole = "; ".join(segments)
+        lines = [whole] if len(whole) <= self.rich.width else segments
+        return [Text(line, style="dim") for line in [*lines, self.note] if line]
 
     def trial(self, trial: Mapping[str, Any], gap: float | None, event: str) -> None:
         """A trial started, reported or ended.
@@ -279,31 +203,44 @@ class StudyConsole:
             event: `started`, `report` or `ended`.
         """
         assert self.progress is not None
-        self.progress.trials[trial["trial_id"]] = dict(trial)
-        if gap is not None:
-            self.progress.gaps[trial["trial_id"]] = gap
-        if self._live is None and event == "ended":
-            self.line(self.plain(trial))
+        self.progress.put(trial, gap)
+        if event == "ended":
+            self.ended(trial)
 
-    def plain(self, trial: Mapping[str, Any]) -> str:
-        """A trial that ended, as one line."""
+    def ended(self, trial: Mapping[str, Any]) -> None:
+        """A trial ended: a line above the live table where it ended badly; without a table a line for every trial."""
         assert self.progress is not None
-        p = self.progress
-        fields = " ".join(f"{SYMBOLS.get(f, f)}={number(setting(trial, f))}" for f in p.fields)
-        seed = f" seed={trial['seed']}" if p.seeds > 1 else ""
-        quality = trial.get(f"{p.quality}_last", trial.get(p.quality))
-        shown = f" {p.quality}={number(quality)}" if quality is not None else ""
-        left = p.seconds_left()
-        tail = f", about {duration(left)} left" if left is not None and p.done < p.planned else ""
-        return f"[{p.done}/{p.planned}{tail}] {trial['trial_id']} {fields}{seed}{shown} {state_text(trial)}"
-
-    def stop(self) -> None:
-        """End the live table and leave its last state on the screen."""
         if self._live is not None:
-            self._live.stop()
-            self._live = None
-            assert self.progress is not None
-            self.rich.print(self.progress.table(whole=True))
+            if trial["outcome"] in BAD:
+                text = self.progress.brief(trial, self.rich.width)
+                self.rich.print(Text(text, style=_STYLE[Outcome(trial["outcome"])]))
+            return
+        self.line(self.progress.plain(trial))
+        if time.monotonic() - self._overview_at >= _OVERVIEW_SECONDS:
+            self._overview_at = time.monotonic()
+            self.line(self.progress.overview())
+
+    def stop(self, *, goes_on: bool = False) -> None:
+        """End the live table and leave the last state: the trials on a terminal, an overview anywhere.
+
+        Args:
+            goes_on: only the watching ends, so there still is a time left.
+        """
+        assert self.progress is not None
+        self.progress.going = self.progress.going and goes_on
+        if self._live is None:
+            self.line(self.progress.overview())
+            return
+        self._live.stop()
+        self._live = None
+        self.note = ""
+        if len(self.progress.trials) <= _WHOLE:
+            self.trials(self.progress)
+        else:
+            self.rich.print(table_of(self.progress.shown(self.rich.width, _ROWS)), soft_wrap=False)
+            self.line(f"and {len(self.progress.trials) - _ROWS} more: mebm status shows them all")
+        for text in self._overview():
+            self.rich.print(text, soft_wrap=False)
 
 
 def error(text: str) -> None:

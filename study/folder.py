@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from study.config import StudyConfig, validate_study
 from study.errors import UserError, one_line
-from study.ledger import JOURNAL, utc_now
+from study.ledger import recorded_runs, utc_now
 from study.space import Space
 from trainables.schema import SCHEMA_VERSION
 
@@ -42,7 +42,7 @@ def create_folder(study: StudyConfig, results: Path) -> Path:
         raise UserError(f"{folder}: exists and is not a study folder; choose another --results or name")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / STUDY_FILE).write_text(study.to_yaml(), encoding="utf-8")
+        write_study(folder, study)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
     return folder
@@ -50,28 +50,65 @@ def create_folder(study: StudyConfig, results: Path) -> Path:
 
 def discard_unstarted(folder: Path) -> None:
     """Remove a new study's folder before any of its trials has started; a mistake leaves nothing behind."""
-    journal = folder / JOURNAL
-    if not journal.exists() or journal.stat().st_size == 0:
+    if not recorded_runs(folder):
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def load_folder(folder: Path) -> StudyConfig:
-    """The study of a folder.
+    """The study of a folder: of `study.yaml`, or where that is gone or damaged, of the copies of it.
 
     Raises:
-        UserError: not a study folder, or its `study.yaml` is damaged.
+        UserError: not a study folder, or its `study.yaml` is damaged and there is no copy.
     """
     path = folder / STUDY_FILE
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    wrong = _unreadable(path)
+    if wrong is None:
+        return validate_study(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
+    began = recorded_config(folder)
+    if began is None:
+        raise UserError(wrong if path.exists() else f"{folder}: not a study folder: it has no {STUDY_FILE}")
+    return validate_study(dict(began), str(folder / MANIFEST_FILE))
+
+
+def _unreadable(path: Path) -> str | None:
+    """What is wrong with a `study.yaml`; None where it is a mapping."""
     if not path.is_file():
-        what = "no such folder" if not folder.exists() else f"not a study folder: it has no {STUDY_FILE}"
-        raise UserError(f"{folder}: {what}")
+        return f"{path}: no such file"
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
+        return f"{path}: damaged ({one_line(error)})"
+    return None if isinstance(values, dict) and values else f"{path}: damaged (not a mapping)"
+
+
+def recorded_config(folder: Path) -> Mapping[str, Any] | None:
+    """The configuration as the newest run recorded it: in the journal, or in the manifest. None where neither has it.
+
+    Raises:
+        UserError: the journal has none and the manifest is damaged.
+    """
+    runs = [run for run in recorded_runs(folder) if "config" in run]
+    if runs:
+        found: Mapping[str, Any] = runs[-1]["config"]
+        return found
+    path = folder / MANIFEST_FILE
+    if not path.is_file():
+        return None
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        config: Mapping[str, Any] | None = manifest.get("config")  # that of `mebm train` has none
+    except (ValueError, AttributeError) as error:
         raise UserError(f"{path}: damaged ({one_line(error)})") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: damaged (not a mapping)")
-    return validate_study(values, str(path))
+    return config
+
+
+def write_study(folder: Path, study: StudyConfig) -> None:
+    """Write `study.yaml`, complete or not at all."""
+    part = (folder / STUDY_FILE).with_suffix(".part")
+    part.write_text(study.to_yaml(), encoding="utf-8")
+    part.replace(folder / STUDY_FILE)
 
 
 def first_difference(there: StudyConfig, here: StudyConfig) -> str | None:
@@ -89,20 +126,27 @@ def _difference(path: str, there: Any, here: Any, was: str = "there", now: str =
     return None if there == here else f"{path}: {there!r} {was}, {here!r} {now}"
 
 
+FREE = ("description", "budget", "resources", "run")
+"""Parts of a study that do not touch its results and may change between its runs."""
+
+
 def refuse_changes(folder: Path, study: StudyConfig) -> None:
-    """A study goes on as it began: its manifest holds the configuration of its first start.
+    """A study goes on as it began. What may change: `FREE`, further seeds, and a larger `search.trials`.
 
     Raises:
-        UserError: `study.yaml` was changed since, or the manifest is damaged.
+        UserError: something else was changed since its last run, or the record of it is damaged.
     """
-    path = folder / MANIFEST_FILE
-    if not path.is_file():
+    began = recorded_config(folder)
+    if began is None:
         return
-    try:
-        began = json.loads(path.read_text(encoding="utf-8"))["config"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged ({one_line(error)})") from error
-    difference = _difference("", began, study.model_dump(mode="json"), "when it began", "now")
+    now = study.model_dump(mode="json")
+    there = {k: v for k, v in began.items() if k not in FREE}
+    here = {k: v for k, v in now.items() if k not in FREE}
+    if here["seeds"][: len(there["seeds"])] == there["seeds"]:
+        there["seeds"] = here["seeds"]
+    if (there["search"]["trials"] or 0) < (here["search"]["trials"] or 0):
+        there["search"] = {**there["search"], "trials": here["search"]["trials"]}
+    difference = _difference("", there, here, "when it began", "now")
     if difference:
         raise UserError(f"{folder / STUDY_FILE}: was changed since the study began ({difference})")
 
@@ -110,7 +154,7 @@ def refuse_changes(folder: Path, study: StudyConfig) -> None:
 def write_manifest(folder: Path, study: StudyConfig, space: Space) -> None:
     """What ran where: versions, commit, hardware, seeds, and what the study varies."""
     path = folder / MANIFEST_FILE
-    runs = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.is_file() else []
+    runs = _past_runs(path)
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "study": study.name,
@@ -130,6 +174,14 @@ def write_manifest(folder: Path, study: StudyConfig, space: Space) -> None:
     part = path.with_suffix(".part")
     part.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     part.replace(path)
+
+
+def _past_runs(path: Path) -> list[dict[str, Any]]:
+    try:
+        found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["runs"]
+    except (OSError, ValueError, KeyError, TypeError):  # the journal has all that a run needs
+        return []
+    return found
 
 
 def versions() -> dict[str, str]:

@@ -1,63 +1,27 @@
-"""Running a study: its folder, the Ray cluster, the trials, and what is left behind when it ends anyhow.
-
-Ray Tune only executes. What has been proposed is in the Optuna storage, what has happened is in the ledger, and a study
-is taken up from these two: Tune's own restore starts over silently when its state file is damaged, forgets replayed
-time, and cannot retry a failed trial with a searcher.
-"""
+"""Starting or taking up a study: its folder, what is checked before anything runs, and `--dry-run`."""
 
 from __future__ import annotations
 
 import logging
-import os
-import signal
-import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from study.budget import Budget, Spent
 from study.config import StudyConfig
-from study.console import Progress, StudyConsole
-from study.errors import RunError, UserError, one_line
-from study.folder import driver_lock, refuse_changes, write_manifest
+from study.console import StudyConsole
+from study.driver import LOG_FILE, Ending, log_only_to, quiet_ray, run_trials
+from study.errors import UserError, one_line
+from study.folder import driver_lock, load_folder, refuse_changes, write_manifest, write_study
 from study.ledger import Ledger
-from study.resources import resolve_resources
-from study.space import Space, build_space
+from study.space import Space, any_value, build_space
 from trainables.config import TrialConfig
 from trainables.datasets import DataError
 from trainables.schema import Outcome
 
 log = logging.getLogger("mebm")
-
-LOG_FILE = "study.log"
-EXIT_INTERRUPTED = 130
-
-
-@dataclass(frozen=True)
-class Ending:
-    """How a run of a study ended."""
-
-    interrupted: bool
-    stopped_by_budget: bool
-    failed: int
-
-
-def quiet_ray() -> None:
-    """Ray's own chatter off; its settings are read when it is imported or started."""
-    defaults = {
-        "RAY_AIR_NEW_OUTPUT": "0",  # the new reporter prints its header even at verbose=0
-        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the ledger is the log; CSV would lose columns, TensorBoard NaN
-        "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-        "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-        "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_DEDUP_LOGS": "1",
-    }
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
 
 
 def _log_file(folder: Path) -> logging.Handler:
@@ -65,16 +29,6 @@ def _log_file(folder: Path) -> logging.Handler:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger("mebm").setLevel(logging.INFO)
     return handler
-
-
-def _log_only_to(handler: logging.Handler) -> None:
-    """Our log and Ray's go to the study's file and nowhere else. Ray resets its logger whenever it starts."""
-    for name in ("mebm", "ray"):
-        logger = logging.getLogger(name)
-        logger.handlers[:] = [handler]
-        logger.propagate = False
-    # Tune looks for the result files of the loggers that are off and says so for every trial.
-    logging.getLogger("ray.tune.analysis").setLevel(logging.ERROR)
 
 
 _READ = (
@@ -93,50 +47,70 @@ _SHARED = (*_READ, "initial", "initial_rank", "covariance_jitter")
 """Fields that decide what a trial takes from the cache."""
 
 
-def _preflight(study: StudyConfig, space: Space) -> None:
+def _preflight(study: StudyConfig, space: Space, ledger: Ledger) -> dict[str, str]:
     """Read the images and take what trials share into the cache, once, before any of them starts.
+
+    Returns:
+        Where the images of each trial that is not over come from, with their fingerprint.
 
     Raises:
         UserError: images missing or too few for a batch.
     """
+    first = {name: any_value(d) for name, d in space.distributions.items()}
+    points: list[Mapping[str, Any]] = list(space.start) or [first]
+    if study.search.sampler != "grid":  # a grid starts with all it has
+        for name in _READ:
+            points += [{name: choice} for choice in getattr(space.distributions.get(name), "choices", ())]
+    sources: dict[tuple[Any, ...], str] = {}
+    for point in points:
+        trial = space.trial({**first, **point}, study.seeds[0])
+        if _key(trial) not in sources:
+            sources[_key(trial)] = _share(trial)
+    found = {}
+    for trial_id in ledger.unfinished():
+        trial = TrialConfig.model_validate_json(ledger.trials[trial_id]["config"])
+        if _key(trial) not in sources:
+            sources[_key(trial)] = _share(trial)
+        found[trial_id] = sources[_key(trial)]
+    return found
+
+
+def _key(trial: TrialConfig) -> tuple[Any, ...]:
+    return tuple(getattr(trial, name) for name in _SHARED)
+
+
+def _share(trial: TrialConfig) -> str:
+    """Take what a trial needs into the cache; returns where its images come from."""
     from trainables.evaluation import protocols_for
     from trainables.features import small_extractor
     from trainables.initial import build_initial
     from trainables.learner import training_images
 
-    seen: set[tuple[Any, ...]] = set()
-    first = {name: _any_value(d) for name, d in space.distributions.items()}
-    points: list[Mapping[str, Any]] = list(space.start) or [first]
-    if study.search.sampler != "grid":  # a grid starts with all it has
-        for name in _READ:
-            points += [{name: choice} for choice in getattr(space.distributions.get(name), "choices", ())]
-    for point in points:
-        trial = space.trial({**first, **point}, study.seeds[0])
-        key = tuple(getattr(trial, name) for name in _SHARED)
-        if key in seen:
-            continue
-        seen.add(key)
-        try:
-            data = training_images(trial)
-            labelled = trial.classifies or trial.iterations_per_epoch is None  # it sets the epoch
-            needed = ["batch_size"] * trial.samples + ["label_batch_size"] * labelled
-            for size in needed:
-                if getattr(trial, size) > len(data.images):
-                    raise UserError(f"trial.{size}: {getattr(trial, size)} images, but there are {len(data.images)}")
-            protocols = protocols_for(trial, data)
-            if any(p.features == "small" for p in protocols):
-                small_extractor(data)
-            if trial.sampler == "chains":
-                build_initial(trial.initial, data, trial.covariance_jitter, rank=trial.initial_rank)
-        except (DataError, ValueError) as error:
-            raise UserError(one_line(error)) from error
+    try:
+        data = training_images(trial)
+        labelled = trial.classifies or trial.iterations_per_epoch is None  # it sets the epoch
+        needed = ["batch_size"] * trial.samples + ["label_batch_size"] * labelled
+        for size in needed:
+            if getattr(trial, size) > len(data.images):
+                raise UserError(f"trial.{size}: {getattr(trial, size)} images, but there are {len(data.images)}")
+        if any(p.features == "small" for p in protocols_for(trial, data)):
+            small_extractor(data)
+        if trial.sampler == "chains":
+            build_initial(trial.initial, data, trial.covariance_jitter, rank=trial.initial_rank)
+    except (DataError, ValueError) as error:
+        raise UserError(one_line(error)) from error
+    return data.source
 
 
-def _any_value(distribution: Any) -> Any:
-    return distribution.choices[0] if hasattr(distribution, "choices") else distribution.low
-
-
-def run_study(study: StudyConfig, folder: Path, console: StudyConsole, *, address: str | None = None) -> Ending:
+def run_study(
+    study: StudyConfig,
+    folder: Path,
+    console: StudyConsole,
+    *,
+    address: str | None = None,
+    accept_changes: bool = False,
+    retry_failed: bool = False,
+) -> Ending:
     """Run what is left of a study, on the local machine or on a Ray cluster.
 
     Args:
@@ -144,247 +118,93 @@ def run_study(study: StudyConfig, folder: Path, console: StudyConsole, *, addres
         folder: its folder, made by `create_folder`.
         console: shows it.
         address: of a running cluster (`auto` finds a local one); None starts Ray on this machine for the time being.
+        accept_changes: go on with other code or images than before; the journal says from where on.
+        retry_failed: run the trials that failed once more, from their last checkpoint.
 
     Raises:
-        UserError: images missing, no such cluster, not enough resources for one trial, or another driver at work.
+        UserError: images missing, no such cluster, not enough resources for one trial, another driver at work, or a
+            folder that is damaged or was changed in a way that cannot be gone on with.
     """
     space = build_space(study)
     with driver_lock(folder):
         refuse_changes(folder, study)
         quiet_ray()
         handler = _log_file(folder)
-        _log_only_to(handler)
-        ledger = Ledger(folder, study.name)
+        log_only_to(handler)
         try:
-            _preflight(study, space)
-            from optuna.exceptions import OptunaError
-            from sqlalchemy.exc import SQLAlchemyError
+            from study.search import shared_url
+            from study.verify import repair
 
-            from study.search import STORAGE, reconcile
-
+            if load_folder(folder) != study:
+                write_study(folder, study)
+            for text in repair(folder, study, shared=shared_url(study) is not None):
+                console.line(f"repaired: {text}")
+                log.warning("repaired: %s", text)
+            ledger = Ledger(folder, study.name)
             try:
-                reconcile(study, folder, ledger.trials)
-            except (SQLAlchemyError, OptunaError, ValueError, KeyError) as error:
-                raise UserError(
-                    f"{folder / STORAGE}: damaged, or of another study ({one_line(error)[:200]})"
-                ) from error
-            write_manifest(folder, study, space)
-            ledger.snapshot(force=True)
-            return _run(study, space, folder, console, ledger, address, handler)
+                driver = _take_up(study, space, folder, console, ledger, accept_changes, retry_failed)
+                return run_trials(study, space, folder, console, ledger, address, handler, driver)
+            finally:
+                ledger.close()
         finally:
-            ledger.close()
             for name in ("mebm", "ray"):
                 logging.getLogger(name).removeHandler(handler)
             handler.close()
 
 
-@contextmanager
-def _chatter_into(path: Path) -> Iterator[None]:
-    """What is written to the process's standard streams, by compiled code too, goes to a file meanwhile."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = [os.dup(1), os.dup(2)]
-    with path.open("ab") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for target, saved in enumerate(kept, start=1):
-            os.dup2(saved, target)
-            os.close(saved)
-
-
-def _connect(address: str | None, log_file: Path) -> dict[str, float]:
-    """Start or join Ray; returns the cluster's resources."""
-    import ray
-
-    if not ray.is_initialized():  # a test, or a notebook, may have started it
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
-        if address is None:
-            # The CPUs this process may use, which in a container or a batch job are fewer than the machine's.
-            options |= {"include_dashboard": False, "num_cpus": len(os.sched_getaffinity(0))}
-            # Another Ray on this machine is not this study's: join one only where it was asked for.
-            options["address"] = "local"
-        else:
-            options["address"] = address
-        # Workers on other nodes have the environment of their `ray start`, not ours.
-        mine = {name: value for name, value in os.environ.items() if name.startswith("MEBM_")}
-        options["runtime_env"] = {"env_vars": {n: str(Path(v).resolve()) for n, v in mine.items() if v}}
-        try:
-            with _chatter_into(log_file):
-                ray.init(**options)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            if address is None:
-                raise RunError(f"Ray does not start on this machine ({one_line(error)[:200]})") from error
-            raise UserError(f"--address {address}: no Ray cluster there ({one_line(error)[:200]})") from error
-    resources: dict[str, float] = ray.cluster_resources()
-    return resources
-
-
-def _settle(study: StudyConfig, space: Space, resources: Mapping[str, float]) -> tuple[float, float]:
-    """CPUs and GPUs of a trial.
-
-    Raises:
-        UserError: the cluster has not so many.
-    """
-    settled = resolve_resources(study, space, resources)
-    cpus, gpus = float(settled.cpus), float(settled.gpus)
-    for name, wanted in (("CPU", cpus), ("GPU", gpus)):
-        if wanted > resources.get(name, 0):
-            raise UserError(
-                f"resources.{name.lower()}s = {wanted:g}: the cluster has {resources.get(name, 0):g} {name}s; "
-                f"use --set resources.{name.lower()}s=..."
-            )
-    return cpus, gpus
-
-
-def concurrency(most: int | None, resources: Mapping[str, float], cpus: float, gpus: float) -> int:
-    """How many trials the cluster's resources hold at once.
-
-    Without this number Ray asks the searcher for one trial at a time.
-    """
-    fits = int(resources.get("CPU", 0) // cpus)
-    if gpus > 0:
-        fits = min(fits, int(resources.get("GPU", 0) / gpus + 1e-9))
-    return max(1, min(fits, most or fits))
-
-
-def _run(
+def _take_up(
     study: StudyConfig,
     space: Space,
     folder: Path,
     console: StudyConsole,
     ledger: Ledger,
-    address: str | None,
-    handler: logging.Handler,
-) -> Ending:
-    import ray
-    from ray import tune
+    accept_changes: bool,
+    retry_failed: bool,
+) -> str:
+    """Check what is there, bring the Optuna storage in line with it, and note the run; returns the driver's name."""
+    from optuna.exceptions import OptunaError
+    from sqlalchemy.exc import SQLAlchemyError
 
-    from study.callback import LedgerCallback
-    from study.search import StudySearch
-    from trainables.ray_trainable import MebmTrainable
+    from study.search import STORAGE, reconcile, shared_url
+    from study.verify import check_checkpoints, refuse_other_code, refuse_other_data
 
-    common: dict[str, Any] = {
-        "folder": str(folder.resolve()),
-        "checkpoint_seconds": study.run.checkpoint_seconds,
-    }
-    search = StudySearch(study, space, folder, common, ledger.checkpoints)
-    remaining = search.remaining()
-    if remaining == 0:
-        return Ending(False, False, _failed(ledger))
-    ours = not ray.is_initialized()
-    resources = _connect(address, folder / LOG_FILE)
-    _log_only_to(handler)
+    if not accept_changes:
+        refuse_other_code(folder, ledger)
+    sources = _preflight(study, space, ledger)
+    if not accept_changes:
+        refuse_other_data(folder, ledger, sources)
+    for text in check_checkpoints(ledger):
+        console.line(f"repaired: {text}")
+        log.warning("repaired: %s", text)
+    shared = shared_url(study)
+    driver = str(ledger.runs[0]["driver"]) if ledger.runs else (uuid.uuid4().hex[:6] if shared else "")
+    _reopen(study, ledger, retry_failed)
     try:
-        cpus, gpus = _settle(study, space, resources)
-        search.common |= {"cpus": cpus, "gpus": gpus}
-        if "auto" in (study.resources.cpus, study.resources.gpus):
-            console.line(f"resources auto: {cpus:g} CPU(s) and {gpus:.3g} GPU(s) per trial")
-        progress = Progress(
-            study.name, space.settings * len(study.seeds), study.varied, study.objectives[0].metric, len(study.seeds)
-        )
-        progress.begin(ledger.trials)
-        callback = LedgerCallback(ledger, console, gpus)
-        tuner = tune.Tuner(
-            tune.with_resources(MebmTrainable, {"cpu": cpus, "gpu": gpus}),
-            tune_config=tune.TuneConfig(
-                search_alg=search,
-                num_samples=remaining,
-                max_concurrent_trials=concurrency(study.run.max_concurrent, resources, cpus, gpus),
-                time_budget_s=study.budget.hours * 3600 if study.budget.hours else None,
-                reuse_actors=study.run.reuse_workers,
-                trial_name_creator=lambda trial: str(trial.config["trial_id"]),
-                trial_dirname_creator=lambda trial: str(trial.config["trial_id"]),
-            ),
-            run_config=tune.RunConfig(
-                name=_run_name(folder),
-                storage_path=str((folder / "tune").resolve()),
-                callbacks=[callback],
-                failure_config=tune.FailureConfig(max_failures=study.run.max_failures),
-                checkpoint_config=tune.CheckpointConfig(num_to_keep=2, checkpoint_at_end=False),
-                verbose=0,
-            ),
-        )
-        started = time.monotonic()
-        broken: Exception | None = None
-        with _interruptible() as interrupted:
-            console.start(progress)
-            try:
-                tuner.fit()
-            except KeyboardInterrupt:
-                interrupted.append("SIGINT")
-            except Exception as error:  # whatever it was, what has been measured is kept and nothing stays RUNNING
-                log.exception("the run ended with an error")
-                broken = error
-            try:
-                ending = _close(study, search, ledger, bool(interrupted), time.monotonic() - started)
-            finally:
-                progress.trials = {t: dict(v) for t, v in ledger.trials.items()}
-                console.stop()
-        if broken := broken or callback.error:
-            reason = one_line(f"{type(broken).__name__}: {broken}")[:300]
-            raise RunError(f"{folder}: the run broke off ({reason}); see {LOG_FILE}, then: mebm resume {folder}")
-        return ending
-    finally:
-        if ours:
-            ray.shutdown()
+        reconcile(study, space, folder, ledger, driver)
+    except (SQLAlchemyError, OptunaError, ValueError, KeyError) as error:
+        where = "search.storage" if shared else str(folder / STORAGE)
+        raise UserError(f"{where}: damaged, or of another study ({one_line(error)[:200]})") from error
+    write_manifest(folder, study, space)
+    ledger.snapshot(force=True)
+    return driver
 
 
-def _close(study: StudyConfig, search: Any, ledger: Ledger, interrupted: bool, seconds: float) -> Ending:
-    """Whatever is still open has an end: in the ledger and in Optuna."""
-    unfinished = ledger.unfinished()
-    left = bool(unfinished) or search.remaining() > 0
-    # Ray takes the first Ctrl-C for itself and says nothing of it: what is left before the budget is spent was cut off.
-    spent = study.budget.hours is not None and seconds >= study.budget.hours * 3600
-    by_budget = left and spent and not interrupted
-    outcome = Outcome.STOPPED if by_budget else Outcome.INTERRUPTED
-    for trial_id in unfinished:
-        ledger.end(trial_id, outcome, f"the study's budget of {study.budget.hours} h is spent" if by_budget else None)
-    search.abandon("budget" if by_budget else "interrupted", ledger.trials)
-    return Ending(interrupted or (left and not by_budget), by_budget, _failed(ledger))
-
-
-def _failed(ledger: Ledger) -> int:
-    return sum(t["outcome"] == Outcome.FAILED for t in ledger.trials.values())
-
-
-def _run_name(folder: Path) -> str:
-    """A folder of its own for every start of Ray Tune: a second run under one name would overwrite `tuner.pkl`."""
-    numbers = [int(p.name[4:]) for p in (folder / "tune").glob("run-*") if p.name[4:].isdigit()]
-    return f"run-{max(numbers, default=0) + 1:03d}"
-
-
-@contextmanager
-def _interruptible() -> Iterator[list[str]]:
-    """SIGTERM ends a study as gracefully as Ctrl-C does; the yielded list names the signals that came.
-
-    Ray Tune's own handler takes the first SIGINT; these remember that it came and pass it on.
-    """
-    came: list[str] = []
-    if os.environ.get("TUNE_DISABLE_SIGINT_HANDLER"):
-        yield came
-        return
-
-    def on_term(_number: int, _frame: Any) -> None:
-        came.append("SIGTERM")
-        os.kill(os.getpid(), signal.SIGINT)
-
-    previous = signal.signal(signal.SIGTERM, on_term)
-    try:
-        yield came
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+def _reopen(study: StudyConfig, ledger: Ledger, retry_failed: bool) -> None:
+    """Trials that the budget stopped go on where there is a larger one now, and failed ones where that is asked for."""
+    budget = Budget(study.budget)
+    spent = Spent(0, ledger.hours(), ledger.gpu_hours(), time.time())
+    more = budget.spent_on(spent) is None
+    for trial_id, trial in ledger.trials.items():
+        stopped = trial["outcome"] == Outcome.STOPPED and more
+        if stopped or (retry_failed and trial["outcome"] == Outcome.FAILED):
+            ledger.end(trial_id, Outcome.INTERRUPTED, None)
 
 
 def describe(study: StudyConfig, space: Space, source: str) -> list[str]:
     """What a study would run, for `--dry-run`."""
     trials = space.settings * len(study.seeds)
     example = space.trial(
-        {k: _any_value(d) for k, d in space.distributions.items()} | (dict(space.start[0]) if space.start else {}),
+        {k: any_value(d) for k, d in space.distributions.items()} | (dict(space.start[0]) if space.start else {}),
         study.seeds[0],
     )
     lines = [

@@ -1,32 +1,89 @@
 """The account of a study: an append-only journal of what happened, and the Parquet tables made from it.
 
-The journal (`ledger.jsonl`) is the truth: every event is one line, written and flushed as it comes, so a killed driver
-loses nothing but a half-written last line. `trials.parquet` and `epochs.parquet` are rewritten from it now and then.
+The journal (`ledger.jsonl`) is the truth: every event is one line with a checksum, written as it comes, so a killed
+driver loses nothing but a half-written last line. The Parquet tables are rewritten from it now and then.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
+import os
 import time
+import zlib
+from collections import deque
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO
 
-from analysis.load import write_parquet
+import pyarrow as pa
+
+from analysis.load import to_table, write_table
 from study.errors import UserError
 from trainables.config import TrialConfig
-from trainables.schema import EPOCH_COLUMNS, TRIAL_COLUMNS, Outcome
+from trainables.schema import ATTEMPT_COLUMNS, EPOCH_COLUMNS, TRIAL_COLUMNS, Outcome
+
+log = logging.getLogger("mebm")
 
 JOURNAL = "ledger.jsonl"
 _SNAPSHOT_SECONDS = 5.0
+_SNAPSHOT_SHARE = 50
+"""A snapshot may take one part in so many of the driver's time."""
 _TRIAL_NAMES = tuple(c.name for c in TRIAL_COLUMNS)
 _EPOCH_NAMES = tuple(c.name for c in EPOCH_COLUMNS)
+_ATTEMPT_NAMES = tuple(c.name for c in ATTEMPT_COLUMNS)
+_CHECK = ', "crc": "'
+_RUN_LINE = b'{"event": "run"'
 
 
 def utc_now() -> str:
     """The time as ISO 8601 with seconds, UTC."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return utc_text(time.time())
+
+
+def utc_text(seconds: float) -> str:
+    """Seconds since the epoch as ISO 8601 with seconds, UTC."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def encode(event: Mapping[str, Any]) -> bytes:
+    """An event as a line of the journal: JSON whose last key is the CRC-32 of the line without it."""
+    # allow_nan=False: a NaN here is a bug, not a number to store.
+    body = json.dumps(event, allow_nan=False)
+    return f'{body[:-1]}{_CHECK}{zlib.crc32(body.encode()):08x}"}}\n'.encode()
+
+
+def decode(line: bytes) -> dict[str, Any]:
+    """The event of a line.
+
+    Raises:
+        ValueError: not JSON, or its checksum is that of another line.
+    """
+    text = line.decode("utf-8")
+    event: dict[str, Any] = json.loads(text)
+    head, found, tail = text.rpartition(_CHECK)
+    if not found:
+        raise ValueError("it has no checksum")
+    if zlib.crc32(f"{head}}}".encode()) != int(tail[:8], 16):
+        raise ValueError("its checksum does not match")
+    return event
+
+
+def recorded_runs(folder: Path) -> list[dict[str, Any]]:
+    """What the runs of a study noted, read without the rest of its journal; those of damaged lines are left out."""
+    path, found = folder / JOURNAL, []
+    if not path.is_file():
+        return []
+    with path.open("rb") as file:
+        for line in file:
+            if line.startswith(_RUN_LINE):
+                try:
+                    found.append(decode(line))
+                except (ValueError, UnicodeDecodeError):
+                    continue
+    return found
 
 
 class Ledger:
@@ -39,7 +96,13 @@ class Ledger:
 
     Attributes:
         trials: columns of `trials.parquet` by trial id, in the order of their first start.
-        checkpoints: folder of the newest checkpoint by trial id.
+        attempts: columns of `attempts.parquet` by trial id and attempt.
+        checkpoints: folders of the newest checkpoints by trial id, at most two, the newest last; relative to the
+            study's folder where they are in it.
+        settings: number of the setting by trial id.
+        runs: what every start of a driver noted: configuration, code, host.
+        trouble: why the journal cannot be written at the moment; None where it can. Events wait in memory meanwhile.
+        newest: time of the newest event, seconds since the epoch; 0 before the first.
 
     Raises:
         UserError: the journal has a damaged line that is not its last.
@@ -48,18 +111,29 @@ class Ledger:
     def __init__(self, folder: Path, study: str, *, writable: bool = True) -> None:
         self.folder, self.study = folder, study
         self.trials: dict[str, dict[str, Any]] = {}
-        self.epochs: dict[tuple[str, int], dict[str, Any]] = {}
-        self.checkpoints: dict[str, str] = {}
-        self._file: IO[str] | None = None
-        self._snapshot_at = 0.0
-        self._snapshot_cost = 0.0
+        self.attempts: dict[tuple[str, int], dict[str, Any]] = {}
+        self.checkpoints: dict[str, list[str]] = {}
+        self.settings: dict[str, int] = {}
+        self.runs: list[dict[str, Any]] = []
+        self.trouble: OSError | None = None
+        self.newest = 0.0
+        self._rows: dict[str, dict[int, dict[str, Any]]] = {}
+        self._done: dict[str, pa.Table] = {}  # rows of trials that are over: a tenth of the memory
+        self._waiting: deque[bytes] = deque()
+        self._file: BinaryIO | None = None
+        self._size = 0
+        self._open: set[tuple[str, int]] = set()  # attempts that run
+        self._gpu_seconds = 0.0  # of attempts that ended
+        self._spans: list[list[float]] = []  # first and last event of every run
+        self._snapshot_at = self._snapshot_cost = 0.0
         path = folder / JOURNAL
         whole = self._replay(path) if path.is_file() else 0
         if writable:
             if path.is_file() and path.stat().st_size > whole:
                 with path.open("r+b") as file:  # a line the last driver did not finish
                     file.truncate(whole)
-            self._file = path.open("a", encoding="utf-8")
+            self._file = path.open("ab", buffering=0)
+            self._size = whole
 
     def _replay(self, path: Path) -> int:
         """Apply the journal's events; returns the number of bytes that are whole lines."""
@@ -67,109 +141,288 @@ class Ledger:
         whole = raw.rfind(b"\n") + 1
         for number, line in enumerate(raw[:whole].splitlines(), start=1):
             try:
-                self._apply(json.loads(line))
+                self._apply(decode(line))
             except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{path}: line {number} is damaged ({type(error).__name__}: {error})") from error
+                raise UserError(
+                    f"{path}: line {number} is damaged ({type(error).__name__}: {error}); what it said cannot be "
+                    "made up, so put back a whole copy of the file, or start the study anew elsewhere"
+                ) from error
         return whole
 
-    def _write(self, event: dict[str, Any]) -> None:
+    def _write(self, event: dict[str, Any], *, sync: bool = False) -> None:
+        event["t"] = time.time()
         self._apply(event)
-        assert self._file is not None
-        # allow_nan=False: a NaN here is a bug, not a number to store.
-        self._file.write(json.dumps(event, allow_nan=False) + "\n")
-        self._file.flush()
+        self._waiting.append(encode(event))
+        self.flush(sync=sync)
         self.snapshot()
 
+    def flush(self, *, sync: bool = False) -> bool:
+        """Write the events that wait; returns whether none is left. A full disk loses none: they stay in memory."""
+        assert self._file is not None
+        while self._waiting:
+            line = self._waiting[0]
+            try:
+                if self._file.write(line) != len(line):
+                    raise OSError(28, os.strerror(28))  # a part was written: no space left
+            except OSError as error:
+                self.trouble = error
+                self._file.truncate(self._size)
+                return False
+            self._size += len(line)
+            self._waiting.popleft()
+        self.trouble = None
+        if sync:
+            os.fsync(self._file.fileno())
+        return True
+
+    # ------------------------------------------------------------------------------------------------- events
+
     def _apply(self, event: Mapping[str, Any]) -> None:
-        kind, trial_id = event["event"], event["trial_id"]
+        kind, at = event["event"], float(event["t"])
+        self.newest = max(self.newest, at)
+        if kind == "run":
+            self.runs.append({k: v for k, v in event.items() if k != "event"})
+            self._spans.append([at, at])
+            for trial_id in self.unfinished():
+                self._close_attempt(trial_id, "killed", None, None)
+            return
+        if self._spans:
+            self._spans[-1][1] = max(self._spans[-1][1], at)
+        if kind == "alive":
+            return
+        trial_id = event["trial_id"]
         if kind == "start":
-            trial = self.trials.setdefault(trial_id, dict.fromkeys(_TRIAL_NAMES))
-            trial.update(event["columns"])
-            trial["outcome"] = Outcome.RUNNING.value
-            trial["attempts"] = event["attempt"]
-            trial["started_at"] = trial["started_at"] or event["at"]
-            trial["replayed_seconds"] = trial["replayed_seconds"] or 0.0
-            trial["ended_at"] = None
+            self._apply_start(trial_id, event, at)
         elif kind == "report":
-            trial = self.trials[trial_id]
-            trial.update(event["trial"])
-            row = event["row"]
-            if row is not None:
-                key = (trial_id, int(row["epoch"]))
-                if (earlier := self.epochs.get(key)) is not None:
-                    lost = (earlier["train_seconds"] or 0.0) + (earlier["evaluation_seconds"] or 0.0)
-                    trial["replayed_seconds"] += lost
-                self.epochs[key] = {**dict.fromkeys(_EPOCH_NAMES), **row}
-            if Outcome(trial["outcome"]).finished and trial["epochs_done"] is not None:
-                # Epochs that an earlier attempt reached and the one that counts did not.
-                for key in [k for k in self.epochs if k[0] == trial_id and k[1] > trial["epochs_done"]]:
-                    lost_row = self.epochs.pop(key)
-                    trial["replayed_seconds"] += lost_row["train_seconds"] or 0.0
-                    trial["replayed_seconds"] += lost_row["evaluation_seconds"] or 0.0
-            counted = (trial["train_seconds"] or 0.0) + (trial["evaluation_seconds"] or 0.0)
-            trial["seconds"] = counted + trial["replayed_seconds"]
-            if Outcome(trial["outcome"]).finished:
-                trial["ended_at"] = event["at"]
+            self._apply_report(trial_id, event, at)
         elif kind == "checkpoint":
-            self.checkpoints[trial_id] = event["path"]
+            self.checkpoints[trial_id] = [*self.checkpoints.get(trial_id, [])[-1:], event["path"]]
+            self._sign_of_life(trial_id, at)
+        elif kind == "lost":
+            self._close_attempt(trial_id, "failed", event["reason"], at)
         elif kind == "end":
-            self.trials[trial_id].update(outcome=event["outcome"], message=event["message"], ended_at=event["at"])
+            self.trials[trial_id].update(outcome=event["outcome"], message=event["message"], ended_at=utc_text(at))
             self.trials[trial_id].update(cause=None, iteration=None)
+            ended = event["outcome"] if event["outcome"] in ("failed", "interrupted", "stopped") else "finished"
+            self._close_attempt(trial_id, ended, event["message"], at)
+            self._pack(trial_id)
         else:
             raise ValueError(f"unknown event {kind!r}")
 
+    def _apply_start(self, trial_id: str, event: Mapping[str, Any], at: float) -> None:
+        trial = self.trials.setdefault(trial_id, dict.fromkeys(_TRIAL_NAMES))
+        self._unpack(trial_id)
+        self._close_attempt(trial_id, "killed", None, None)
+        trial.update(event["columns"])
+        trial["outcome"] = Outcome.RUNNING.value
+        trial["attempts"] = event["attempt"]
+        trial["started_at"] = trial["started_at"] or utc_text(at)
+        trial["replayed_seconds"] = trial["replayed_seconds"] or 0.0
+        trial["lost_seconds"] = trial["lost_seconds"] or 0.0
+        trial["ended_at"] = None
+        self.settings[trial_id] = int(event["setting"])
+        self._open.add((trial_id, event["attempt"]))
+        self.attempts[trial_id, event["attempt"]] = dict.fromkeys(_ATTEMPT_NAMES) | {
+            "study": self.study,
+            "trial_id": trial_id,
+            "attempt": event["attempt"],
+            "gpus": trial["gpus"],
+            "seconds": 0.0,
+            "replayed_seconds": 0.0,
+            "lost_seconds": 0.0,
+            "ended": "running",
+            "started_at": utc_text(at),
+            "_started": at,
+            "_rows": 0.0,
+        }
+
+    def _apply_report(self, trial_id: str, event: Mapping[str, Any], at: float) -> None:
+        trial, rows = self.trials[trial_id], self._rows.setdefault(trial_id, {})
+        attempt = self.attempts[trial_id, trial["attempts"]]
+        trial.update(event["trial"])
+        attempt["node"] = event.get("node") or attempt["node"]
+        self._sign_of_life(trial_id, at)
+        row = event["row"]
+        if row is not None:
+            epoch = int(row["epoch"])
+            if attempt["first_epoch"] is None:
+                attempt["first_epoch"] = max(0, epoch - 1)
+            attempt["last_epoch"] = epoch
+            attempt["_rows"] += _row_seconds(row)
+            if (earlier := rows.get(epoch)) is not None:
+                self._count_replay(trial, earlier)
+            rows[epoch] = {**dict.fromkeys(_EPOCH_NAMES), **row}
+        over = Outcome(trial["outcome"]).finished
+        if over and trial["epochs_done"] is not None:
+            # Epochs that an earlier attempt reached and the one that counts did not.
+            for epoch in [e for e in rows if e > trial["epochs_done"]]:
+                self._count_replay(trial, rows.pop(epoch))
+        self._count_seconds(trial)
+        if over:
+            trial["ended_at"] = utc_text(at)
+            ended = "failed" if trial["outcome"] == Outcome.FAILED else "finished"
+            self._close_attempt(trial_id, ended, trial["message"] if ended == "failed" else None, at)
+            self._pack(trial_id)
+
+    def _count_replay(self, trial: dict[str, Any], row: Mapping[str, Any]) -> None:
+        trial["replayed_seconds"] += _row_seconds(row)
+        attempt = self.attempts.get((row["trial_id"], row["attempt"]))
+        if attempt is not None:
+            attempt["replayed_seconds"] += _row_seconds(row)
+
+    @staticmethod
+    def _count_seconds(trial: dict[str, Any]) -> None:
+        counted = (trial["train_seconds"] or 0.0) + (trial["evaluation_seconds"] or 0.0)
+        trial["seconds"] = counted + trial["replayed_seconds"]
+
+    def _sign_of_life(self, trial_id: str, at: float) -> None:
+        attempt = self.attempts[trial_id, self.trials[trial_id]["attempts"]]
+        if attempt["ended"] == "running":
+            attempt["seconds"] = max(attempt["seconds"], at - attempt["_started"])
+            attempt["ended_at"] = utc_text(at)
+
+    def _close_attempt(self, trial_id: str, ended: str, reason: str | None, at: float | None) -> None:
+        """An attempt is over; `at` is None where nobody saw its end, and its last sign of life counts."""
+        trial = self.trials[trial_id]
+        attempt = self.attempts.get((trial_id, trial["attempts"] or 0))
+        if attempt is None or attempt["ended"] != "running":
+            return
+        if at is not None:
+            self._sign_of_life(trial_id, at)
+        attempt["ended"], attempt["reason"] = ended, reason
+        self._open.discard((trial_id, attempt["attempt"]))
+        self._gpu_seconds += attempt["seconds"] * (attempt["gpus"] or 0.0)
+        attempt["ended_at"] = attempt["ended_at"] or attempt["started_at"]
+        if ended in ("failed", "killed", "interrupted"):
+            # What a later attempt does again, or nobody does, and no row holds.
+            attempt["lost_seconds"] = max(0.0, attempt["seconds"] - attempt["_rows"])
+            trial["lost_seconds"] += attempt["lost_seconds"]
+
+    # ----------------------------------------------------------------------------------------------- rows
+
+    def _pack(self, trial_id: str) -> None:
+        if rows := self._rows.pop(trial_id, None):
+            self._done[trial_id] = to_table([rows[e] for e in sorted(rows)], EPOCH_COLUMNS)
+
+    def _unpack(self, trial_id: str) -> None:
+        if (table := self._done.pop(trial_id, None)) is not None:
+            self._rows[trial_id] = {int(row["epoch"]): row for row in table.to_pylist()}
+
+    def rows(self, trial_id: str) -> list[dict[str, Any]]:
+        """A trial's epochs, columns of `epochs.parquet`, in order."""
+        if (table := self._done.get(trial_id)) is not None:
+            found: list[dict[str, Any]] = table.to_pylist()
+            return found
+        rows = self._rows.get(trial_id, {})
+        return [rows[e] for e in sorted(rows)]
+
+    def last_row(self, trial_id: str) -> dict[str, Any] | None:
+        """A trial's newest epoch; None before its first."""
+        if (table := self._done.get(trial_id)) is not None:
+            found: dict[str, Any] = table.slice(len(table) - 1).to_pylist()[0]
+            return found
+        rows = self._rows.get(trial_id)
+        return rows[max(rows)] if rows else None
+
     # ------------------------------------------------------------------------------------------------ writing
 
-    def start(self, trial_id: str, config: TrialConfig, setting: str, gpus: float) -> int:
+    def run(self, facts: Mapping[str, Any]) -> None:
+        """A driver starts: what it runs, with which code, where."""
+        self._write({"event": "run", "at": utc_now(), **facts}, sync=True)
+
+    def alive(self) -> None:
+        """The driver is at work though nothing happens."""
+        self._write({"event": "alive", "at": utc_now()})
+
+    def start(self, trial_id: str, config: TrialConfig, setting_id: str, gpus: float, setting: int = 0) -> int:
         """A trial starts or starts again; returns the number of the attempt, from 1."""
         attempt = int((self.trials.get(trial_id) or {}).get("attempts") or 0) + 1
         columns = {
             "study": self.study,
             "trial_id": trial_id,
-            "setting_id": setting,
+            "setting_id": setting_id,
             "seed": config.seed,
             **config.setting(),
             "gpus": gpus,
             "config": config.to_json(),
         }
-        self._write({"event": "start", "trial_id": trial_id, "attempt": attempt, "at": utc_now(), "columns": columns})
+        event = {"event": "start", "trial_id": trial_id, "attempt": attempt, "at": utc_now(), "setting": setting}
+        self._write(event | {"columns": columns})
         return attempt
 
-    def report(self, trial_id: str, row: Mapping[str, Any] | None, trial: Mapping[str, Any]) -> None:
+    def report(
+        self, trial_id: str, row: Mapping[str, Any] | None, trial: Mapping[str, Any], node: str | None = None
+    ) -> None:
         """An epoch of a trial, or its verdict."""
         now = utc_now()
         if row is not None:
             attempt = self.trials[trial_id]["attempts"]
             row = {"study": self.study, "trial_id": trial_id, "attempt": attempt, **row, "reported_at": now}
-        self._write({"event": "report", "trial_id": trial_id, "at": now, "row": row, "trial": dict(trial)})
+        event = {"event": "report", "trial_id": trial_id, "at": now, "row": row, "trial": dict(trial), "node": node}
+        # What Optuna is told next must not be more than what a machine that loses its power remembers.
+        self._write(event, sync=Outcome(trial["outcome"]).finished)
 
-    def checkpoint(self, trial_id: str, path: str) -> None:
-        """A trial has written a checkpoint."""
-        self._write({"event": "checkpoint", "trial_id": trial_id, "path": path})
+    def checkpoint(self, trial_id: str, path: str) -> list[str]:
+        """A trial has written a checkpoint; returns its older ones that are not needed any more."""
+        known = self.checkpoints.get(trial_id, [])
+        with contextlib.suppress(ValueError):
+            path = str(Path(path).relative_to(self.folder.resolve()))  # a study's folder can be moved
+        self._write({"event": "checkpoint", "trial_id": trial_id, "path": path, "at": utc_now()})
+        return [p for p in known if p not in self.checkpoints[trial_id]]
+
+    def lost(self, trial_id: str, reason: str) -> None:
+        """An attempt of a trial failed and another will follow."""
+        self._write({"event": "lost", "trial_id": trial_id, "reason": reason, "at": utc_now()})
 
     def end(self, trial_id: str, outcome: Outcome, message: str | None) -> None:
-        """A trial ended without a verdict of its own: failed, stopped or interrupted."""
+        """A trial ended without a verdict of its own: failed, stopped, pruned or interrupted."""
         event = {"event": "end", "trial_id": trial_id, "outcome": outcome.value, "message": message, "at": utc_now()}
-        self._write(event)
+        self._write(event, sync=True)
 
     def snapshot(self, *, force: bool = False) -> None:
-        """Rewrite the Parquet tables, at most every few seconds and for at most a tenth of the time."""
+        """Rewrite the Parquet tables, at most every few seconds and for a small share of the time."""
         now = time.monotonic()
-        if not force and now - self._snapshot_at < max(_SNAPSHOT_SECONDS, 10 * self._snapshot_cost):
+        if not force and now - self._snapshot_at < max(_SNAPSHOT_SECONDS, _SNAPSHOT_SHARE * self._snapshot_cost):
             return
-        epochs = sorted(self.epochs.values(), key=lambda r: (r["trial_id"], r["epoch"]))
-        trials = [self.trials[trial_id] for trial_id in sorted(self.trials)]
-        write_parquet(trials, TRIAL_COLUMNS, self.folder / "trials.parquet")
-        write_parquet(epochs, EPOCH_COLUMNS, self.folder / "epochs.parquet")
+        try:
+            for name, table in self.tables().items():
+                write_table(table, self.folder / f"{name}.parquet")
+        except OSError as error:  # a full disk: the journal holds it all, and the next snapshot may succeed
+            log.warning("the tables cannot be written: %s", error)
         self._snapshot_at = time.monotonic()
         self._snapshot_cost = self._snapshot_at - now
 
+    def tables(self) -> dict[str, pa.Table]:
+        """`trials`, `epochs` and `attempts` as Arrow tables, sorted by trial."""
+        ids = sorted(self.trials)
+        parts = [
+            self._done[t] if t in self._done else to_table(self.rows(t), EPOCH_COLUMNS)
+            for t in ids
+            if t in self._done or t in self._rows
+        ]
+        return {
+            "trials": to_table([self.trials[t] for t in ids], TRIAL_COLUMNS),
+            "epochs": pa.concat_tables(parts) if parts else to_table([], EPOCH_COLUMNS),
+            "attempts": to_table([_public(self.attempts[k]) for k in sorted(self.attempts)], ATTEMPT_COLUMNS),
+        }
+
     def close(self) -> None:
-        """Write the tables a last time and close the journal."""
-        if self._file is not None:
-            self.snapshot(force=True)
-            self._file.close()
-            self._file = None
+        """Write the tables a last time and close the journal.
+
+        Raises:
+            UserError: events could not be written.
+        """
+        if self._file is None:
+            return
+        whole = self.flush(sync=True) if self._waiting else True
+        self.snapshot(force=True)
+        self._file.close()
+        self._file = None
+        if not whole:
+            raise UserError(
+                f"{self.folder / JOURNAL}: the last {len(self._waiting)} events could not be written "
+                f"({self.trouble}); make room, then: mebm resume {self.folder}, which does that work again"
+            )
 
     # ------------------------------------------------------------------------------------------------ reading
 
@@ -178,6 +431,51 @@ class Ledger:
         trial = self.trials.get(trial_id)
         return Outcome(trial["outcome"]) if trial else None
 
+    @property
+    def seeds_at_first(self) -> int | None:
+        """How many seeds the study had when it began; None before its first run."""
+        return len(self.runs[0]["config"]["seeds"]) if self.runs else None
+
     def unfinished(self) -> list[str]:
         """Trials that a resumed study takes up again."""
         return [t for t in self.trials if not Outcome(self.trials[t]["outcome"]).finished]
+
+    def checkpoint_folders(self, trial_id: str) -> list[str]:
+        """A trial's checkpoints, the newest first, absolute.
+
+        Raises:
+            UserError: one is recorded that would be outside of the study's folder.
+        """
+        found = []
+        for text in reversed(self.checkpoints.get(trial_id, [])):
+            if "://" in text or Path(text).is_absolute():
+                found.append(text)
+                continue
+            path = (self.folder / text).resolve()
+            if not path.is_relative_to(self.folder.resolve()):
+                raise UserError(f"{self.folder / JOURNAL}: checkpoint {text} of {trial_id} is outside of the folder")
+            found.append(str(path))
+        return found
+
+    def hours(self) -> float:
+        """Wall time of all runs so far, from their events."""
+        return sum(last - first for first, last in self._spans) / 3600
+
+    def gpu_hours(self) -> float:
+        """GPU-hours reserved so far: attempts that ended, and those at work up to now."""
+        now = time.time()
+        attempts = [self.attempts[key] for key in self._open]
+        return float(self._gpu_seconds + sum((now - a["_started"]) * (a["gpus"] or 0.0) for a in attempts)) / 3600
+
+    @property
+    def running(self) -> int:
+        """Trials at work."""
+        return len(self._open)
+
+
+def _row_seconds(row: Mapping[str, Any]) -> float:
+    return float((row["train_seconds"] or 0.0) + (row["evaluation_seconds"] or 0.0))
+
+
+def _public(rows: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: rows[name] for name in _ATTEMPT_NAMES}

@@ -34,7 +34,8 @@ class Plan:
         flops: operations of all trials, if none ends early.
         gpu, gpu_hours: the device the time is estimated for, and the estimate; None where its rate is not known.
         measured: how many of the settings have a time of `mebm bench` behind them.
-        disk_bytes: checkpoints, models, signals at the end.
+        disk_bytes: models and signals at the end.
+        checkpoint_bytes: of the largest trial; each running one keeps two and writes a third.
         rows: rows of the paper's tables that settings match, as (table, name).
         smallest_rate: divergence rate that no diverged trial in all seeds of a setting still allows (95%, Wilson).
     """
@@ -48,6 +49,7 @@ class Plan:
     gpu_hours: float | None
     measured: int
     disk_bytes: int
+    checkpoint_bytes: int
     rows: tuple[tuple[int, str], ...]
     smallest_rate: float
 
@@ -65,7 +67,10 @@ class Plan:
             )
         else:
             found.append(f"time        not known for this device; name one with --gpu ({', '.join(GPU_RATES)})")
-        found.append(f"disk        {self.disk_bytes / 1e9:.3g} GB of models, checkpoints and signals")
+        found.append(
+            f"disk        {self.disk_bytes / 1e9:.3g} GB of models and signals, and while it runs "
+            f"{3 * self.checkpoint_bytes / 1e9:.3g} GB of checkpoints per trial at work"
+        )
         rows = ", ".join(f"Table {table} {name}" for table, name in self.rows) or "none"
         found.append(f"paper rows  {rows}")
         found.append(
@@ -143,6 +148,7 @@ def make_plan(study: StudyConfig, space: Space, gpu: str | None, bench: Sequence
         hours if known else None,
         measured,
         disk,
+        max(checkpoint_bytes(t) for t in trials),
         _rows(trials),
         allowed_rate(len(study.seeds)),
     )
@@ -176,16 +182,23 @@ def _timed(config: TrialConfig, gpu: str | None, bench: Sequence[Mapping[str, An
     return None
 
 
-def _disk(config: TrialConfig, iterations: int) -> float:
-    """Bytes a trial leaves: two checkpoints while it runs count as well, because they are there at the same time."""
+def checkpoint_bytes(config: TrialConfig) -> int:
+    """Size of a trial's checkpoint: weights, optimiser, buffer."""
     shape, classes, _ = _shape(config)
     pixels = shape[0] * shape[1] * shape[2]
     weights = 4 * parameters(config, shape, classes)
     buffer = config.buffer_size * pixels * (4 if config.buffer == "replace" else 1) if config.buffered else 0
-    state = weights * (2 if config.optimiser == "sgd" else 3) + buffer
+    return weights * (2 if config.optimiser == "sgd" else 3) + buffer
+
+
+def _disk(config: TrialConfig, iterations: int) -> float:
+    """Bytes a trial leaves behind; its checkpoints go when it is over."""
+    shape, classes, _ = _shape(config)
+    pixels = shape[0] * shape[1] * shape[2]
+    weights = 4 * parameters(config, shape, classes)
     samples = 2 * min(SAMPLES, config.buffer_size) * pixels if config.samples else 0
     models = 2 * (weights + samples) if config.evaluation.keep_model else 0
-    return 2 * state + models + _SIGNAL_BYTES * iterations / config.signal_every
+    return models + _SIGNAL_BYTES * iterations / config.signal_every
 
 
 def _rows(trials: Sequence[TrialConfig]) -> tuple[tuple[int, str], ...]:

@@ -2,28 +2,39 @@
 
 Ray ships `OptunaSearch`. It is not used here because it leaves a trial RUNNING for ever when its value is NaN, has no
 way to pass a constraint, knows no seeds per setting, and cannot take up a study whose driver was killed. This searcher
-is as long as the patch would be, uses only Optuna's public ask-and-tell interface, and keeps its queue in Optuna's
-storage: replicates and interrupted trials are enqueued there, so a killed driver forgets nothing.
+uses only Optuna's public interface. Which seeds of which settings are still to be run follows from the ledger and the
+storage, so a killed driver forgets nothing; and the storage can be made anew from the ledger.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import os
+import re
+import time
+import uuid
 import warnings
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
-from optuna.trial import TrialState
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
+from sqlalchemy import event
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from study.config import StudyConfig
-from study.space import Space, setting_id
-from trainables.schema import Outcome
+from study.errors import UserError, one_line
+from study.ledger import Ledger
+from study.space import Space, lookup, setting_id
+from trainables.config import TrialConfig
+from trainables.schema import METRIC_BY_NAME, Outcome
 
 log = logging.getLogger("mebm")
 
@@ -34,11 +45,52 @@ MEASURED = (Outcome.COMPLETED, Outcome.DIVERGED, Outcome.COLLAPSED)
 """Ends that are a trial's own result."""
 _WORST = 1e6
 """Told where a trial ended without any value and no other trial has one."""
+_PATIENCE = 600.0
+"""Seconds that a storage which cannot be reached may hold the study up."""
+_STALE = 600.0
+"""Seconds after which a trial of a shared storage that no driver has put its name to is given up."""
 
 
 def storage_url(folder: Path) -> str:
-    """URL of a study's Optuna storage, an SQLite file that optuna-dashboard opens. Only the driver writes it."""
+    """URL of the Optuna storage in a study's folder, an SQLite file that optuna-dashboard opens."""
     return f"sqlite:///{(folder / STORAGE).resolve()}"
+
+
+def shared_url(study: StudyConfig) -> str | None:
+    """URL of the storage that several drivers share, with `${NAME}` replaced; None for the one in the folder.
+
+    Raises:
+        UserError: it names an environment variable that is not set.
+    """
+
+    def value(found: re.Match[str]) -> str:
+        name = found.group(1)
+        if name not in os.environ:
+            raise UserError(f"search.storage: the environment variable {name} is not set")
+        return os.environ[name]
+
+    return re.sub(r"\$\{(\w+)\}", value, study.search.storage) if study.search.storage else None
+
+
+def _storage(study: StudyConfig, folder: Path) -> RDBStorage:
+    shared = shared_url(study)
+    if shared is not None:
+        try:
+            # Connections die on a weekend; each is tried before it is used.
+            return RDBStorage(shared, engine_kwargs={"pool_pre_ping": True})
+        except (ImportError, ArgumentError) as error:
+            raise UserError(f"search.storage: {one_line(error)[:200]}") from error
+        except SQLAlchemyError as error:
+            raise UserError(f"search.storage: cannot be reached ({one_line(error)[:200]})") from error
+    storage = RDBStorage(storage_url(folder))
+
+    @event.listens_for(storage.engine, "connect")
+    def _fast(connection: Any, _record: Any) -> None:
+        # No write is waited for: the ledger is the truth, and the storage can be made anew from it.
+        connection.execute("PRAGMA synchronous = OFF")
+
+    storage.engine.dispose()
+    return storage
 
 
 def make_sampler(study: StudyConfig, already: int) -> BaseSampler:
@@ -65,26 +117,45 @@ def make_sampler(study: StudyConfig, already: int) -> BaseSampler:
                 return RandomSampler(seed=seed)
 
 
-def open_storage(study: StudyConfig, folder: Path) -> optuna.Study:
-    """The Optuna study in a study's folder, created where it is not there yet."""
+def open_storage(study: StudyConfig, folder: Path, started: Collection[int] = ()) -> optuna.Study:
+    """The study in its Optuna storage, created where it is not there yet, with its starting points in the queue.
+
+    Args:
+        started: numbers of starting points that have been taken, for a storage that is made anew.
+
+    Raises:
+        UserError: a shared storage that cannot be reached, or whose study of that name has other objectives.
+    """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    opened = optuna.create_study(
-        study_name=study.name,
-        storage=storage_url(folder),
-        directions=[objective.resolved_direction for objective in study.objectives],
-        load_if_exists=True,
-    )
+    storage = _storage(study, folder)
+    directions = [objective.resolved_direction for objective in study.objectives]
+    try:
+        # Of several drivers that start at once one makes the study; only that one fills the queue.
+        opened = optuna.create_study(study_name=study.name, storage=storage, directions=directions)
+        fresh = True
+    except optuna.exceptions.DuplicatedStudyError:
+        opened = optuna.load_study(study_name=study.name, storage=storage)
+        fresh = False
+    there = [d.name.lower() for d in opened.directions]
+    if there != directions:
+        raise UserError(f"{study.name}: its Optuna storage has the directions {there}, the study {directions}")
+    if fresh:
+        from study.space import build_space
+
+        space = build_space(study)
+        for number, point in enumerate(space.start[: space.settings]):
+            if number not in started:
+                opened.enqueue_trial(dict(point), user_attrs={"setting": number})
     opened.sampler = make_sampler(study, len(opened.get_trials(deepcopy=False)))
     return opened
 
 
 @dataclass(frozen=True)
-class Proposal:
-    """A trial the searcher wants run."""
+class Replicate:
+    """A seed of a setting that is known and still to be run, or to be taken up again."""
 
-    trial_id: str
-    setting: str
-    config_json: str
+    setting: int
+    parameters: Mapping[str, Any]
     seed: int
 
 
@@ -96,7 +167,11 @@ class StudySearch(Searcher):
         space: its search space.
         folder: its folder, which holds the storage.
         common: what every trial's Ray configuration holds besides its own.
-        checkpoints: newest checkpoint by trial id, for trials that are taken up again.
+        ledger: what has happened; it says which trials are over and where they go on.
+        driver: name of this driver among those that share a storage; its trials' ids begin with it. Empty for the
+            only one.
+        closed: says why no further trial may start, given how many have been proposed and have not started (None for
+            one that was cut off); None from it if one may.
     """
 
     def __init__(
@@ -105,104 +180,211 @@ class StudySearch(Searcher):
         space: Space,
         folder: Path,
         common: Mapping[str, Any],
-        checkpoints: Mapping[str, str] | None = None,
+        ledger: Ledger,
+        driver: str = "",
+        closed: Callable[[int | None], str | None] = lambda _: None,
     ) -> None:
         super().__init__(metric=None, mode=None)
         self.study, self.space, self.folder = study, space, folder
-        self.common, self.checkpoints = dict(common), dict(checkpoints or {})
+        self.common, self.ledger, self.driver, self.closed = dict(common), ledger, driver, closed
         self._optuna = open_storage(study, folder)
         self._live: dict[str, optuna.Trial] = {}
-        self.proposals: dict[str, Proposal] = {}
-        if not self._optuna.get_trials(deepcopy=False):
-            for point in space.start[: space.settings]:
-                self._optuna.enqueue_trial(dict(point))
+        self._untold: list[tuple[optuna.Trial, str]] = []
+        self._away_since: float | None = None
+        self._settings = self._known_settings()
+        self._queue = deque(self._replicates())
 
     # -------------------------------------------------------------------------------------------- proposing
 
-    def _settings_so_far(self) -> int:
-        numbers = [t.user_attrs.get("setting") for t in self._optuna.get_trials(deepcopy=False)]
-        return len({n for n in numbers if n is not None})
+    def _known_settings(self) -> dict[int, dict[str, Any]]:
+        """Parameters of this driver's settings, by number, from the storage."""
+        found: dict[int, dict[str, Any]] = {}
+        for trial in self._optuna.get_trials(deepcopy=False):
+            if trial.user_attrs.get("driver") == self.driver and trial.params and "seed" in trial.user_attrs:
+                found.setdefault(int(trial.user_attrs["setting"]), dict(trial.params))
+        return found
+
+    def _replicates(self) -> list[Replicate]:
+        """Seeds still to be run of the settings that are known: those that were cut off first."""
+        found = []
+        for number in sorted(self._settings):
+            for seed in self.study.seeds:
+                outcome = self.ledger.outcome(self.trial_id(number, seed))
+                if outcome is None or not outcome.finished:
+                    found.append(Replicate(number, self._settings[number], seed))
+        return sorted(found, key=lambda r: self.ledger.outcome(self.trial_id(r.setting, r.seed)) is None)
+
+    def trial_id(self, setting: int, seed: int) -> str:
+        """Id of a trial: the same whenever and in whatever order it is run."""
+        place = self.study.seeds.index(seed)
+        first = self.ledger.seeds_at_first or len(self.study.seeds)
+        # Seeds that were added later count behind all others, so that no id changes.
+        name = f"t{setting * first + place + 1:04d}" if place < first else f"t{setting + 1:04d}s{place + 1}"
+        return f"{self.driver}-{name}" if self.driver else name
+
+    def _left(self) -> int:
+        """Settings nobody has taken yet."""
+        if not self.driver:
+            return max(0, self.space.settings - len(self._settings))
+        taken = {
+            (t.user_attrs["driver"], t.user_attrs["setting"])
+            for t in self._optuna.get_trials(deepcopy=False)
+            if "driver" in t.user_attrs
+        }
+        return max(0, self.space.settings - len(taken))
 
     def remaining(self) -> int:
-        """Trials still to be run: those in the queue and those of settings not yet proposed."""
-        trials = self._optuna.get_trials(deepcopy=False)
-        queued = sum(t.state is TrialState.WAITING and "seed" in t.user_attrs for t in trials)
-        return queued + max(0, self.space.settings - self._settings_so_far()) * len(self.study.seeds)
+        """Trials still to be run: seeds of known settings, and settings not yet proposed."""
+        return len(self._queue) + self._left() * len(self.study.seeds)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
-        """The next trial's configuration, or `FINISHED`."""
-        if self.remaining() == 0:
+        """The next trial's configuration, `FINISHED`, or None while the storage cannot be reached."""
+        names = (str(t.user_attrs["trial_id"]) for t in self._live.values())
+        proposed = sum(self.ledger.outcome(name) is None for name in names)
+        if self.closed(None if self._cut_off() else proposed) is not None:
             return str(Searcher.FINISHED)
-        trial = self._optuna.ask(self.space.distributions)
-        if "seed" not in trial.user_attrs:
-            number = self._settings_so_far()
-            first, *others = self.study.seeds
-            trial.set_user_attr("setting", number)
-            trial.set_user_attr("seed", first)
-            for seed in others:
-                self._optuna.enqueue_trial(trial.params, user_attrs={"setting": number, "seed": seed})
-        if "trial_id" not in trial.user_attrs:
-            known = {t.user_attrs.get("trial_id") for t in self._optuna.get_trials(deepcopy=False)} - {None}
-            trial.set_user_attr("trial_id", f"t{len(known) + 1:04d}")
-        attrs = trial.user_attrs
-        config = self.space.trial(trial.params, int(attrs["seed"]))
-        proposal = Proposal(str(attrs["trial_id"]), setting_id(config), config.to_json(), int(attrs["seed"]))
-        trial.set_user_attr("setting_id", proposal.setting)
+        try:
+            self._tell_waiting()
+            found = self._next()
+        except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+            return self._wait(error)
+        self._away_since = None
+        if found is None:
+            return str(Searcher.FINISHED)
+        trial, replicate = found
         self._live[trial_id] = trial
-        self.proposals[trial_id] = proposal
+        name = self.trial_id(replicate.setting, replicate.seed)
+        config = self.space.trial(dict(replicate.parameters), replicate.seed)
         return {
             **self.common,
-            "trial": proposal.config_json,
-            "trial_id": proposal.trial_id,
-            "setting_id": proposal.setting,
-            "resume_from": self._checkpoint(proposal.trial_id),
+            "trial": config.to_json(),
+            "trial_id": name,
+            "setting_id": setting_id(config),
+            "setting": replicate.setting,
+            "resume_from": self.ledger.checkpoint_folders(name),
         }
 
-    def _checkpoint(self, trial_id: str) -> str | None:
-        """The trial's newest checkpoint, if it is still there; a trial without one starts from its beginning."""
-        path = self.checkpoints.get(trial_id)
-        if path is not None and not Path(path).is_dir():
-            log.warning("%s: its checkpoint %s is gone; it starts from its beginning", trial_id, path)
+    def _wait(self, error: Exception) -> str | None:
+        now = time.monotonic()
+        if self._away_since is None:
+            log.warning("the Optuna storage cannot be used: %s", one_line(error))
+            self._away_since = now
+        # With nothing at work and no storage there is nothing to wait for in the end.
+        return str(Searcher.FINISHED) if not self._live and now - self._away_since > _PATIENCE else None
+
+    def _next(self) -> tuple[optuna.Trial, Replicate] | None:
+        """Seeds that were cut off, then starting points, then further seeds, then settings of the sampler."""
+        if not self._cut_off() and (trial := self._starting_point()) is not None:
+            return trial
+        if self._queue:
+            replicate = self._queue[0]
+            found = self._adopt(replicate)
+            self._queue.popleft()
+            return found, replicate
+        if self.study.search.sampler == "grid" or self._left() == 0:
             return None
-        return path
+        return self._first_of(self._optuna.ask(self.space.distributions))
+
+    def _cut_off(self) -> bool:
+        """Whether the next trial is one that an earlier run began."""
+        return bool(self._queue) and self.ledger.outcome(self._name(self._queue[0])) is not None
+
+    def _name(self, replicate: Replicate) -> str:
+        return self.trial_id(replicate.setting, replicate.seed)
+
+    def _starting_point(self) -> tuple[optuna.Trial, Replicate] | None:
+        """A setting of the queue in the storage, which is filled once; several drivers may take from it."""
+        while self._left() and self._optuna.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            trial = self._optuna.ask(self.space.distributions)
+            if "setting" not in trial.user_attrs:  # another driver was faster
+                self._optuna.tell(trial, state=TrialState.FAIL)
+                return None
+            if trial.user_attrs["setting"] in self._settings:  # an older copy of the storage was put back
+                self._optuna.tell(trial, state=TrialState.FAIL)
+                continue
+            return self._first_of(trial)
+        return None
+
+    def _first_of(self, trial: optuna.Trial) -> tuple[optuna.Trial, Replicate]:
+        """Give a new setting its number and put its further seeds into the queue."""
+        number = trial.user_attrs.get("setting")
+        if number is None:
+            started = min(len(self.space.start), self.space.settings)
+            number = max([started - 1, *self._settings]) + 1
+        number = int(number)
+        first, *others = self.study.seeds
+        replicate = Replicate(number, dict(trial.params), first)
+        self._label(trial, replicate)
+        self._settings[number] = dict(trial.params)
+        self._queue.extend(Replicate(number, replicate.parameters, seed) for seed in others)
+        return trial, replicate
+
+    def _label(self, trial: optuna.Trial, replicate: Replicate) -> None:
+        for key, value in self._attributes(replicate).items():
+            if trial.user_attrs.get(key) != value:
+                trial.set_user_attr(key, value)
+
+    def _attributes(self, replicate: Replicate) -> dict[str, Any]:
+        config = self.space.trial(dict(replicate.parameters), replicate.seed)
+        return {
+            "driver": self.driver,
+            "setting": replicate.setting,
+            "seed": replicate.seed,
+            "trial_id": self._name(replicate),
+            "setting_id": setting_id(config),
+        }
+
+    def _adopt(self, replicate: Replicate) -> optuna.Trial:
+        """A running Optuna trial with given parameters, not through the queue that all drivers take from."""
+        return add_running(self._optuna, self.space, replicate.parameters, self._attributes(replicate))
 
     # ---------------------------------------------------------------------------------------------- telling
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Nothing: a trial is told once, when it is over."""
+        """Nothing: a trial is told once, when it is over, with its course."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell Optuna how a trial ended."""
+        """Tell Optuna how a trial ended: what the ledger says, or FAIL."""
         trial = self._live.pop(trial_id, None)
-        if trial is None:
-            return
-        # Ray flattens what it passes to a searcher: `trial/outcome` is the column `outcome`.
-        values = {k.removeprefix("trial/"): v for k, v in (result or {}).items() if k.startswith("trial/")}
-        if error or not values or not Outcome(values["outcome"]).finished:
-            trial.set_user_attr("reason", "error" if error else "interrupted")
-            self._optuna.tell(trial, state=TrialState.FAIL)
-            return
-        tell(self._optuna, self.study, trial, values)
+        if trial is not None:
+            self._untold.append((trial, "error" if error else "interrupted"))
+            try:
+                self._tell_waiting()
+            except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as problem:
+                log.warning("the Optuna storage cannot be used: %s", one_line(problem))
 
-    def abandon(self, reason: str, ledger_trials: Mapping[str, Mapping[str, Any]]) -> None:
+    def _tell_waiting(self) -> None:
+        while self._untold:
+            trial, reason = self._untold[0]
+            self._tell(trial, reason)
+            self._untold.pop(0)
+
+    def _tell(self, trial: optuna.Trial, reason: str) -> None:
+        name = str(trial.user_attrs["trial_id"])
+        outcome = self.ledger.outcome(name)
+        if reason != "error" and outcome is not None and outcome.finished:
+            tell(self._optuna, self.study, trial, self.ledger.trials[name], self.ledger.rows(name))
+            return
+        fail(self._optuna, trial, reason)
+
+    def abandon(self, reason: str) -> None:
         """Tell Optuna of every trial that is still live; no end of a run leaves one RUNNING.
 
         One whose end is in the ledger already (the run ended during its last save) is told; any other is told FAIL.
+        A storage that cannot be reached is told when the study is resumed.
         """
-        for trial in self._live.values():
-            known = ledger_trials.get(trial.user_attrs["trial_id"])
-            if known is not None and Outcome(known["outcome"]) in MEASURED:
-                tell(self._optuna, self.study, trial, known)
-                continue
-            trial.set_user_attr("reason", reason)
-            self._optuna.tell(trial, state=TrialState.FAIL)
+        self._untold += [(trial, reason) for trial in self._live.values()]
         self._live.clear()
+        try:
+            self._tell_waiting()
+        except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as problem:
+            log.warning("the Optuna storage is told when the study is resumed: %s", one_line(problem))
 
     # ------------------------------------------------------------------------------------------------ state
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing worth saving: the queue and every result are in Optuna's storage."""
-        Path(checkpoint_path).write_text("the state of this searcher is the study's Optuna storage\n", encoding="utf-8")
+        """Nothing worth saving: the queue and every result are in the ledger and in Optuna's storage."""
+        Path(checkpoint_path).write_text("the state of this searcher is the study's ledger\n", encoding="utf-8")
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing to restore; see `save`."""
@@ -210,6 +392,24 @@ class StudySearch(Searcher):
     def __getstate__(self) -> dict[str, Any]:
         """Ray pickles its tuner and with it the searcher; a database connection stays behind."""
         return {"study": self.study, "folder": self.folder}
+
+
+def add_running(
+    opened: optuna.Study, space: Space, parameters: Mapping[str, Any], attributes: Mapping[str, Any]
+) -> optuna.Trial:
+    """Add a running trial with given parameters to a storage."""
+    token = uuid.uuid4().hex
+    opened.add_trial(
+        optuna.trial.create_trial(
+            state=TrialState.RUNNING,
+            params=dict(parameters),
+            distributions={name: space.distributions[name] for name in parameters},
+            user_attrs={**attributes, "token": token},
+        )
+    )
+    running = opened.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    mine = next(t for t in reversed(running) if t.user_attrs.get("token") == token)
+    return optuna.Trial(opened, mine._trial_id)
 
 
 def objective_values(study: StudyConfig, trials: optuna.Study, values: Mapping[str, Any]) -> list[float]:
@@ -234,61 +434,106 @@ def objective_values(study: StudyConfig, trials: optuna.Study, values: Mapping[s
     return told
 
 
-def tell(trials: optuna.Study, study: StudyConfig, trial: optuna.Trial, values: Mapping[str, Any]) -> None:
-    """Tell Optuna of a trial that is over: COMPLETE, finite values, and a constraint that says whether it was stable.
+def fail(trials: optuna.Study, trial: optuna.Trial, reason: str) -> None:
+    """Tell Optuna that a trial ended without a result of its own."""
+    trial.set_user_attr("reason", reason)
+    trials.tell(trial, state=TrialState.FAIL)
+
+
+def tell(
+    trials: optuna.Study,
+    study: StudyConfig,
+    trial: optuna.Trial,
+    values: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]] = (),
+) -> None:
+    """Tell Optuna of a trial that is over.
+
+    Measured trials are COMPLETE, with finite values and a constraint that says whether they were stable. A pruned one
+    is PRUNED; with a single objective its course goes along, which TPE learns from. Failed and stopped ones are FAIL.
 
     Args:
         values: the trial's columns of `trials.parquet`.
+        rows: its epochs.
     """
     outcome = Outcome(values["outcome"])
     if outcome in (Outcome.FAILED, Outcome.STOPPED):
-        trial.set_user_attr("reason", str(values.get("message") or outcome.value))
-        trials.tell(trial, state=TrialState.FAIL)
+        fail(trials, trial, str(values.get("message") or outcome.value))
         return
     for name in ("outcome", "cause", "iteration"):
         trial.set_user_attr(name, values.get(name))
-    trial.set_constraint(STABLE, -1.0 if outcome is Outcome.COMPLETED else 1.0)
+    if outcome is Outcome.PRUNED:
+        metric = study.objectives[0].metric
+        if len(study.objectives) == 1 and metric in METRIC_BY_NAME:
+            for row in rows:
+                if row["epoch"] > 0 and row[metric] is not None:
+                    trial.report(float(row[metric]), int(row["epoch"]))
+        _constrain(trial, -1.0)
+        trials.tell(trial, state=TrialState.PRUNED)
+        return
+    _constrain(trial, -1.0 if outcome is Outcome.COMPLETED else 1.0)
     trials.tell(trial, objective_values(study, trials, values), state=TrialState.COMPLETE)
 
 
-def reconcile(study: StudyConfig, folder: Path, ledger_trials: Mapping[str, Mapping[str, Any]]) -> None:
+def _constrain(trial: optuna.Trial, value: float) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # told a second time, after a storage that was away
+        trial.set_constraint(STABLE, value)
+
+
+def reconcile(study: StudyConfig, space: Space, folder: Path, ledger: Ledger, driver: str = "") -> int:
     """Bring the storage in line with the ledger after a run that ended anyhow.
 
-    A RUNNING trial whose end is in the ledger is told; any other is told FAIL. Then every trial that is not over is in
-    the queue again, with its parameters, seed and id, and so is every seed that was never enqueued.
+    A RUNNING trial of this driver whose end is in the ledger is told; any other of its is told FAIL. A trial that is
+    in the ledger and not in the storage (another copy of it was put back, or it had to be made anew) is added.
+
+    Returns:
+        How many trials had to be added.
     """
-    if not (folder / STORAGE).is_file():
-        return
-    opened = open_storage(study, folder)
-    for frozen in opened.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        known = ledger_trials.get(frozen.user_attrs.get("trial_id", ""))
-        live = optuna.Trial(opened, frozen._trial_id)
-        if known is not None and Outcome(known["outcome"]).finished:
-            tell(opened, study, live, known)
-            continue
-        live.set_user_attr("reason", "interrupted")
-        opened.tell(live, state=TrialState.FAIL)
-        if "seed" not in frozen.user_attrs and frozen.params:
-            opened.enqueue_trial(frozen.params)  # killed between its proposal and its naming
-    over = {t for t, known in ledger_trials.items() if Outcome(known["outcome"]).finished}
-    newest: dict[tuple[int, int], optuna.trial.FrozenTrial] = {}
+    opened = open_storage(study, folder, set(ledger.settings.values()))
+    known: set[str] = set()
     for frozen in opened.get_trials(deepcopy=False):
-        if "setting" in frozen.user_attrs and "seed" in frozen.user_attrs:
-            newest[frozen.user_attrs["setting"], frozen.user_attrs["seed"]] = frozen
-    for setting in sorted({number for number, _ in newest}):
-        replicates = {seed: newest[setting, seed] for seed in study.seeds if (setting, seed) in newest}
-        # A trial that waits has no parameters yet, only those it was enqueued with.
-        known_parameters = (t.params or t.system_attrs.get("fixed_params") for t in replicates.values())
-        parameters = next((p for p in known_parameters if p), None)
-        if parameters is None:
-            continue
-        for seed in study.seeds:
-            frozen_or_none = replicates.get(seed)
-            attrs: dict[str, Any] = {"setting": setting, "seed": seed}
-            if frozen_or_none is not None:
-                trial_id = frozen_or_none.user_attrs.get("trial_id")
-                if frozen_or_none.state is not TrialState.FAIL or trial_id in over:
-                    continue
-                if trial_id:
-                    attrs["trial_id"] = trial_id
-            opened.enqueue_trial(parameters, user_attrs=attrs)
+        if frozen.state is TrialState.RUNNING:
+            _settle(study, opened, frozen, ledger, driver)
+        if frozen.user_attrs.get("driver") == driver and "trial_id" in frozen.user_attrs:
+            known.add(frozen.user_attrs["trial_id"])
+    missing = [t for t in ledger.trials if t not in known]
+    for trial_id in missing:
+        config = TrialConfig.model_validate_json(ledger.trials[trial_id]["config"])
+        number = ledger.settings[trial_id]
+        attributes = {
+            "driver": driver,
+            "setting": number,
+            "seed": config.seed,
+            "trial_id": trial_id,
+            "setting_id": ledger.trials[trial_id]["setting_id"],
+        }
+        parameters = {key: lookup(config, key) for key in space.distributions}
+        trial = add_running(opened, space, parameters, attributes)
+        if Outcome(ledger.trials[trial_id]["outcome"]).finished:
+            tell(opened, study, trial, ledger.trials[trial_id], ledger.rows(trial_id))
+        else:
+            fail(opened, trial, "interrupted")
+    return len(missing)
+
+
+def _settle(study: StudyConfig, opened: optuna.Study, frozen: FrozenTrial, ledger: Ledger, driver: str) -> None:
+    """End a RUNNING trial that nobody runs any more."""
+    attrs, live = frozen.user_attrs, optuna.Trial(opened, frozen._trial_id)
+    if "seed" not in attrs:
+        # Its driver was killed between the proposal and the naming of it.
+        age = time.time() - frozen.datetime_start.timestamp() if frozen.datetime_start else math.inf
+        if driver and age < _STALE:
+            return  # another driver may be about to name it
+        fail(opened, live, "interrupted")
+        if "fixed_params" in frozen.system_attrs:
+            opened.enqueue_trial(frozen.system_attrs["fixed_params"], user_attrs={"setting": attrs["setting"]})
+        return
+    if attrs.get("driver") != driver:
+        return
+    trial_id = str(attrs["trial_id"])
+    outcome = ledger.outcome(trial_id)
+    if outcome is not None and outcome.finished:
+        tell(opened, study, live, ledger.trials[trial_id], ledger.rows(trial_id))
+    else:
+        fail(opened, live, "interrupted")

@@ -39,6 +39,11 @@ class Space:
         return make_trial({**merged, "seed": seed}, source)
 
 
+def any_value(distribution: Any) -> Any:
+    """A value of a distribution: its first choice or its lower end."""
+    return distribution.choices[0] if hasattr(distribution, "choices") else distribution.low
+
+
 def setting_id(config: TrialConfig) -> str:
     """Eight hex digits, equal for trials that differ in their seed alone."""
     return hashlib.sha256(config.to_json(with_seed=False).encode()).hexdigest()[:8]
@@ -178,14 +183,15 @@ def _grid_space(study: StudyConfig, base: dict[str, Any], source: str) -> Space:
             raise UserError(f"{source}: search.grid: the setting {point} is there twice")
         seen.add(identity)
         # Blocks may leave fields out; Optuna wants every field of every trial.
-        complete.append({key: point.get(key, _lookup(trial, key)) for key in keys})
+        complete.append({key: point.get(key, lookup(trial, key)) for key in keys})
     distributions: dict[str, BaseDistribution] = {
         key: CategoricalDistribution(tuple(dict.fromkeys(point[key] for point in complete))) for key in keys
     }
     return Space(base, distributions, tuple(complete), len(complete))
 
 
-def _lookup(trial: TrialConfig, key: str) -> Any:
+def lookup(trial: TrialConfig, key: str) -> Any:
+    """Value of a trial field, dotted for nested ones."""
     value: Any = trial
     for part in key.split("."):
         value = getattr(value, part)

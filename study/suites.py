@@ -81,7 +81,7 @@ def _run_pairs(study: StudyConfig, cpus: float, gpus: float) -> list[tuple[float
 
     from study.callback import LedgerCallback
     from study.console import Progress, StudyConsole
-    from study.launch import quiet_ray
+    from study.driver import quiet_ray
     from study.ledger import Ledger
     from study.space import build_space, setting_id
     from trainables.ray_trainable import MebmTrainable

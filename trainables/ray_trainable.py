@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from ray import tune
+from ray.experimental.internal_kv import _internal_kv_put
 from ray.tune.result import DONE, SHOULD_CHECKPOINT
 
+from trainables.checkpoint import CheckpointError, newest_whole, read_checkpoint, write_checkpoint
 from trainables.config import TrialConfig
+from trainables.faults import may_pass
 from trainables.recorder import Recorder
+from trainables.schema import Outcome
 from trainables.trial import Trial
 
-CHECKPOINT_FILE = "trial.pt"
 ROW, TRIAL = "row", "trial"
 """Keys of a result: the epoch's columns, and the trial's."""
+PULSE = "mebm-pulse"
+"""Namespace of the cluster's key-value store for signs of life: trial id to iteration."""
+_PULSE_SECONDS = 5.0
 
 
 class MebmTrainable(tune.Trainable):
     """Runs one `Trial`; each `train()` is one step of it.
 
     Its `config` holds plain values: `trial` (a complete `TrialConfig` as JSON), `trial_id`, `folder` (the study's,
-    absolute), `cpus`, `gpus`, `checkpoint_seconds`, and `resume_from` (a checkpoint folder of an earlier run, or None).
+    absolute), `cpus`, `gpus`, `checkpoint_seconds`, and `resume_from` (checkpoint folders of earlier runs, the newest
+    first).
     """
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -33,39 +41,91 @@ class MebmTrainable(tune.Trainable):
         if 0 < gpus < 1 and torch.cuda.is_available():
             # Ray's fractions are bookkeeping; this is the limit one trial cannot cross.
             torch.cuda.set_per_process_memory_fraction(gpus)
-        settings = TrialConfig.model_validate_json(config["trial"])
-        recorder = Recorder(Path(config["folder"]), config["trial_id"], settings.signal_every)
-        self._trial = Trial(settings, recorder=recorder)
+        self._trial_id = str(config["trial_id"])
         self._checkpoint_seconds = float(config["checkpoint_seconds"])
         self._checkpointed = time.monotonic()
-        if config.get("resume_from"):
-            self.load_checkpoint(config["resume_from"])
+        self._pulse_at = 0.0
+        self._broken: str | None = None
+        try:
+            settings = TrialConfig.model_validate_json(config["trial"])
+            recorder = Recorder(Path(config["folder"]), self._trial_id, settings.signal_every)
+            self._trial = Trial(settings, recorder=recorder, gpu_share=gpus)
+            self._take_up(list(config.get("resume_from") or ()))
+        except Exception as error:
+            self._fail(error)
+
+    def _take_up(self, folders: list[str]) -> None:
+        """Go on from the first of these checkpoints that is whole; from the beginning where none is."""
+        whole, wrong = newest_whole(folders)
+        if whole is not None:
+            self._trial.load_state_dict(read_checkpoint(whole))
+        for text in wrong:
+            self._trial.remark(f"{text}; went on from epoch {self._trial.trainer.epoch}")
+
+    def _fail(self, error: Exception) -> None:
+        """An error another start may help is raised for Ray to start the trial again; any other is its result."""
+        if may_pass(error):
+            raise error
+        self._broken = f"{type(error).__name__}: {error}"
 
     def step(self) -> dict[str, Any]:
         """One epoch. The result carries only finite numbers, strings and None."""
-        report = self._trial.step()
+        if self._broken is None:
+            try:
+                return self._step()
+            except Exception as error:
+                self._fail(error)
+        failed = {"outcome": Outcome.FAILED.value, "cause": None, "iteration": None, "message": self._broken}
+        return {ROW: None, TRIAL: failed, DONE: True}
+
+    def _step(self) -> dict[str, Any]:
+        self._beat(self._trial.trainer.iteration)
+        report = self._trial.step(self._beat)
         result: dict[str, Any] = {ROW: report.row, TRIAL: report.trial, DONE: report.done}
         due = time.monotonic() - self._checkpointed >= self._checkpoint_seconds
-        if report.row is not None and (due or report.done):
+        if report.row is not None and due and not report.done:
             result[SHOULD_CHECKPOINT] = True
         return result
 
+    def _beat(self, iteration: int) -> None:
+        """Leave a sign of life where the driver finds it, now and then."""
+        now = time.monotonic()
+        if now - self._pulse_at < _PULSE_SECONDS:
+            return
+        self._pulse_at = now
+        try:
+            _internal_kv_put(self._trial_id, str(iteration), overwrite=True, namespace=PULSE)
+        except Exception:  # the driver looks at reports as well
+            self._pulse_at = now + 60
+
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Write the whole trial, under a temporary name first."""
-        path = Path(checkpoint_dir) / CHECKPOINT_FILE
-        part = path.with_suffix(".part")
-        torch.save(self._trial.state_dict(), part)
-        part.replace(path)
+        """Write the whole trial."""
+        write_checkpoint(Path(checkpoint_dir), self._state())
         self._checkpointed = time.monotonic()
 
+    def _state(self) -> Mapping[str, Any]:
+        if self._broken is not None:
+            raise RuntimeError(f"a trial that failed has no state ({self._broken})")
+        return self._trial.state_dict()
+
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Continue where a checkpoint folder was written."""
-        state = torch.load(Path(checkpoint) / CHECKPOINT_FILE, map_location="cpu", weights_only=True)
-        self._trial.load_state_dict(state)
+        """Continue where a checkpoint folder was written, or the one before it if that is damaged.
+
+        Where neither is whole the trial stays as `setup` built it: at the checkpoint of an earlier run, or at its
+        beginning. Either way it trains what it trained before.
+        """
+        if self._broken is not None:
+            return
+        folder = Path(checkpoint)
+        try:
+            self._trial.load_state_dict(read_checkpoint(folder))
+        except CheckpointError:
+            older = sorted((p for p in folder.parent.glob("checkpoint_*") if p.name < folder.name), reverse=True)
+            self._take_up([str(folder), *map(str, older)])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take on another trial in the same process: importing torch costs more than a small trial's first epochs."""
-        self._trial.close()
+        self.cleanup()
         self.setup(new_config)
         return True
 
@@ -73,3 +133,4 @@ class MebmTrainable(tune.Trainable):
         """Write what is left; short, because Ray waits for it."""
         if hasattr(self, "_trial"):
             self._trial.close()
+            del self._trial

@@ -5,9 +5,12 @@ Rows of `epochs.parquet` and `trials.parquet` do not pass through here: they are
 
 from __future__ import annotations
 
+import logging
 import shutil
+import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,31 +23,82 @@ from PIL import Image
 from torch import Tensor
 
 from trainables.schema import SIGNAL_NAMES
+from trainables.storage import NotThereError, Store, StoreError
+
+log = logging.getLogger("mebm")
 
 _WRITE_SECONDS = 10.0
 """Least time between two writes of the signals, which are written whole."""
 _PIXELS = 256
 """Grids are enlarged to about this side."""
+_AWAY_SECONDS = 60.0
+"""How long a store that could not be reached is left alone: an attempt takes seconds, and the training waits for it."""
 
 
 class Recorder:
     """Writes `signals/<trial_id>.parquet`, `samples/<trial_id>_<set>.png` and `models/<trial_id>.pt` below a folder.
 
     Args:
-        folder: the study's folder.
+        folder: the study's folder, or with a store a scratch folder of the trial's own.
         trial_id: the trial.
         every: keep every n-th iteration's signals.
+        store: where the study's folder is, if it is in a store; every finished file is published there. One that
+            cannot be is tried again with the next file and at the end, and is `unpublished` until then.
 
     Attributes:
         absent: signals the trial's method does not have; they are written as null.
     """
 
-    def __init__(self, folder: Path, trial_id: str, every: int = 1) -> None:
-        self.folder, self.trial_id, self.every = folder, trial_id, every
+    def __init__(self, folder: Path, trial_id: str, every: int = 1, store: Store | None = None) -> None:
+        self.folder, self.trial_id, self.every, self.store = folder, trial_id, every, store
         self.absent: frozenset[str] = frozenset()
         self._iterations: list[NDArray[np.int64]] = []
         self._signals: list[NDArray[np.float64]] = []
         self._written = 0.0
+        self._unpublished: dict[str, None] = {}  # in the order they came
+        self._away_until = 0.0
+
+    @classmethod
+    def into(cls, store: Store, trial_id: str, every: int = 1) -> Recorder:
+        """A recorder of a study in a store, with a new scratch folder; `close` it."""
+        return cls(Path(tempfile.mkdtemp(prefix=f"mebm-{trial_id}-")), trial_id, every, store)
+
+    @property
+    def unpublished(self) -> tuple[str, ...]:
+        """Names of files that are in the scratch folder and not in the store, as far as is known."""
+        return tuple(self._unpublished)
+
+    def _publish(self, path: Path, *, force: bool = False) -> None:
+        """Bring a finished file, and any that waits, into the store."""
+        if self.store is None:
+            return
+        self._unpublished[path.relative_to(self.folder).as_posix()] = None
+        if force or time.monotonic() >= self._away_until:
+            self.flush()
+
+    def flush(self) -> tuple[str, ...]:
+        """Publish what waits; returns the names of what still does. Never raises: the files are kept."""
+        if self.store is None:
+            return ()
+        for name in self.unpublished:
+            try:
+                self.store.put(self.folder / name, name)
+            except (StoreError, OSError) as error:
+                self._away_until = time.monotonic() + _AWAY_SECONDS
+                log.warning("%s; kept in %s", error, self.folder)
+                break
+            del self._unpublished[name]
+        return self.unpublished
+
+    def close(self) -> tuple[str, ...]:
+        """Publish what waits and remove the scratch folder, unless a file is left there; returns the names of those.
+
+        Without a store there is nothing to do.
+        """
+        left = self.flush()
+        if self.store is not None and not left:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        return left
 
     @property
     def signals_path(self) -> Path:
@@ -52,8 +106,14 @@ class Recorder:
         return self.folder / "signals" / f"{self.trial_id}.parquet"
 
     def resume(self, iteration: int) -> None:
-        """Take up what an earlier attempt recorded before `iteration`; what it recorded later is trained again."""
+        """Take up what an earlier attempt recorded before `iteration`; what it recorded later is trained again.
+
+        Raises:
+            StoreError: the signals are in a store that is away. Going on without them would lose them for good.
+        """
         self._iterations, self._signals = [], []
+        if iteration and self.store is not None and not self.signals_path.is_file():
+            self._fetch_signals(self.store)
         if iteration == 0 or not self.signals_path.is_file():
             return
         table = pq.read_table(self.signals_path)
@@ -62,6 +122,10 @@ class Recorder:
         columns = [table[name].to_numpy(zero_copy_only=False) for name in SIGNAL_NAMES]
         self._iterations.append(iterations[keep].astype(np.int64))
         self._signals.append(np.stack(columns, axis=1).astype(np.float64)[keep])
+
+    def _fetch_signals(self, store: Store) -> None:
+        with suppress(NotThereError):  # a trial that kept none
+            store.get(self.signals_path.relative_to(self.folder).as_posix(), self.signals_path)
 
     def add_signals(self, iterations: NDArray[np.int64], signals: NDArray[np.float64]) -> None:
         """Append an epoch's signals, int64 (n,) and float64 (n, len(SIGNAL_NAMES)); keeps every n-th and the last."""
@@ -91,6 +155,7 @@ class Recorder:
         pq.write_table(pa.table(columns), part, compression="zstd")
         part.replace(self.signals_path)
         self._written = now
+        self._publish(self.signals_path, force=force)
 
     def write_grids(self, grids: dict[str, Tensor]) -> None:
         """Write the sample grids: uint8 (n, C, H, W) per sample set."""
@@ -100,6 +165,7 @@ class Recorder:
             part = path.with_suffix(".part")
             save_grid(images, part)
             part.replace(path)
+            self._publish(path)
 
     @property
     def model_path(self) -> Path:
@@ -122,6 +188,7 @@ class Recorder:
         part = path.with_suffix(".part")
         torch.save(dict(state), part)
         part.replace(path)
+        self._publish(path)
 
     def last_is_best(self) -> None:
         """The last model is the best as well: one file under both names where the file system has links."""
@@ -132,6 +199,7 @@ class Recorder:
         except OSError:
             shutil.copyfile(self.model_path, part)
         part.replace(self.best_model_path)
+        self._publish(self.best_model_path)
 
 
 def save_grid(images: Tensor, path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from trainables.config import TrialConfig
 from trainables.datasets import ImageData
 from trainables.divergence import LatchReading
+from trainables.energy import EnergyMeter
 from trainables.recorder import Recorder
 from trainables.reports import GRID_IMAGES, EpochReport, Evaluation, absent_signals, to_grid
 from trainables.saved import model_state
@@ -54,9 +55,17 @@ class Trial:
         config: what to train.
         data: its images; read by name where not given.
         recorder: takes signals, sample grids and the trained model; None: they are dropped.
+        gpu_share: GPUs reserved for it; below 1 others may run on the same one. None: it has the GPU for itself.
     """
 
-    def __init__(self, config: TrialConfig, data: ImageData | None = None, recorder: Recorder | None = None) -> None:
+    def __init__(
+        self,
+        config: TrialConfig,
+        data: ImageData | None = None,
+        recorder: Recorder | None = None,
+        *,
+        gpu_share: float | None = None,
+    ) -> None:
         started = time.perf_counter()
         self.config = config
         self.trainer = Trainer(config, data)
@@ -78,6 +87,17 @@ class Trial:
         self._model: tuple[str, int] | None = None
         self._train_seconds = self._evaluation_seconds = 0.0
         self._iteration_seconds: list[float] = []
+        self._meter = EnergyMeter(self.trainer.device)
+        self._energy: float | None = None
+        self._energy_shared: bool | None = None
+        if self.trainer.device.type == "cuda":
+            self._energy = 0.0
+            self._energy_shared = self._meter.shared or (gpu_share is not None and gpu_share < 1)
+
+    def remark(self, text: str) -> None:
+        """Add to what the trial's `message` says."""
+        if text not in self._remarks:
+            self._remarks.append(text)
 
     def step(self, on_iteration: Callable[[int], None] | None = None) -> Report:
         """Score the untrained model (first call), then train one epoch per call.
@@ -89,10 +109,11 @@ class Trial:
             The step's report; after one that is `done` the trial must not be stepped again.
         """
         trainer = self.trainer
+        self._meter.read()  # what the GPU took between two steps is no epoch's
         if self._evaluated_at < 0:
             spent = self._evaluate()
-            latch = trainer.latch.read()
-            return Report(self._row(None, spent), self._trial_values(latch, Outcome.RUNNING, None), Outcome.RUNNING)
+            row = self._row(None, spent, self._take_energy())
+            return Report(row, self._trial_values(trainer.latch.read(), Outcome.RUNNING, None), Outcome.RUNNING)
         epoch = trainer.train_epoch(on_iteration)
         self._train_seconds += epoch.seconds
         if len(epoch.iterations):
@@ -104,6 +125,7 @@ class Trial:
             if self.recorder and trainer.last_samples is not None:
                 # The forensic record: the signals up to the end, and the samples of the end.
                 self.recorder.write_grids({"end": to_grid(trainer.last_samples[:GRID_IMAGES])})
+            self._take_energy()
             values = self._trial_values(epoch.latch, verdict.outcome, verdict.cause, verdict.iteration)
             return Report(None, values, verdict.outcome)
         last = trainer.epoch >= self.config.epochs
@@ -114,13 +136,19 @@ class Trial:
         collapsed = last and self._worse_than_p0()
         if last and not collapsed and seconds is not None:
             seconds += self._write_model()
-        row = self._row(epoch, seconds)
+        row = self._row(epoch, seconds, self._take_energy())
         if not last:
             return Report(row, self._trial_values(epoch.latch, Outcome.RUNNING, None), Outcome.RUNNING)
         if collapsed:
             values = self._trial_values(epoch.latch, Outcome.COLLAPSED, Cause.WORSE_THAN_P0, trainer.iteration)
             return Report(row, values, Outcome.COLLAPSED)
         return Report(row, self._trial_values(epoch.latch, Outcome.COMPLETED, None), Outcome.COMPLETED)
+
+    def _take_energy(self) -> float | None:
+        """Joules of the step so far, added to the trial's. One step that was not measured leaves no sum to tell."""
+        joules = self._meter.read()
+        self._energy = None if joules is None or self._energy is None else self._energy + joules
+        return joules
 
     def _evaluate(self) -> float:
         started = time.perf_counter()
@@ -176,7 +204,9 @@ class Trial:
                 return self._last[name] > self.config.divergence.collapse_ratio * self._initial[name]
         return False
 
-    def _row(self, epoch: EpochReport | None, evaluation_seconds: float | None) -> dict[str, Value]:
+    def _row(
+        self, epoch: EpochReport | None, evaluation_seconds: float | None, joules: float | None
+    ) -> dict[str, Value]:
         trainer = self.trainer
         row: dict[str, Value] = {
             "epoch": trainer.epoch,
@@ -191,6 +221,7 @@ class Trial:
             "grad_param_norm": epoch.mean("grad_param_norm") if epoch else None,
             "cross_entropy": epoch.mean("cross_entropy") if epoch else None,
             "peak_memory_bytes": trainer.peak_memory(),
+            "energy_joules": joules,
         }
         fresh = evaluation_seconds is not None
         for metric in METRICS:
@@ -226,6 +257,8 @@ class Trial:
             "selected_on": self._selected_on(),
             "setup_seconds": self._setup_seconds,
             "first_iteration_seconds": trainer.first_iteration_seconds,
+            "energy_joules": self._energy,
+            "energy_shared": self._energy_shared,
             "execution": trainer.execution.name,
             "device": trainer.device.type,
             "hardware": trainer.hardware(),
@@ -268,6 +301,8 @@ class Trial:
             "train_seconds": self._train_seconds,
             "evaluation_seconds": self._evaluation_seconds,
             "iteration_seconds": list(self._iteration_seconds),
+            "energy_joules": self._energy,
+            "energy_shared": self._energy_shared,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -292,10 +327,16 @@ class Trial:
         self._train_seconds = float(state["train_seconds"])
         self._evaluation_seconds = float(state["evaluation_seconds"])
         self._iteration_seconds = [float(s) for s in state["iteration_seconds"]]
+        # A checkpoint from before energy was measured has none, so neither has what goes on from it.
+        energy = state.get("energy_joules")
+        self._energy = None if energy is None else float(energy)
+        if state.get("energy_shared"):
+            self._energy_shared = True
         if self.recorder:
             self.recorder.resume(self.trainer.iteration)
 
     def close(self) -> None:
         """Write what is left and give the device's memory back."""
         self._write(force=True)
+        self._meter.close()
         self.trainer.close()

@@ -99,7 +99,7 @@ def ray_cluster():
     """One Ray runtime for every test that needs one in this process, with two CPUs."""
     import ray
 
-    from study.launch import quiet_ray
+    from study.driver import quiet_ray
 
     quiet_ray()
     ray.init(

@@ -53,8 +53,10 @@ def test_the_journal_alone_gives_everything_back(tmp_path):
     before = two_trials(tmp_path)
     again = Ledger(tmp_path, "s", writable=False)  # the first was never closed: a killed driver
     assert again.trials == before.trials
-    assert again.epochs == before.epochs
-    assert again.checkpoints == {"t0001": "/somewhere/checkpoint_000001"}
+    assert [again.rows(t) for t in again.trials] == [before.rows(t) for t in before.trials]
+    assert [row["epoch"] for row in again.rows("t0001")] == [0, 1, 2]
+    assert again.attempts == before.attempts
+    assert again.checkpoints == {"t0001": ["/somewhere/checkpoint_000001"]}
     assert again.unfinished() == ["t0001"]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from study.config import ResourcesConfig, StudyConfig, validate_study
-from study.launch import concurrency
+from study.driver import concurrency
 from study.resources import Gpu, resolve_resources, trials_per_gpu
 from study.space import build_space
 from trainables.cost import memory_bytes

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import optuna
 import pytest
 from optuna.trial import TrialState
+from sqlalchemy.exc import OperationalError
 
 from study.config import validate_study
-from study.search import STABLE, StudySearch, objective_values, open_storage, reconcile
+from study.errors import UserError
+from study.ledger import Ledger
+from study.search import STABLE, STORAGE, StudySearch, objective_values, open_storage, reconcile, shared_url
 from study.space import build_space
 from trainables.config import TrialConfig
 from trainables.schema import Outcome
@@ -34,89 +36,137 @@ def make_study(**changes):
     return validate_study({**values, **changes}, "test")
 
 
+class Driver:
+    """One run of a study without Ray: a real ledger, a real storage, the searcher, and the two told as a driver does."""
+
+    def __init__(self, study, folder, name="", closed=lambda _: None):
+        self.study, self.folder, self.space = study, folder, build_space(study)
+        folder.mkdir(exist_ok=True)
+        self.ledger = Ledger(folder, study.name)
+        self.added = reconcile(study, self.space, folder, self.ledger, name)
+        common = {"folder": str(folder)}
+        self.search = StudySearch(study, self.space, folder, common, self.ledger, name, closed)
+        self.ledger.run({"driver": name, "config": study.model_dump(mode="json"), "code": {}})
+        self._count = 0
+
+    def propose(self):
+        """The next trial, started; None if there is none."""
+        self._count += 1
+        config = self.search.suggest(f"ray{self._count}")
+        if not isinstance(config, dict):
+            return config
+        trial = TrialConfig.model_validate_json(config["trial"])
+        self.ledger.start(config["trial_id"], trial, config["setting_id"], 0.0, config["setting"])
+        return {**config, "ray": f"ray{self._count}", "values": trial}
+
+    def end(self, config, outcome="completed", rows=(), **values):
+        columns = {
+            "outcome": outcome,
+            "cause": None,
+            "iteration": None,
+            "fd_buffer_best": 1.0,
+            "fd_buffer_initial": 3.5,
+        }
+        columns |= {"train_seconds": 1.0, "evaluation_seconds": 1.0, "epochs_done": len(rows), "message": None}
+        for row in rows:
+            self.ledger.report(config["trial_id"], row, {**columns, "outcome": "running"})
+        self.ledger.report(config["trial_id"], None, {**columns, **values})
+        self.search.on_trial_complete(config["ray"], {})
+
+    def run_all(self, result=dict):
+        proposed = []
+        while isinstance(config := self.propose(), dict):
+            proposed.append(config)
+            self.end(config, **result())
+        return proposed
+
+    def kill(self):
+        """As SIGKILL does: nothing is closed, nothing is told."""
+        self.ledger._file.close()
+
+    def trials(self):
+        return open_storage(self.study, self.folder).get_trials()
+
+
+def epoch(number, fd):
+    return {"epoch": number, "train_seconds": 1.0, "evaluation_seconds": 0.5, "fd_buffer": fd}
+
+
 @pytest.fixture
-def searcher(tmp_path):
-    def build(study, checkpoints=None):
-        return StudySearch(study, build_space(study), tmp_path, {"folder": str(tmp_path)}, checkpoints)
-
-    return build
+def driver(tmp_path):
+    return lambda study, **options: Driver(study, tmp_path / "s", **options)
 
 
-def ended(outcome="completed", **values):
-    columns = {"outcome": outcome, "cause": None, "iteration": None, "fd_buffer_best": 1.0, "fd_buffer_initial": 3.5}
-    return {f"trial/{k}": v for k, v in {**columns, **values}.items()}  # Ray flattens results for a searcher
-
-
-def run_all(search, result=lambda trial_id: ended()):
-    proposed = []
-    while (config := search.suggest(f"ray{len(proposed)}")) != "FINISHED":
-        proposed.append(config)
-        search.on_trial_complete(f"ray{len(proposed) - 1}", result(config["trial_id"]))
-    return proposed
-
-
-def test_every_setting_gets_every_seed_as_an_ordinary_trial(searcher):
-    study = make_study()
-    proposed = run_all(searcher(study))
-    assert len(proposed) == 8
-    assert [c["trial_id"] for c in proposed] == [f"t{i:04d}" for i in range(1, 9)]
+def test_every_setting_gets_every_seed_as_an_ordinary_trial(driver):
+    proposed = driver(make_study()).run_all()
+    assert sorted(c["trial_id"] for c in proposed) == [f"t{i:04d}" for i in range(1, 9)]
     by_setting = {}
     for config in proposed:
-        trial = TrialConfig.model_validate_json(config["trial"])
-        by_setting.setdefault(config["setting_id"], []).append(trial)
+        by_setting.setdefault(config["setting_id"], []).append(config["values"])
     assert len(by_setting) == 4
     for replicates in by_setting.values():
         assert sorted(t.seed for t in replicates) == [0, 1]
         assert len({(t.sampling_steps, t.step_size) for t in replicates}) == 1
-    first = TrialConfig.model_validate_json(proposed[0]["trial"])
+    first = proposed[0]["values"]
     assert (first.sampling_steps, first.step_size) == (5, 1.0)  # the starting point comes first
 
 
-def test_a_grid_proposes_each_point_once_per_seed(searcher):
+def test_a_grid_proposes_each_point_once_per_seed(driver):
     study = make_study(
         search={"sampler": "grid", "grid": [{"sampling_steps": [1, 2], "norm": ["none", "batch"]}, {"l2_weight": 0.1}]}
     )
-    trials = [TrialConfig.model_validate_json(c["trial"]) for c in run_all(searcher(study))]
+    trials = [c["values"] for c in driver(study).run_all()]
     points = [(t.sampling_steps, t.norm, t.l2_weight, t.seed) for t in trials]
     expected = {(k, n, 0.0, s) for k in (1, 2) for n in ("none", "batch") for s in (0, 1)} | {
         (5, "none", 0.1, s) for s in (0, 1)
     }
     assert len(points) == len(set(points))
     assert set(points) == expected
+    assert [t.seed for t in trials] == [0] * 5 + [1] * 5  # every setting once before any twice
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "nsga2", "gp"])
-def test_every_sampler_proposes_and_is_told_finite_values_whatever_happened(searcher, tmp_path, sampler):
+def test_every_sampler_proposes_and_is_told_finite_values_whatever_happened(driver, sampler):
     study = make_study(
-        search={**make_study().search.model_dump(), "sampler": sampler, "trials": 8},
+        search={**make_study().search.model_dump(), "sampler": sampler, "trials": 9},
         seeds=[0],
         objectives=[{"metric": "fd_buffer"}, {"metric": "seconds_per_iteration"}],
     )
     outcomes = iter(
         [
-            ended("diverged", cause="energy_gap", iteration=8, fd_buffer_best=None),
-            ended("diverged", cause="nonfinite_loss", iteration=0, fd_buffer_best=None, fd_buffer_initial=None),
-            ended("collapsed", cause="trivial_optimum", iteration=50, seconds_per_iteration=0.1),
-            *[ended(fd_buffer_best=float(i), seconds_per_iteration=0.1 * i) for i in range(1, 6)],
+            {"outcome": "diverged", "cause": "energy_gap", "iteration": 8, "fd_buffer_best": None},
+            {"outcome": "diverged", "cause": "nonfinite_loss", "iteration": 0, "fd_buffer_best": None, "fd_buffer_initial": None},
+            {"outcome": "collapsed", "cause": "trivial_optimum", "iteration": 50, "seconds_per_iteration": 0.1},
+            {"outcome": "pruned", "rows": [epoch(1, 2.0)]},
+            *[{"fd_buffer_best": float(i), "seconds_per_iteration": 0.1 * i} for i in range(1, 6)],
         ]
-    )
-    run_all(searcher(study), lambda _: next(outcomes))
-    trials = open_storage(study, tmp_path).get_trials()
-    assert [t.state for t in trials] == [TrialState.COMPLETE] * 8
-    assert all(math.isfinite(v) for t in trials for v in t.values)
-    assert [t.constraints[STABLE] > 0 for t in trials] == [True] * 3 + [False] * 5
+    )  # fmt: skip
+    run = driver(study)
+    run.run_all(lambda: next(outcomes))
+    trials = run.trials()
+    assert [t.state for t in trials] == [TrialState.COMPLETE] * 3 + [TrialState.PRUNED] + [TrialState.COMPLETE] * 5
+    told = [t for t in trials if t.state is TrialState.COMPLETE]
+    assert all(math.isfinite(v) for t in told for v in t.values)
+    assert [t.constraints[STABLE] > 0 for t in trials] == [True] * 3 + [False] * 6
     assert trials[0].values[0] == 3.5  # never scored: counts as its untrained p0
     assert trials[0].user_attrs["cause"] == "energy_gap"
 
 
-def test_the_best_trial_of_optuna_is_a_stable_one(searcher, tmp_path):
-    study = make_study(seeds=[0])
-    results = iter([ended("diverged", fd_buffer_best=0.1, cause="energy_gap", iteration=9)] + [ended()] * 3)
-    run_all(searcher(study), lambda _: next(results))
-    assert open_storage(study, tmp_path).best_trial.user_attrs["outcome"] == "completed"
+def test_a_pruned_trial_is_told_with_its_course(driver):
+    run = driver(make_study(seeds=[0]))
+    run.end(run.propose(), outcome="pruned", rows=[epoch(1, 3.0), epoch(2, 2.5)])
+    (trial,) = [t for t in run.trials() if t.state is TrialState.PRUNED]
+    assert trial.intermediate_values == {1: 3.0, 2: 2.5}
 
 
-def test_an_objective_without_any_value_takes_the_worst_told_so_far(searcher, tmp_path):
+def test_the_best_trial_of_optuna_is_a_stable_one(driver):
+    results = iter([{"outcome": "diverged", "fd_buffer_best": 0.1, "cause": "energy_gap", "iteration": 9}] + [{}] * 3)
+    run = driver(make_study(seeds=[0]))
+    run.run_all(lambda: next(results))
+    assert open_storage(run.study, run.folder).best_trial.user_attrs["outcome"] == "completed"
+
+
+def test_an_objective_without_any_value_takes_the_worst_told_so_far(tmp_path):
     study = make_study(objectives=[{"metric": "accuracy"}])
     opened = open_storage(study, tmp_path)
     assert objective_values(study, opened, {}) == [-1e6]
@@ -126,101 +176,232 @@ def test_an_objective_without_any_value_takes_the_worst_told_so_far(searcher, tm
     assert objective_values(study, opened, {"accuracy_best": 0.7}) == [0.7]
 
 
-def test_errors_fail_in_optuna_and_nothing_is_left_running(searcher, tmp_path):
-    study = make_study()
-    search = searcher(study)
-    for i in range(3):
-        search.suggest(f"ray{i}")
-    search.on_trial_complete("ray0", None, error=True)
-    search.on_trial_complete("ray1", {"trial/outcome": "running"})
-    search.abandon("interrupted", {})
-    trials = open_storage(study, tmp_path).get_trials()
+def test_errors_fail_in_optuna_and_nothing_is_left_running(driver):
+    run = driver(make_study())
+    first, second, _ = (run.propose() for _ in range(3))
+    run.search.on_trial_complete(first["ray"], None, error=True)
+    run.search.on_trial_complete(second["ray"], {"trial/outcome": "running"})
+    run.search.abandon("interrupted")
+    trials = run.trials()
     assert not [t for t in trials if t.state is TrialState.RUNNING]
     failed = [t.user_attrs["reason"] for t in trials if t.state is TrialState.FAIL]
     assert failed == ["error", "interrupted", "interrupted"]
 
 
-def test_a_killed_driver_forgets_no_trial_and_doubles_none(searcher, tmp_path):
+@pytest.mark.parametrize("lost", [False, True], ids=["storage kept", "storage lost"])
+def test_a_killed_driver_forgets_no_trial_and_doubles_none(driver, lost):
     study = make_study()
-    search = searcher(study)
-    first = [search.suggest(f"ray{i}") for i in range(3)]
-    search.on_trial_complete("ray0", ended())
-    del search  # killed: t0002 and t0003 stay RUNNING in the storage
-    ledger = {
-        "t0001": {"outcome": "completed"},
-        "t0002": {"outcome": "running"},
-        "t0003": {"outcome": "diverged", "cause": "energy_gap", "iteration": 3, "fd_buffer_initial": 3.0},
-    }
-    reconcile(study, tmp_path, ledger)
-    reconcile(study, tmp_path, ledger)  # harmless twice
-    opened = open_storage(study, tmp_path)
-    assert not opened.get_trials(states=(TrialState.RUNNING,))
-    checkpoint = tmp_path / "checkpoint"
-    checkpoint.mkdir()
-    again = searcher(study, {"t0002": str(checkpoint), "t0004": str(tmp_path / "deleted")})
-    proposed = run_all(again)
-    assert len(proposed) == 8 - 2  # t0001 and t0003 are over
-    resumed = [c for c in proposed if c["trial_id"] == "t0002"]
-    assert len(resumed) == 1
-    assert resumed[0]["resume_from"] == str(checkpoint)
-    assert resumed[0]["trial"] == first[1]["trial"]
-    assert all(c["resume_from"] is None for c in proposed if c["trial_id"] != "t0002")
-    complete = open_storage(study, tmp_path).get_trials(states=(TrialState.COMPLETE,))
+    killed = driver(study)
+    first = [killed.propose() for _ in range(3)]
+    killed.end(first[0])
+    columns = {"outcome": "diverged", "cause": "energy_gap", "iteration": 3, "fd_buffer_initial": 3.0, "message": None}
+    columns |= {"train_seconds": 1.0, "evaluation_seconds": 1.0, "epochs_done": 0}
+    killed.ledger.report(first[2]["trial_id"], None, columns)  # in the journal, not yet told
+    checkpoint = killed.folder / "tune" / "checkpoint_000001"
+    checkpoint.mkdir(parents=True)
+    killed.ledger.checkpoint(first[1]["trial_id"], str(checkpoint))
+    killed.kill()
+    if lost:
+        (killed.folder / STORAGE).unlink()
+    again = driver(study)
+    assert again.added == (3 if lost else 0)
+    assert not [t for t in again.trials() if t.state is TrialState.RUNNING]
+    proposed = again.run_all()
+    assert proposed[0]["trial_id"] == first[1]["trial_id"]  # what was cut off comes first
+    assert proposed[0]["resume_from"] == [str(checkpoint)]
+    assert proposed[0]["trial"] == first[1]["trial"]
+    assert len(proposed) == 8 - 2
+    assert all(c["resume_from"] == [] for c in proposed[1:])
+    complete = [t for t in again.trials() if t.state is TrialState.COMPLETE]
     assert sorted(t.user_attrs["trial_id"] for t in complete) == [f"t{i:04d}" for i in range(1, 9)]
     seeds = {}
     for t in complete:
         seeds.setdefault(t.user_attrs["setting"], []).append(t.user_attrs["seed"])
     assert sorted(map(sorted, seeds.values())) == [[0, 1]] * 4
+    diverged = next(t for t in complete if t.user_attrs["trial_id"] == first[2]["trial_id"])
+    assert diverged.user_attrs["cause"] == "energy_gap"
+    assert diverged.params == {name: getattr(first[2]["values"], name) for name in diverged.params}
 
 
-def test_a_kill_between_proposal_and_naming_loses_no_seed(searcher, tmp_path):
+def test_an_older_copy_of_the_storage_runs_nothing_twice(driver):
+    study = make_study(search={"sampler": "grid", "grid": [{"sampling_steps": [1, 2, 3]}]}, seeds=[0])
+    run = driver(study)
+    run.end(run.propose())
+    copy = (run.folder / STORAGE).read_bytes()
+    run.end(run.propose())
+    run.kill()
+    (run.folder / STORAGE).write_bytes(copy)
+    again = driver(study)
+    assert again.added == 1
+    assert [c["values"].sampling_steps for c in again.run_all()] == [3]
+
+
+def test_a_kill_between_proposal_and_naming_loses_no_seed(driver):
     study = make_study()
-    searcher(study)
-    opened = open_storage(study, tmp_path)
-    orphan = opened.ask(build_space(study).distributions)
-    orphan.set_user_attr("setting", 0)
-    orphan.set_user_attr("seed", 0)  # killed here: seed 1 was never enqueued, and there is no trial_id
-    reconcile(study, tmp_path, {})
-    proposed = run_all(searcher(study))
-    trials = [TrialConfig.model_validate_json(c["trial"]) for c in proposed]
+    run = driver(study)
+    opened = open_storage(study, run.folder)
+    opened.ask(run.space.distributions)  # killed here: nobody has put a name to it
+    run.kill()
+    trials = [c["values"] for c in driver(study).run_all()]
     assert len(trials) == 8
     start = [t for t in trials if (t.sampling_steps, t.step_size) == (5, 1.0)]
     assert sorted(t.seed for t in start) == [0, 1]
 
 
-def test_a_resumed_search_does_not_repeat_its_first_proposals(searcher, tmp_path):
+def test_trial_ids_do_not_depend_on_kills(driver):
+    study = make_study(search={"sampler": "grid", "grid": [{"sampling_steps": [1, 2, 3]}]})
+    found = {}
+    while True:
+        run = driver(study)
+        configs = [run.propose() for _ in range(3)]
+        done = [c for c in configs if isinstance(c, dict)]
+        if not done:
+            break
+        for c in done:
+            found.setdefault(c["trial_id"], set()).add((c["values"].sampling_steps, c["values"].seed))
+        run.end(done[-1])  # the others are cut off by a kill
+        run.kill()
+    assert found == {f"t{2 * (k - 1) + s + 1:04d}": {(k, s)} for k in (1, 2, 3) for s in (0, 1)}
+
+
+def test_a_resumed_search_does_not_repeat_its_first_proposals(driver):
     study = make_study(seeds=[0])
-    search = searcher(study)
-    before = [json.loads(search.suggest(f"ray{i}")["trial"])["step_size"] for i in range(2)]
-    for i in range(2):
-        search.on_trial_complete(f"ray{i}", ended())
-    after = [json.loads(c["trial"])["step_size"] for c in run_all(searcher(study))]
-    assert len({*before, *after}) == 4
+    run = driver(study)
+    before = [run.propose() for _ in range(2)]
+    for config in before:
+        run.end(config)
+    run.kill()
+    after = driver(study).run_all()
+    assert len({c["values"].step_size for c in [*before, *after]}) == 4
+
+
+def test_seeds_that_are_added_later_change_no_id(driver):
+    study = make_study(search={"sampler": "grid", "grid": [{"sampling_steps": [1, 2]}]}, seeds=[0, 1])
+    run = driver(study)
+    before = {c["trial_id"] for c in run.run_all()}
+    run.kill()
+    more = driver(study.model_copy(update={"seeds": (0, 1, 7)})).run_all()
+    assert sorted((c["values"].sampling_steps, c["values"].seed) for c in more) == [(1, 7), (2, 7)]
+    assert not before & {c["trial_id"] for c in more}
+
+
+def test_more_settings_than_before_are_proposed_after_a_resume(driver):
+    study = make_study(seeds=[0])
+    run = driver(study)
+    run.run_all()
+    run.kill()
+    larger = study.model_copy(update={"search": study.search.model_copy(update={"trials": 6})})
+    assert [c["trial_id"] for c in driver(larger).run_all()] == ["t0005", "t0006"]
 
 
 def test_outcomes_that_count_as_over():
     assert {o for o in Outcome if o.finished} == {
-        Outcome.COMPLETED, Outcome.DIVERGED, Outcome.COLLAPSED, Outcome.STOPPED, Outcome.FAILED,
+        Outcome.COMPLETED, Outcome.DIVERGED, Outcome.COLLAPSED, Outcome.STOPPED, Outcome.FAILED, Outcome.PRUNED,
     }  # fmt: skip
 
 
-def test_a_trial_whose_end_was_recorded_before_the_run_broke_off_is_told(searcher, tmp_path):
-    study = make_study(seeds=[0])
-    search = searcher(study)
-    search.suggest("ray0")
-    search.suggest("ray1")
-    search.abandon(
-        "interrupted", {"t0001": {"outcome": "completed", "fd_buffer_best": 0.5}, "t0002": {"outcome": "running"}}
-    )
-    first, second = open_storage(study, tmp_path).get_trials()[:2]
-    assert (first.state, first.values) == (TrialState.COMPLETE, [0.5])
-    assert second.state is TrialState.FAIL
+def test_a_trial_whose_end_was_recorded_before_the_run_broke_off_is_told(driver):
+    run = driver(make_study(seeds=[0]))
+    first, _ = run.propose(), run.propose()
+    columns = {"outcome": "completed", "fd_buffer_best": 0.5, "train_seconds": 1.0, "evaluation_seconds": 1.0}
+    run.ledger.report(first["trial_id"], None, columns | {"epochs_done": 1, "message": None})
+    run.search.abandon("interrupted")
+    one, two = run.trials()[:2]
+    assert (one.state, one.values) == (TrialState.COMPLETE, [0.5])
+    assert two.state is TrialState.FAIL
 
 
-def test_fewer_settings_than_starting_points_takes_the_first(searcher):
+def test_fewer_settings_than_starting_points_takes_the_first(driver):
     study = make_study()
     start = tuple({"sampling_steps": k} for k in (5, 6, 7))
     search = study.search.model_copy(update={"start": start, "trials": 2})
-    proposed = run_all(searcher(study.model_copy(update={"search": search})))
-    trials = [TrialConfig.model_validate_json(c["trial"]) for c in proposed]
+    trials = [c["values"] for c in driver(study.model_copy(update={"search": search})).run_all()]
     assert sorted((t.sampling_steps, t.seed) for t in trials) == [(5, 0), (5, 1), (6, 0), (6, 1)]
+
+
+def test_nothing_new_starts_once_the_study_is_closed_but_what_was_cut_off_may(driver):
+    study = make_study(seeds=[0])
+    run = driver(study)
+    cut = run.propose()
+    run.kill()
+    asked = []
+
+    def closed(proposed):
+        asked.append(proposed)
+        return None if proposed is None else "full"
+
+    again = driver(study, closed=closed)
+    resumed = again.propose()
+    assert resumed["trial_id"] == cut["trial_id"]
+    again.end(resumed)
+    assert again.propose() == "FINISHED"
+    assert asked == [None, 0]
+
+
+def test_a_storage_that_is_away_is_waited_for_and_told_later(driver, monkeypatch):
+    run = driver(make_study(seeds=[0]))
+    config = run.propose()
+    with monkeypatch.context() as away:
+        error = OperationalError("insert", {}, Exception("database or disk is full"))
+        away.setattr(run.search._optuna, "tell", lambda *_, **__: (_ for _ in ()).throw(error))
+        away.setattr(run.search._optuna, "ask", lambda *_, **__: (_ for _ in ()).throw(error))
+        run.end(config)
+        assert run.search.suggest("ray9") is None  # Ray asks again
+        assert TrialState.RUNNING in {t.state for t in run.trials()}
+    assert isinstance(run.propose(), dict)
+    assert next(t.state for t in run.trials()) is TrialState.COMPLETE
+
+
+def test_a_variable_in_the_address_of_a_shared_storage_is_replaced(monkeypatch):
+    study = make_study(search={**make_study().search.model_dump(), "storage": "postgresql://me:${MEBM_TEST_PW}@h/db"})
+    with pytest.raises(UserError, match="MEBM_TEST_PW is not set"):
+        shared_url(study)
+    monkeypatch.setenv("MEBM_TEST_PW", "secret")
+    assert shared_url(study) == "postgresql://me:secret@h/db"
+    assert "secret" not in study.to_yaml()
+
+
+@pytest.fixture
+def shared(tmp_path):
+    """Studies that share a storage file, as several drivers share a server."""
+    url = f"sqlite:///{tmp_path / 'shared.db'}"
+    return lambda **changes: make_study(search={**make_study(**changes).search.model_dump(), "storage": url}, **{k: v for k, v in changes.items() if k != "search"})  # fmt: skip
+
+
+def test_several_drivers_share_a_grid_without_doubling_a_point(shared, tmp_path):
+    study = shared(search={"sampler": "grid", "grid": [{"sampling_steps": [1, 2, 3, 4, 5]}]})
+    a, b = (Driver(study, tmp_path / name, name=name) for name in ("aa", "bb"))
+    found = []
+    while True:
+        configs = [(d, d.propose()) for d in (a, b)]
+        live = [(d, c) for d, c in configs if isinstance(c, dict)]
+        if not live:
+            break
+        for d, c in live:
+            found.append((d.search.driver, c["trial_id"], c["values"].sampling_steps, c["values"].seed))
+            d.end(c)
+    assert sorted((k, s) for *_, k, s in found) == [(k, s) for k in range(1, 6) for s in (0, 1)]
+    assert {name for name, *_ in found} == {"aa", "bb"}
+    assert len({trial_id for _, trial_id, *_ in found}) == 10
+    by_point = {}
+    for name, _, k, _ in found:
+        by_point.setdefault(k, set()).add(name)
+    assert all(len(names) == 1 for names in by_point.values())  # a setting's seeds stay with its driver
+
+
+def test_a_driver_that_resumes_leaves_the_trials_of_others_alone(shared, tmp_path):
+    study = shared()
+    a, b = (Driver(study, tmp_path / name, name=name) for name in ("aa", "bb"))
+    mine, theirs = a.propose(), b.propose()
+    a.kill()
+    again = Driver(study, tmp_path / "aa", name="aa")
+    states = {t.user_attrs["trial_id"]: t.state for t in again.trials() if "trial_id" in t.user_attrs}
+    assert states == {mine["trial_id"]: TrialState.FAIL, theirs["trial_id"]: TrialState.RUNNING}
+    assert again.propose()["trial_id"] == mine["trial_id"]
+    b.end(theirs)
+
+
+def test_a_storage_with_other_objectives_is_refused(tmp_path):
+    open_storage(make_study(), tmp_path)
+    with pytest.raises(UserError, match="directions"):
+        open_storage(make_study(objectives=[{"metric": "accuracy"}]), tmp_path)

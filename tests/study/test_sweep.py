@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from optuna.trial import TrialState
 
+from study.ledger import Ledger
 from study.search import STABLE, storage_url
 from trainables.methods import build_trial
 from trainables.schema import EPOCH_COLUMNS, METRICS, SIGNAL_COLUMNS, TRIAL_COLUMNS
@@ -20,6 +21,10 @@ pytestmark = pytest.mark.ray
 
 ROWS = {"table_1": 17, "table_2": 13, "table_3": 15, "table_4": 13, "table_5": 5, "table_6": 18}
 CLOCKS = {"seconds", "train_seconds", "evaluation_seconds", "reported_at", "attempt"}
+
+
+def _told(trial):
+    return trial.user_attrs["trial_id"], trial.state, trial.value, trial.params
 
 
 def optuna_trials(folder: Path):
@@ -164,15 +169,80 @@ def test_resume_refuses_a_study_that_was_changed_or_damaged(swept, mebm, tmp_pat
         f"mebm: {folder / 'study.yaml'}: was changed since the study began (trial.epochs: 2 when it began, 3 now)\n"
     )
     (folder / "study.yaml").write_text(text)
-    (folder / "optuna.db").write_bytes(b"not a database, and long enough to be read as one" * 100)
+    journal = folder / "ledger.jsonl"
+    whole = journal.read_bytes()
+    journal.write_bytes(whole.replace(b'"epoch": 1', b'"epoch": 9', 1))  # still JSON
     code, _, err = mebm("resume", folder)
     assert code == 2
-    assert err.startswith(f"mebm: {folder / 'optuna.db'}: damaged")
-    assert err.count("\n") == 1
+    assert "is damaged (ValueError: its checksum does not match)" in err
+    journal.unlink()
+    code, _, err = mebm("resume", folder)
+    assert code == 2
+    assert "ledger.jsonl: is missing, but trials.parquet holds results" in err
+
+
+def test_resume_repairs_what_other_files_hold_and_says_so(swept, mebm, tmp_path):
+    import shutil
+
+    folder = tmp_path / "tiny"
+    shutil.copytree(swept[0], folder)
+    before = {n: pd.read_parquet(folder / n) for n in ("trials.parquet", "epochs.parquet")}
+    told = [_told(t) for t in optuna_trials(folder)]
+    (folder / "study.yaml").write_text("name: [")
     (folder / "manifest.json").write_text("{")
+    (folder / "optuna.db").write_bytes(b"not a database, and long enough to be read as one" * 100)
+    (folder / "trials.parquet").write_bytes(b"PAR1")
+    (folder / "epochs.parquet").unlink()
+    code, out, err = mebm("resume", folder)
+    assert (code, err) == (0, "")
+    for name in ("study.yaml", "manifest.json", "optuna.db"):
+        assert f"repaired: {name} was" in out
+    assert (folder / "study.yaml").read_text() == (swept[0] / "study.yaml").read_text()
+    assert json.loads((folder / "manifest.json").read_text())["planned_trials"] == 8
+    assert (folder / "optuna.db.damaged-1").is_file()
+    for name, frame in before.items():
+        pd.testing.assert_frame_equal(pd.read_parquet(folder / name), frame, check_exact=True)
+    again = [_told(t) for t in optuna_trials(folder)]
+    assert sorted(again, key=str) == sorted(told, key=str)
+    code, out, _ = mebm("resume", folder)
+    assert code == 0
+    assert "repaired" not in out
+
+
+def test_other_code_is_refused_until_it_is_accepted(swept, mebm, tmp_path, monkeypatch):
+    import shutil
+
+    from study import verify
+
+    folder = tmp_path / "tiny"
+    shutil.copytree(swept[0], folder)
+    now = verify.code_print()
+    monkeypatch.setattr(verify, "code_print", lambda: {**now, "trainables/langevin.py": "0" * 12, "torch": "9.9"})
     code, _, err = mebm("resume", folder)
     assert code == 2
-    assert err.startswith(f"mebm: {folder / 'manifest.json'}: damaged")
+    assert f"torch {now['torch']} then, 9.9 now; 1 source file such as trainables/langevin.py" in err
+    assert "--accept-changes" in err
+    code, _, err = mebm("resume", folder, "--accept-changes")
+    assert (code, err) == (0, "")
+
+
+def test_what_touches_no_result_may_change_and_the_rest_may_not(swept, mebm, tmp_path):
+    import shutil
+
+    folder = tmp_path / "tiny"
+    shutil.copytree(swept[0], folder)
+    code, _, err = mebm("resume", folder, "--set", "budget.hours=3", "--set", "run.max_failures=7")
+    assert (code, err) == (0, "")
+    assert "hours: 3" in (folder / "study.yaml").read_text()
+    for change, said in (
+        ("epochs=9", "trial.epochs: 2 when it began, 9 now"),
+        ("seeds=[1,0]", "seeds: [0, 1] when it began, [1, 0] now"),
+        ("objectives=[{metric: fd_fresh}]", "objectives: "),
+    ):
+        code, _, err = mebm("resume", folder, "--set", change)
+        assert code == 2
+        assert said in err
+    assert "hours: 3" in (folder / "study.yaml").read_text()
 
 
 def test_a_trial_through_ray_is_the_trial_without_ray(swept):
@@ -253,4 +323,4 @@ def test_images_are_checked_for_every_choice_of_a_method(write_config, tmp_path,
     )
     study = load_study(str(write_config(text)))
     with pytest.raises(UserError, match=r"trial.batch_size: 128 images, but there are 100"):
-        launch._preflight(study, build_space(study))
+        launch._preflight(study, build_space(study), Ledger(tmp_path, "x"))

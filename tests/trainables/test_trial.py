@@ -68,7 +68,8 @@ def test_columns_and_types(quick: Quick, digits: ImageData, method: str) -> None
         _check(report)
     known = set(TRIAL_TYPES) - set(SETTING_NAMES) | {"iterations_per_epoch"}
     studys = STUDYS_OWN | {
-        "setting_id", "seed", "config", "seconds", "replayed_seconds", "gpus", "attempts", "started_at", "ended_at",
+        "setting_id", "seed", "config", "seconds", "replayed_seconds", "lost_seconds", "gpus", "attempts", "started_at",
+        "ended_at",
     }  # fmt: skip
     assert set(reports[-1].trial) == known - studys
     metrics = {"m-ebm": {"fd_buffer", "fd_fresh"}, "softmax": {"accuracy"}}.get(

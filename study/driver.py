@@ -1,0 +1,355 @@
+"""The driver: Ray, the trials it runs, and what is left behind when it ends anyhow.
+
+Ray Tune only executes. What has happened is in the ledger, what has been proposed is in the Optuna storage, and a study
+is taken up from these two: Tune's own restore starts over silently when its state file is damaged, forgets replayed
+time, and cannot retry a failed trial with a searcher.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from study.config import StudyConfig
+from study.console import Progress, StudyConsole
+from study.errors import RunError, UserError, one_line
+from study.ledger import Ledger
+from study.resources import resolve_resources
+from study.space import Space, any_value
+from trainables.schema import Outcome
+
+log = logging.getLogger("mebm")
+
+LOG_FILE = "study.log"
+_GENERATIONS = 3
+"""Checkpoints of a trial on the disk at the same time: two that are kept and the one being written."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a run of a study ended."""
+
+    interrupted: bool
+    stopped_by_budget: bool
+    failed: int
+
+
+def quiet_ray() -> None:
+    """Ray's own chatter off; its settings are read when it is imported or started."""
+    defaults = {
+        "RAY_AIR_NEW_OUTPUT": "0",  # the new reporter prints its header even at verbose=0
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the ledger is the log; CSV would lose columns, TensorBoard NaN
+        "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+        "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+        "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's own state is never read: the ledger is
+        "TUNE_FORCE_TRIAL_CLEANUP_S": "10",  # the end of a study does not wait ten minutes for an epoch's
+        "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DEDUP_LOGS": "1",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def log_only_to(handler: logging.Handler) -> None:
+    """Our log and Ray's go to the study's file and nowhere else. Ray resets its logger whenever it starts."""
+    for name in ("mebm", "ray"):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [handler]
+        logger.propagate = False
+    # Tune looks for the result files of the loggers that are off and says so for every trial.
+    logging.getLogger("ray.tune.analysis").setLevel(logging.ERROR)
+
+
+@contextmanager
+def _chatter_into(path: Path) -> Iterator[None]:
+    """What is written to the process's standard streams, by compiled code too, goes to a file meanwhile."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(1), os.dup(2)]
+    with path.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for target, saved in enumerate(kept, start=1):
+            os.dup2(saved, target)
+            os.close(saved)
+
+
+def _connect(address: str | None, log_file: Path) -> dict[str, float]:
+    """Start or join Ray; returns the cluster's resources."""
+    import ray
+
+    if not ray.is_initialized():  # a test, or a notebook, may have started it
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
+        if address is None:
+            # The CPUs this process may use, which in a container or a batch job are fewer than the machine's.
+            options |= {"include_dashboard": False, "num_cpus": len(os.sched_getaffinity(0))}
+            # Another Ray on this machine is not this study's: join one only where it was asked for.
+            options["address"] = "local"
+        else:
+            options["address"] = address
+        # Workers on other nodes have the environment of their `ray start`, not ours.
+        mine = {name: value for name, value in os.environ.items() if name.startswith("MEBM_")}
+        options["runtime_env"] = {"env_vars": {n: str(Path(v).resolve()) for n, v in mine.items() if v}}
+        try:
+            with _chatter_into(log_file):
+                ray.init(**options)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            if address is None:
+                raise RunError(f"Ray does not start on this machine ({one_line(error)[:200]})") from error
+            raise UserError(f"--address {address}: no Ray cluster there ({one_line(error)[:200]})") from error
+    resources: dict[str, float] = ray.cluster_resources()
+    return resources
+
+
+def _settle(study: StudyConfig, space: Space, resources: Mapping[str, float]) -> tuple[float, float]:
+    """CPUs and GPUs of a trial.
+
+    Raises:
+        UserError: the cluster has not so many.
+    """
+    settled = resolve_resources(study, space, resources)
+    cpus, gpus = float(settled.cpus), float(settled.gpus)
+    for name, wanted in (("CPU", cpus), ("GPU", gpus)):
+        if wanted > resources.get(name, 0):
+            raise UserError(
+                f"resources.{name.lower()}s = {wanted:g}: the cluster has {resources.get(name, 0):g} {name}s; "
+                f"use --set resources.{name.lower()}s=..."
+            )
+    return cpus, gpus
+
+
+def concurrency(most: int | None, resources: Mapping[str, float], cpus: float, gpus: float) -> int:
+    """How many trials the cluster's resources hold at once.
+
+    Without this number Ray asks the searcher for one trial at a time.
+    """
+    fits = int(resources.get("CPU", 0) // cpus)
+    if gpus > 0:
+        fits = min(fits, int(resources.get("GPU", 0) / gpus + 1e-9))
+    return max(1, min(fits, most or fits))
+
+
+def run_trials(
+    study: StudyConfig,
+    space: Space,
+    folder: Path,
+    console: StudyConsole,
+    ledger: Ledger,
+    address: str | None,
+    handler: logging.Handler,
+    driver: str,
+) -> Ending:
+    """Run a study's trials through Ray Tune until all are over, the budget is spent or a signal comes.
+
+    Args:
+        handler: takes our log and Ray's.
+        driver: see `StudySearch`.
+
+    Raises:
+        UserError: no such cluster, or not enough resources for one trial.
+        RunError: Ray or a callback broke off; what has been measured is kept.
+    """
+    import ray
+    from ray import tune
+
+    from study.callback import LedgerCallback
+    from study.loggers import make_loggers
+    from study.scheduler import Control, StudyScheduler, StudyStopper
+    from study.search import StudySearch
+    from study.verify import run_facts
+    from trainables.ray_trainable import MebmTrainable
+
+    common: dict[str, Any] = {
+        "folder": str(folder.resolve()),
+        "checkpoint_seconds": study.run.checkpoint_seconds,
+    }
+    control = Control(study, ledger)
+    search = StudySearch(study, space, folder, common, ledger, driver, control.closed)
+    remaining = search.remaining()
+    if remaining == 0:
+        return Ending(False, False, _failed(ledger))
+    if reason := control.budget.spent_on(control.spent()):
+        console.line(reason)
+        return Ending(False, True, _failed(ledger))
+    ours = not ray.is_initialized()
+    resources = _connect(address, folder / LOG_FILE)
+    log_only_to(handler)
+    try:
+        cpus, gpus = _settle(study, space, resources)
+        control.gpus = gpus
+        search.common |= {"cpus": cpus, "gpus": gpus}
+        if "auto" in (study.resources.cpus, study.resources.gpus):
+            console.line(f"resources auto: {cpus:g} CPU(s) and {gpus:.3g} GPU(s) per trial")
+        at_once = concurrency(_most_at_once(study, space, folder), resources, cpus, gpus)
+        progress = Progress(
+            study.name,
+            space.settings * len(study.seeds),
+            study.varied,
+            study.objectives[0].metric,
+            len(study.seeds),
+            direction=study.objectives[0].resolved_direction,
+        )
+        progress.begin(ledger.trials)
+        scheduler = StudyScheduler(control)
+        loggers = make_loggers(study.run.loggers, folder, study.name)
+        callback = LedgerCallback(ledger, console, gpus, control, scheduler.look_after, loggers)
+        tuner = tune.Tuner(
+            tune.with_resources(MebmTrainable, placement(study, cpus, gpus)),
+            tune_config=tune.TuneConfig(
+                search_alg=search,
+                scheduler=scheduler,
+                num_samples=remaining,
+                max_concurrent_trials=at_once,
+                reuse_actors=study.run.reuse_workers,
+                trial_name_creator=lambda trial: str(trial.config["trial_id"]),
+                trial_dirname_creator=lambda trial: str(trial.config["trial_id"]),
+            ),
+            run_config=tune.RunConfig(
+                name=_run_name(folder),
+                storage_path=str((folder / "tune").resolve()),
+                callbacks=[callback],
+                stop=StudyStopper(control),
+                failure_config=tune.FailureConfig(max_failures=study.run.max_failures),
+                checkpoint_config=tune.CheckpointConfig(num_to_keep=2, checkpoint_at_end=False),
+                verbose=0,
+            ),
+        )
+        ledger.run(run_facts(study, driver))
+        broken: Exception | None = None
+        with _signals(control, callback):
+            console.start(progress)
+            try:
+                tuner.fit()
+            except KeyboardInterrupt:
+                control.interrupt("SIGINT")
+            except Exception as error:  # whatever it was, what has been measured is kept and nothing stays RUNNING
+                log.exception("the run ended with an error")
+                broken = error
+            cut = [t for t in ledger.unfinished() if ledger.outcome(t) is Outcome.RUNNING]
+            try:
+                ending = _close(search, ledger, control)
+            finally:
+                for trial_id in cut:
+                    for logger in loggers:
+                        logger.end(trial_id, ledger.trials[trial_id])
+                progress.trials = {t: dict(v) for t, v in ledger.trials.items()}
+                console.stop()
+                for logger in loggers:
+                    logger.close()
+        if broken := broken or callback.error:
+            reason = one_line(f"{type(broken).__name__}: {broken}")[:300]
+            raise RunError(f"{folder}: the run broke off ({reason}); see {LOG_FILE}, then: mebm resume {folder}")
+        return ending
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def placement(study: StudyConfig, cpus: float, gpus: float) -> Any:
+    """Resources of a trial, and how trials are laid over the nodes."""
+    from ray.tune import PlacementGroupFactory
+
+    bundle: dict[str, float] = {"CPU": cpus, "GPU": gpus}
+    if study.resources.gpu_type is not None:
+        bundle[f"accelerator_type:{study.resources.gpu_type}"] = 0.001  # Ray's way to ask for a kind of node
+    return PlacementGroupFactory([bundle], strategy=study.resources.placement.upper())
+
+
+def _most_at_once(study: StudyConfig, space: Space, folder: Path) -> int | None:
+    """How many trials may run at once by configuration and by the disk their checkpoints take.
+
+    Raises:
+        UserError: not even one trial's checkpoints fit.
+    """
+    from study.plan import checkpoint_bytes
+
+    most = study.run.max_concurrent
+    points = list(space.start) or [{name: any_value(d) for name, d in space.distributions.items()}]
+    largest = max(checkpoint_bytes(space.trial(dict(p), study.seeds[0])) for p in points)
+    room: float = shutil.disk_usage(folder).free
+    where = f"free on the disk of {folder}"
+    if study.run.checkpoint_gb is not None and study.run.checkpoint_gb * 1e9 < room:
+        room, where = study.run.checkpoint_gb * 1e9, "of run.checkpoint_gb"
+    fits = int(room // (_GENERATIONS * largest))
+    if fits == 0:
+        raise UserError(
+            f"a trial keeps {_GENERATIONS - 1} checkpoints of {largest / 1e9:.3g} GB and writes a third, but there are "
+            f"{room / 1e9:.3g} GB {where}"
+        )
+    return fits if most is None else min(most, fits)
+
+
+def _close(search: Any, ledger: Ledger, control: Any) -> Ending:
+    """Whatever is still open has an end: in the ledger and in Optuna."""
+    unfinished = ledger.unfinished()
+    left = bool(unfinished) or search.remaining() > 0
+    signalled = control.interrupted or control.draining
+    spent = control.closed() if left and not signalled else None
+    for trial_id in unfinished:
+        if spent:
+            ledger.end(trial_id, Outcome.STOPPED, spent)
+        elif ledger.outcome(trial_id) is not Outcome.INTERRUPTED:  # one that drained has its end
+            ledger.end(trial_id, Outcome.INTERRUPTED, None)
+    search.abandon("budget" if spent else "interrupted")
+    # What is left without a reason was cut off: Ray's loop ends itself when the driver's process is asked to.
+    return Ending(bool(signalled) or (left and not spent), bool(spent), _failed(ledger))
+
+
+def _failed(ledger: Ledger) -> int:
+    return sum(t["outcome"] == Outcome.FAILED for t in ledger.trials.values())
+
+
+def _run_name(folder: Path) -> str:
+    """A folder of its own for every start of Ray Tune: a second run under one name would overwrite `tuner.pkl`."""
+    numbers = [int(p.name[4:]) for p in (folder / "tune").glob("run-*") if p.name[4:].isdigit()]
+    return f"run-{max(numbers, default=0) + 1:03d}"
+
+
+@contextmanager
+def _signals(control: Any, callback: Any) -> Iterator[None]:
+    """SIGINT and SIGTERM end a study now, SIGUSR1 lets its trials finish their epoch; all leave it resumable.
+
+    Ray Tune puts its own handlers in place when it starts, so these come after it, in the first turn of its loop. A
+    second SIGINT is Python's own.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def on_end(number: int, _frame: Any) -> None:
+        control.interrupt(signal.Signals(number).name)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def on_drain(number: int, _frame: Any) -> None:
+        control.drain(signal.Signals(number).name)
+
+    def install() -> None:
+        signal.signal(signal.SIGINT, on_end)
+        signal.signal(signal.SIGTERM, on_end)
+        signal.signal(signal.SIGUSR1, on_drain)
+
+    install()  # for what comes before Ray's own
+    callback.at_first = install
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

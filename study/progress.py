@@ -1,0 +1,488 @@
+"""How a study stands, as data: counts, hours by kind, time left, and what a table of its trials shows at a width."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from trainables.schema import CAUSE_TEXT, METRIC_BY_NAME, Cause, Outcome
+
+SYMBOLS = {
+    "sampling_steps": "K",
+    "step_size": "α",
+    "reinit_probability": "ρ",
+    "buffer_size": "|B|",
+    "noise_std": "σ",
+    "l2_weight": "λ",
+    "initial": "p0",
+    "learning_rate": "lr",
+}
+"""Column headers in the paper's symbols."""
+ALWAYS = ("sampling_steps", "step_size", "reinit_probability", "buffer_size")
+BAD = (Outcome.DIVERGED, Outcome.COLLAPSED, Outcome.FAILED)
+"""Ends that are shown as they happen."""
+_ORDER = (
+    Outcome.RUNNING,
+    Outcome.COMPLETED,
+    Outcome.DIVERGED,
+    Outcome.COLLAPSED,
+    Outcome.PRUNED,
+    Outcome.STOPPED,
+    Outcome.INTERRUPTED,
+    Outcome.FAILED,
+    Outcome.PENDING,
+)
+_CAUSE_SHORT = {
+    Cause.ENERGY_GAP_HARD: "hard gap limit",
+    Cause.TRIVIAL_OPTIMUM: "trivial optimum",
+    Cause.WORSE_THAN_P0: "worse than p0",
+}
+_GAP = 2
+"""Blanks between two columns."""
+_STATE, _STATE_SHORT = 45, 22
+"""Width the state should have in a table with all columns, and the least it keeps."""
+_CELL = 12
+"""Longest value or header of a table that is short of room."""
+
+
+def number(value: Any) -> str:
+    """A setting or metric in few characters."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return str(value)
+
+
+def setting(trial: Mapping[str, Any], field: str) -> Any:
+    """A setting of a trial: a column, or a field of its complete configuration (dotted for nested ones)."""
+    if field in trial or not trial.get("config"):
+        return trial.get(field)
+    value: Any = json.loads(trial["config"])
+    for part in field.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def state_text(trial: Mapping[str, Any], *, short: bool = False) -> str:
+    """How a trial stands, in words: `diverged at iteration 17: energy gap ran away`, or as short as it can be."""
+    outcome = Outcome(trial["outcome"])
+    if trial.get("cause"):
+        cause = Cause(trial["cause"])
+        if short:
+            words = _CAUSE_SHORT.get(cause, CAUSE_TEXT[cause].removeprefix("energy "))
+            return f"{outcome.value} at {trial['iteration']}: {words}"
+        return f"{outcome.value} at iteration {trial['iteration']}: {CAUSE_TEXT[cause]}"
+    if outcome in (Outcome.FAILED, Outcome.STOPPED, Outcome.PRUNED) and trial.get("message"):
+        return f"{outcome.value}: {trial['message']}"
+    return outcome.value
+
+
+def duration(seconds: float) -> str:
+    """`4d 3h`, `1h 02m`, `3m 20s` or `12s`."""
+    whole = round(seconds)
+    if whole >= 72 * 3600:
+        return f"{whole // 86400}d {whole % 86400 // 3600}h"
+    if whole >= 3600:
+        return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
+    return f"{whole // 60}m {whole % 60:02d}s" if whole >= 60 else f"{whole}s"
+
+
+def cut(text: str, width: int) -> str:
+    """A text of at most so many characters, with an ellipsis where something is left out."""
+    return text if len(text) <= width else f"{text[: max(0, width - 1)].rstrip()}…"
+
+
+@dataclass(frozen=True)
+class Hours:
+    """Where the time of a study's trials went, in GPU-hours, or in hours of trials where none has a GPU.
+
+    Attributes:
+        gpu: whether a trial's hours are multiplied by its GPUs.
+        useful: of trials that completed, were pruned or were stopped.
+        open: of trials that run or are to go on, as far as it counts.
+        diverged, collapsed: of trials that ended so.
+        failed: of trials that failed, all their attempts.
+        repeated: of other trials' attempts whose work was lost, done again or not.
+        saved: never spent, because failing and pruned trials ended early.
+    """
+
+    gpu: bool
+    useful: float = 0.0
+    open: float = 0.0
+    diverged: float = 0.0
+    collapsed: float = 0.0
+    failed: float = 0.0
+    repeated: float = 0.0
+    saved: float = 0.0
+
+    @classmethod
+    def of(cls, trials: Iterable[Mapping[str, Any]]) -> Hours:
+        """The hours of trials, columns of `trials.parquet`."""
+        trials = list(trials)
+        gpu = any(t.get("gpus") for t in trials)
+        found = dict.fromkeys(("useful", "open", "diverged", "collapsed", "failed", "repeated", "saved"), 0.0)
+        for trial in trials:
+            weight = ((trial.get("gpus") or 0.0) if gpu else 1.0) / 3600
+            outcome = Outcome(trial["outcome"])
+            kind = _KIND.get(outcome, "useful" if outcome.finished else "open")
+            again = (trial.get("replayed_seconds") or 0.0) + (trial.get("lost_seconds") or 0.0)
+            found[kind] += weight * ((trial.get("train_seconds") or 0.0) + (trial.get("evaluation_seconds") or 0.0))
+            found["failed" if outcome is Outcome.FAILED else "repeated"] += weight * again
+            found["saved"] += weight * _saved(trial, outcome)
+        return cls(gpu, **found)
+
+    @property
+    def spent(self) -> float:
+        """All of it but what was saved."""
+        return self.useful + self.open + self.diverged + self.collapsed + self.failed + self.repeated
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "unit": "GPU-hours" if self.gpu else "trial-hours",
+            "useful": self.useful,
+            "open": self.open,
+            "diverged": self.diverged,
+            "collapsed": self.collapsed,
+            "failed": self.failed,
+            "replayed_and_lost": self.repeated,
+            "saved_by_early_stop": self.saved,
+        }
+
+    def text(self) -> str:
+        """`GPU-hours: 12.4 useful, 1.1 diverged; 3.2 saved by early stop`, in minutes below an hour; empty at first."""
+        parts = {
+            "useful": self.useful,
+            "open": self.open,
+            "diverged": self.diverged,
+            "collapsed": self.collapsed,
+            "failed": self.failed,
+            "replayed or lost": self.repeated,
+        }
+        large = max(self.spent, self.saved) >= 1
+        factor, unit = (1.0, "hours") if large else (60.0, "minutes")
+        shown = [f"{_amount(factor * value)} {kind}" for kind, value in parts.items() if factor * value >= 0.05]
+        saved = f"; {_amount(factor * self.saved)} saved by early stop" if factor * self.saved >= 0.05 else ""
+        return f"{'GPU' if self.gpu else 'trial'}-{unit}: {', '.join(shown)}{saved}" if shown else ""
+
+
+_KIND = {Outcome.DIVERGED: "diverged", Outcome.COLLAPSED: "collapsed", Outcome.FAILED: "failed"}
+
+
+def _amount(value: float) -> str:
+    return f"{value:.1f}" if value < 99.95 else f"{value:,.0f}"
+
+
+def _saved(trial: Mapping[str, Any], outcome: Outcome) -> float:
+    """Seconds an early end saved; the trial itself does not know that it was pruned."""
+    if outcome is Outcome.PRUNED:
+        left = (trial.get("iterations_planned") or 0) - (trial.get("iterations_done") or 0)
+        return max(0.0, left * (trial.get("seconds_per_iteration") or 0.0))
+    return float(trial.get("saved_seconds") or 0.0)
+
+
+@dataclass(frozen=True)
+class Left:
+    """Time a study will still take, and what says so."""
+
+    seconds: float
+    basis: str
+
+    def __str__(self) -> str:
+        """`about 3h 20m left (from 14 trials at 4 at once)`."""
+        return f"about {duration(self.seconds)} left ({self.basis})"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table: its header, a cell per row, and whether it stands to the right."""
+
+    header: str
+    cells: tuple[str, ...]
+    right: bool = True
+
+    @property
+    def width(self) -> int:
+        """Of its longest cell."""
+        return max(len(text) for text in (self.header, *self.cells))
+
+    def cut(self, width: int) -> Column:
+        """The column no wider than so."""
+        return Column(cut(self.header, width), tuple(cut(text, width) for text in self.cells), self.right)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A table that fits: columns, the last of them the state, and the outcome of every row."""
+
+    columns: tuple[Column, ...]
+    outcomes: tuple[Outcome, ...]
+
+
+class Progress:
+    """What a running study looks like: the trials, how many are planned, and how long it has been.
+
+    Args:
+        name: the study.
+        planned: trials in all.
+        fields: setting columns to show, besides the paper's four.
+        quality: the metric to show (without `_last`), or a cost of `trials.parquet`.
+        seeds: how many seeds each setting has.
+        direction: which values of the metric are good; None: the metric's own direction.
+
+    Attributes:
+        trials: columns of `trials.parquet` by trial id.
+        gaps: last energy gap by trial id.
+        started: when this run of the study began, by `time.monotonic`.
+        ended: when it ended; None while it goes on.
+        done_before: trials an earlier run finished; they do not count for the speed.
+        at_once: most trials that ran at the same time in this run.
+        going: False where the study does not run, or nobody knows; no time left is foretold then.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        planned: int,
+        fields: Sequence[str],
+        quality: str,
+        seeds: int,
+        *,
+        direction: Literal["minimize", "maximize"] | None = None,
+    ) -> None:
+        self.name, self.planned, self.quality, self.seeds = name, planned, quality, seeds
+        metric = METRIC_BY_NAME.get(quality)
+        self.direction = direction or (metric.direction if metric else "minimize")
+        self.varied = set(fields)
+        self.fields = list(dict.fromkeys([*ALWAYS, *fields]))
+        self.trials: dict[str, dict[str, Any]] = {}
+        self.gaps: dict[str, float | None] = {}
+        self.started = time.monotonic()
+        self.ended: float | None = None
+        self.done_before = self.at_once = 0
+        self.going = True
+
+    def begin(self, trials: Mapping[str, Mapping[str, Any]]) -> None:
+        """Trials an earlier run finished; they do not count for the speed."""
+        self.trials = {t: dict(v) for t, v in trials.items()}
+        self.done_before = self.done
+
+    def put(self, trial: Mapping[str, Any], gap: float | None) -> None:
+        """A trial has changed."""
+        self.trials[trial["trial_id"]] = dict(trial)
+        if gap is not None:
+            self.gaps[trial["trial_id"]] = gap
+        self.at_once = max(self.at_once, len(self._with(Outcome.RUNNING)))
+
+    # ------------------------------------------------------------------------------------------------- overview
+
+    def _all(self) -> list[dict[str, Any]]:
+        return list(self.trials.values())  # a copy: the screen is drawn in a thread of its own
+
+    def _with(self, *outcomes: Outcome) -> list[dict[str, Any]]:
+        return [t for t in self._all() if t["outcome"] in outcomes]
+
+    @property
+    def done(self) -> int:
+        """Trials that are over."""
+        return sum(Outcome(t["outcome"]).finished for t in self._all())
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since this run of the study began."""
+        return (time.monotonic() if self.ended is None else self.ended) - self.started
+
+    def counts(self) -> dict[Outcome, int]:
+        """How many trials stand how."""
+        found = dict.fromkeys(_ORDER, 0)
+        trials = self._all()
+        for trial in trials:
+            found[Outcome(trial["outcome"])] += 1
+        found[Outcome.PENDING] += max(0, self.planned - len(trials))
+        return found
+
+    def left(self) -> Left | None:
+        """Time left: by the slowest trial once all run, else at this run's rate so far; None at first and at the end.
+
+        At the rate, running trials count by their share of iterations. Trials that diverge are short, and the rate
+        takes as many to come as there were.
+        """
+        done = self.done
+        if not self.going or done >= self.planned:
+            return None
+        running = self._with(Outcome.RUNNING)
+        if running and done + len(running) >= self.planned:
+            times = [_seconds_left(t) for t in running]
+            known = [t for t in times if t is not None]
+            if len(known) == len(times):
+                basis = "the slowest of the last" if len(known) > 1 else "its last trial's pace"
+                return Left(max(known), basis)
+        part = sum((t.get("iterations_done") or 0) / t["iterations_planned"] for t in running if _length(t))
+        work = done - self.done_before + part
+        if work < 2:
+            return None
+        at_once = "one at a time" if self.at_once < 2 else f"at {self.at_once} at once"
+        ended = done - self.done_before
+        counted = f"{ended} trial{'' if ended == 1 else 's'}" if ended else "running trials"
+        return Left(self.elapsed / work * (self.planned - done - part), f"from {counted} {at_once}")
+
+    def segments(self) -> list[str]:
+        """How many trials stand how; time spent and left; hours by kind. Empty ones are left out."""
+        parts = [f"{n} {outcome.value}" for outcome, n in self.counts().items() if n]
+        left = self.left()
+        clock = duration(self.elapsed) + (" so far" if self.done < self.planned else "")
+        clock += f", {left}" if left is not None else ""
+        found = [f"{self.done}/{self.planned} trials: {', '.join(parts)}", clock, Hours.of(self._all()).text()]
+        return [text for text in found if text]
+
+    def overview(self) -> str:
+        """The segments as one line."""
+        return "; ".join(self.segments())
+
+    # ---------------------------------------------------------------------------------------------------- table
+
+    def value(self, trial: Mapping[str, Any]) -> Any:
+        """A trial's last quality, or what else the study improves."""
+        return trial.get(f"{self.quality}_last", trial.get(self.quality))
+
+    def _best(self, trial: Mapping[str, Any]) -> float | None:
+        value = trial.get(f"{self.quality}_best", trial.get(self.quality))
+        return None if value is None else float(value)
+
+    def interesting(self, rows: int) -> list[dict[str, Any]]:
+        """The trials to look at: running ones, then the newest that ended badly, the best, and the newest of the rest.
+
+        Each group leaves room for the next, and takes what is left over in this order.
+        """
+        bad = sorted(self._with(*BAD), key=_newest, reverse=True)
+        sign = 1 if self.direction == "minimize" else -1
+        scored = [(sign * v, t) for t in self._with(Outcome.COMPLETED) if (v := self._best(t)) is not None]
+        best = [t for _, t in sorted(scored, key=lambda item: item[0])]
+        rest = sorted(
+            (t for t in self._all() if t["outcome"] not in (Outcome.RUNNING, Outcome.PENDING)),
+            key=_newest,
+            reverse=True,
+        )
+        groups = [self._with(Outcome.RUNNING), bad, best, rest]
+        running = min(len(groups[0]), max(1, rows // 2))
+        room = rows - running
+        quotas = [running, (room + 1) // 2, (room + 2) // 4, (room + 3) // 5]
+        taken: list[dict[str, dict[str, Any]]] = [{} for _ in groups]
+        seen: set[str] = set()
+        for limited in (True, False):
+            for group, quota, mine in zip(groups, quotas, taken, strict=True):
+                for trial in group:
+                    if len(seen) >= rows or (limited and len(mine) >= quota):
+                        break
+                    if trial["trial_id"] not in seen:
+                        seen.add(trial["trial_id"])
+                        mine[trial["trial_id"]] = trial
+        # In the second turn a later group may have filled up before an earlier one's order was complete.
+        return [t for group, mine in zip(groups, taken, strict=True) for t in group if t["trial_id"] in mine]
+
+    def shown(self, width: int | None = None, rows: int | None = None) -> Shown:
+        """The table of the trials: the most interesting ones, or all in their order.
+
+        What does not fit goes in this order: settings that are no question of the study, long words, the energy gap,
+        the other settings from the last, the seed, the end of the state.
+
+        Args:
+            width: characters there are; None: as many as it takes.
+            rows: trials to show at most; None: all.
+        """
+        trials = self._all() if rows is None else self.interesting(rows)
+        names = {field: SYMBOLS.get(field, field) for field in self.fields}
+        columns = {
+            field: Column(names[field], tuple(number(setting(t, field)) for t in trials)) for field in self.fields
+        }
+        columns = {"": Column("trial", tuple(t["trial_id"] for t in trials), right=False)} | columns
+        if self.seeds > 1:
+            columns["seed"] = Column("seed", tuple(number(t["seed"]) for t in trials))
+        columns["epoch"] = Column("epoch", tuple(f"{t.get('epochs_done') or 0}/{t['epochs']}" for t in trials))
+        label = METRIC_BY_NAME[self.quality].label if self.quality in METRIC_BY_NAME else self.quality
+        columns["quality"] = Column(label, tuple(number(self.value(t)) for t in trials))
+        columns["gap"] = Column("gap", tuple(number(self.gaps.get(t["trial_id"])) for t in trials))
+        outcomes = tuple(Outcome(t["outcome"]) for t in trials)
+        state = Column("state", tuple(self._state(t, short=False) for t in trials), right=False)
+        if width is None or _fits(columns, state, _STATE, width):
+            return self._cut(columns, state, outcomes, width)
+        same = [f for f in ALWAYS if f not in self.varied]
+        for field in same:
+            columns.pop(field)
+            if _fits(columns, state, _STATE, width):
+                return self._cut(columns, state, outcomes, width)
+        columns = {name: _brief(name, column) for name, column in columns.items()}
+        state = Column("state", tuple(self._state(t, short=True) for t in trials), right=False)
+        for field in ["gap", *reversed([f for f in self.fields if f in columns]), "seed", "epoch"]:
+            if _fits(columns, state, _STATE_SHORT, width):
+                break
+            columns.pop(field, None)
+        return self._cut(columns, state, outcomes, width)
+
+    def _state(self, trial: Mapping[str, Any], *, short: bool) -> str:
+        text = state_text(trial, short=short)
+        if trial["outcome"] == Outcome.COMPLETED and (best := self._best(trial)) is not None:
+            shown = number(best)
+            return text if shown == number(self.value(trial)) else f"{text}, best {shown}"
+        return text
+
+    @staticmethod
+    def _cut(columns: dict[str, Column], state: Column, outcomes: tuple[Outcome, ...], width: int | None) -> Shown:
+        if width is not None:
+            taken = sum(c.width + _GAP for c in columns.values())
+            state = state.cut(max(len(state.header), width - taken))
+        return Shown((*columns.values(), state), outcomes)
+
+    # ----------------------------------------------------------------------------------------------------- lines
+
+    def plain(self, trial: Mapping[str, Any]) -> str:
+        """A trial that ended, as one line."""
+        seed = f" seed={trial['seed']}" if self.seeds > 1 else ""
+        value = self.value(trial)
+        shown = f" {self.quality}={number(value)}" if value is not None else ""
+        left = self.left()
+        tail = f", about {duration(left.seconds)} left" if left is not None else ""
+        settings = self._settings(trial, self.fields)
+        return f"[{self.done}/{self.planned}{tail}] {trial['trial_id']} {settings}{seed}{shown} {state_text(trial)}"
+
+    def brief(self, trial: Mapping[str, Any], width: int) -> str:
+        """A trial that ended, as a line of a screen: how, then its settings."""
+        settings = self._settings(trial, [f for f in self.fields if f in self.varied] or self.fields)
+        seed = f" seed={trial['seed']}" if self.seeds > 1 else ""
+        texts = [f"{trial['trial_id']} {state_text(trial, short=s)}  {settings}{seed}" for s in (False, True)]
+        return texts[0] if len(texts[0]) <= width else cut(texts[1], width)
+
+    @staticmethod
+    def _settings(trial: Mapping[str, Any], fields: Sequence[str]) -> str:
+        return " ".join(f"{SYMBOLS.get(f, f)}={number(setting(trial, f))}" for f in fields)
+
+
+def _newest(trial: Mapping[str, Any]) -> tuple[str, str]:
+    return trial.get("ended_at") or "", trial["trial_id"]
+
+
+def _length(trial: Mapping[str, Any]) -> int:
+    return trial.get("iterations_planned") or 0
+
+
+def _seconds_left(trial: Mapping[str, Any]) -> float | None:
+    """Time a running trial will take at its own pace, evaluation included."""
+    done, planned = trial.get("iterations_done") or 0, _length(trial)
+    seconds = (trial.get("train_seconds") or 0.0) + (trial.get("evaluation_seconds") or 0.0)
+    return seconds / done * (planned - done) if done and planned and seconds else None
+
+
+def _fits(columns: Mapping[str, Column], state: Column, least: int, width: int) -> bool:
+    """Whether the state gets its least width, or all it wants, beside the columns."""
+    return sum(c.width + _GAP for c in columns.values()) + min(state.width, least) <= width
+
+
+def _brief(name: str, column: Column) -> Column:
+    if name == "":
+        return column  # an id that is cut names nothing
+    header = column.header.partition(" (")[0] if name == "quality" else column.header.rpartition(".")[2]
+    return Column(header, column.cells, column.right).cut(_CELL)

@@ -1,0 +1,107 @@
+"""Which trials are ended early because others did better by the same epoch: ASHA and the median rule.
+
+Both are functions of the ledger's rows, so a resumed study decides as one that was never cut off, and both know what a
+divergence is. Ray's ASHA never stops a trial whose metric is NaN, and forgets one that ended before a rung: the trials
+of a setting that always diverges vanish from the comparison. Here they stand last at every rung after their end.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from study.config import PruningConfig
+
+
+@dataclass(frozen=True)
+class Course:
+    """What pruning knows of a trial.
+
+    Attributes:
+        values: the metric by epoch; epoch 0 (the untrained model) is left out.
+        epoch: the last epoch it finished.
+        ended_badly: it diverged or collapsed.
+    """
+
+    values: Mapping[int, float]
+    epoch: int
+    ended_badly: bool = False
+
+    def best(self, epoch: int, sign: int) -> float | None:
+        """Best value up to an epoch, of a metric that is to be small once multiplied by `sign`."""
+        seen = [sign * v for e, v in self.values.items() if e <= epoch]
+        return min(seen) if seen else None
+
+
+def rungs(config: PruningConfig, epochs: int) -> list[int]:
+    """Epochs at which ASHA decides: first_epoch * reduction^i, below the last epoch."""
+    found, epoch = [], config.first_epoch
+    while epoch < epochs:
+        found.append(epoch)
+        epoch *= config.reduction
+    return found
+
+
+def verdict(
+    config: PruningConfig,
+    direction: Literal["minimize", "maximize"],
+    mine: Course,
+    others: Sequence[Course],
+    epochs: int,
+) -> str | None:
+    """Why a trial should end now; None if it goes on.
+
+    Args:
+        config: the rule.
+        direction: of the metric.
+        mine: the trial, which has just finished `mine.epoch`.
+        others: every other trial that has finished an epoch or ended.
+        epochs: how many the trial is to train.
+    """
+    if config.rule == "none" or mine.epoch < config.first_epoch or mine.epoch >= epochs:
+        return None
+    sign = 1 if direction == "minimize" else -1
+    value = mine.best(mine.epoch, sign)
+    if value is None:
+        return None
+    if config.rule == "asha":
+        passed = [r for r in rungs(config, epochs) if r <= mine.epoch]
+        if not passed or not _just_reached(mine, passed[-1], sign):
+            return None
+        return _halving(config, passed[-1], value, others, sign)
+    return _median(config, mine.epoch, value, others, sign)
+
+
+def _just_reached(mine: Course, rung: int, sign: int) -> bool:
+    """Whether the newest value is the first at or after the rung: a rung decides once."""
+    at = [e for e in mine.values if e >= rung]
+    return len(at) == 1 and at[0] == mine.epoch and mine.best(mine.epoch, sign) is not None
+
+
+def _standing(others: Sequence[Course], epoch: int, sign: int) -> tuple[list[float], int]:
+    """Values of the others that came as far, and how many had ended badly by then."""
+    reached = [o.best(epoch, sign) for o in others if o.epoch >= epoch]
+    values = [v for v in reached if v is not None]
+    return values, sum(o.ended_badly and o.epoch < epoch for o in others)
+
+
+def _halving(config: PruningConfig, rung: int, value: float, others: Sequence[Course], sign: int) -> str | None:
+    values, lost = _standing(others, rung, sign)
+    count = len(values) + lost + 1
+    goes_on = count // config.reduction
+    better = sum(v < value for v in values)
+    if goes_on == 0 or better < goes_on:
+        return None  # too few to tell, or among the best
+    return f"rung {rung}: {better} of {count} trials did better, {goes_on} go on"
+
+
+def _median(config: PruningConfig, epoch: int, value: float, others: Sequence[Course], sign: int) -> str | None:
+    values, lost = _standing(others, epoch, sign)
+    if len(values) + lost < config.least:
+        return None
+    middle = statistics.median([*values, *[float("inf")] * lost])
+    if value <= middle:
+        return None
+    return f"epoch {epoch}: {sign * value:.4g}, the median of {len(values) + lost} trials is {sign * middle:.4g}"

@@ -1,0 +1,86 @@
+"""Checkpoints on disk: written under another name first, with a checksum, and never trusted without it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+STATE_FILE, SEAL_FILE = "trial.pt", "trial.json"
+
+
+class CheckpointError(Exception):
+    """A checkpoint that is not what was written: a part of it, or other bytes."""
+
+
+def write_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write a trial's state (`Trial.state_dict`) and its seal: size and SHA-256 of the file.
+
+    The seal comes last, so a folder without one is a checkpoint that was cut off.
+
+    Raises:
+        OSError: it cannot be written, such as on a full disk.
+    """
+    path = folder / STATE_FILE
+    part = path.with_suffix(".part")
+    torch.save(dict(state), part)
+    seal = {"bytes": part.stat().st_size, "sha256": _digest(part)}
+    part.replace(path)
+    sealing = (folder / SEAL_FILE).with_suffix(".part")
+    sealing.write_text(json.dumps(seal), encoding="utf-8")
+    sealing.replace(folder / SEAL_FILE)
+
+
+def verify_checkpoint(folder: Path) -> None:
+    """Check a checkpoint against its seal.
+
+    Raises:
+        CheckpointError: with what is wrong.
+    """
+    path, seal_path = folder / STATE_FILE, folder / SEAL_FILE
+    try:
+        seal = json.loads(seal_path.read_text(encoding="utf-8"))
+        size = path.stat().st_size
+        if size != seal["bytes"]:
+            raise CheckpointError(f"{path}: {size} bytes, but {seal['bytes']} were written")
+        if _digest(path) != seal["sha256"]:
+            raise CheckpointError(f"{path}: its checksum is not that of what was written")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder}: {type(error).__name__}: {error}") from error
+
+
+def read_checkpoint(folder: Path) -> dict[str, Any]:
+    """A trial's state, on the CPU; executes nothing from the file.
+
+    Raises:
+        CheckpointError: see `verify_checkpoint`.
+    """
+    verify_checkpoint(folder)
+    state: dict[str, Any] = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
+    return state
+
+
+def newest_whole(folders: Sequence[str | Path]) -> tuple[Path | None, list[str]]:
+    """The first checkpoint that is whole, and what is wrong with those before it.
+
+    Args:
+        folders: the newest first.
+    """
+    wrong = []
+    for folder in map(Path, folders):
+        try:
+            verify_checkpoint(folder)
+        except CheckpointError as error:
+            wrong.append(str(error))
+            continue
+        return folder, wrong
+    return None, wrong
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

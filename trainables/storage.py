@@ -1,0 +1,490 @@
+"""Results in object storage: one small interface to a folder of a store, whatever file system holds it.
+
+A store is named by a URL that `pyarrow.fs.FileSystem.from_uri` understands (`s3://bucket/studies`, `gs://`, `abfs://`,
+`hdfs://`, `file://`, options as a query: `?endpoint_override=127.0.0.1:9000&scheme=http`) or fsspec does (`memory://`,
+`sftp://`, and others whose package is installed), or by a local path. Names within it are relative and use `/`.
+
+Errors of a store are `StoreError`s whose text holds no credentials, with nothing chained to them that could.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+from urllib.parse import parse_qsl, quote, unquote, urlsplit, urlunsplit
+
+from pyarrow import fs
+
+_URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
+_ARROW = frozenset({"abfs", "abfss", "file", "gcs", "gs", "hdfs", "mock", "s3", "viewfs"})
+"""Schemes of pyarrow's own file systems; any other is fsspec's."""
+_WHOLE_PUTS = frozenset({"abfs", "abfss", "az", "gcs", "gs", "s3", "s3a"})
+"""Schemes whose stores show an object when its upload is complete, and the one before it until then."""
+_SECRET = re.compile(r"secret|password|token|signature|\bsig\b|key", re.IGNORECASE)
+_AT_ONCE = 64 * 2**20
+"""Files up to this size are read before anything is sent, so that a disk that fails leaves no half of one."""
+_PIECE = 8 * 2**20
+
+
+class StoreError(Exception):
+    """A store that is away, refuses, or holds what it must not. One line, without credentials."""
+
+
+class NotThereError(StoreError):
+    """The store is there and has no such object."""
+
+
+class Entry(NamedTuple):
+    """An object of a store.
+
+    Attributes:
+        size: its bytes.
+        modified: seconds since 1970 when it was written; None where the store does not say.
+    """
+
+    size: int
+    modified: float | None
+
+
+# --------------------------------------------------------------------------------------------------------- URLs
+
+
+def is_url(text: object) -> bool:
+    """True for a URL, false for a path. A URL that was made a `Path` has lost a slash and is none any more."""
+    return isinstance(text, str) and _URL.match(text) is not None
+
+
+def shown(url: str | Path) -> str:
+    """A URL as messages and logs may show it: without user, password, query and fragment. A path stays as it is."""
+    text = str(url)
+    if not is_url(text):
+        return text
+    scheme, _, rest = text.partition("://")
+    rest = re.split(r"[?#]", rest, maxsplit=1)[0]
+    authority, slash, path = rest.partition("/")
+    if "@" in authority:
+        return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
+    if _stray_password(authority, path):
+        return f"{scheme}://{path.rpartition('@')[2]}"
+    return f"{scheme}://{rest}"
+
+
+def _stray_password(authority: str, path: str) -> bool:
+    """A password with a slash that was not written as %2F: its first half looks like a port, its end is in the path."""
+    port = authority.rpartition(":")[2] if ":" in authority else ""
+    return bool(port) and not port.isdigit() and not authority.endswith("]") and "@" in path
+
+
+def join(url: str, name: str) -> str:
+    """URL of what is called `name` below a URL; the query stays the last."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{quote(name)}"))
+
+
+def split(url: str) -> tuple[str, str]:
+    """A URL's parent and the last part of its path; the inverse of `join`.
+
+    Raises:
+        StoreError: its path is empty, or its last part names no folder.
+    """
+    parts = urlsplit(url)
+    above, _, quoted = parts.path.rstrip("/").rpartition("/")
+    name = unquote(quoted)
+    if name in (".", "..") or "/" in name or "\\" in name:
+        raise StoreError(f"{shown(url)}: name {name!r} refused: it is no name of a folder")
+    if not name:
+        raise StoreError(f"{shown(url)}: names no folder of a study; expected URL/NAME")
+    return urlunsplit(parts._replace(path=above)), name
+
+
+def identity(url: str) -> str:
+    """What tells one store from another: the URL with its end point and without credentials and other options."""
+    options = dict(parse_qsl(urlsplit(url).query))
+    place = next((options[k] for k in ("endpoint_override", "endpoint_url") if k in options), "")
+    return f"{shown(url).rstrip('/')}?{place}"
+
+
+def take_credentials(url: str) -> str:
+    """The URL without credentials: those of an `s3://KEY:SECRET@bucket` become the environment's of this process.
+
+    A URL goes to the workers as part of a trial's configuration, which Ray writes into its state files and shows; an
+    environment does not. Workers on other machines need credentials of their own, as they do for anything else there.
+
+    Raises:
+        StoreError: another scheme's URL has a password, or its query has what looks like a secret.
+    """
+    parts = urlsplit(url)
+    if _stray_password(parts.netloc, parts.path):
+        raise StoreError(f"{shown(url)}: a slash in the URL's password is written as %2F")
+    for option, _ in parse_qsl(parts.query):
+        if _SECRET.search(option):
+            raise StoreError(
+                f"{shown(url)}: {option} does not belong into a URL; use the store's environment variables"
+            )
+    user, _, host = parts.netloc.rpartition("@")
+    name, colon, password = user.partition(":")
+    if not colon:
+        return url
+    if parts.scheme not in ("s3", "s3a"):
+        raise StoreError(f"{shown(url)}: no password in the URL; use the store's environment variables or its files")
+    os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"] = unquote(name), unquote(password)
+    return urlunsplit(parts._replace(netloc=host))
+
+
+def _without_secrets(text: str, url: str) -> str:
+    """An error's text without the URL's credentials, wherever its author put them."""
+    if not is_url(url):
+        return text
+    text = text.replace(url, shown(url))
+    parts = urlsplit(url)
+    hidden = [*parts.netloc.rpartition("@")[0].split(":"), *(v for k, v in parse_qsl(parts.query) if _SECRET.search(k))]
+    for value in sorted({v for h in hidden for v in (h, unquote(h)) if len(v) > 3}, key=len, reverse=True):
+        text = text.replace(value, "***")
+    return text
+
+
+def open_filesystem(url: str) -> tuple[fs.FileSystem, str]:
+    """The file system of a URL, and the URL's path in it."""
+    scheme = urlsplit(url).scheme.lower()
+    if scheme in _ARROW:
+        try:
+            own: tuple[fs.FileSystem, str] = fs.FileSystem.from_uri(url)
+            return own
+        except NotImplementedError:  # this build of pyarrow lacks it; fsspec may have it
+            pass
+    other: tuple[fs.FileSystem, str] = fs.FileSystem.from_uri(url if scheme.startswith("fsspec+") else f"fsspec+{url}")
+    return other
+
+
+def ray_storage(url: str) -> tuple[str, fs.FileSystem]:
+    """`storage_path` and `storage_filesystem` of Ray Tune's `RunConfig` for a study at `url`: its folder `tune`.
+
+    Raises:
+        StoreError: the store cannot be opened.
+    """
+    store = Store(url)
+    return f"{store.root}/tune", store.filesystem
+
+
+# -------------------------------------------------------------------------------------------------------- store
+
+
+class Store:
+    """A folder of a store. It is opened by its first use.
+
+    Args:
+        place: its URL, or a local path.
+
+    Attributes:
+        url: its URL or absolute path, as it was given, credentials included: not for messages.
+        shown: the same for messages.
+    """
+
+    def __init__(self, place: str | Path) -> None:
+        self.url = place if isinstance(place, str) and is_url(place) else str(Path(place).absolute())
+        self.shown = shown(self.url)
+
+    def __repr__(self) -> str:
+        return f"Store({self.shown!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"url": self.url, "shown": self.shown}  # an open file system stays behind
+
+    @cached_property
+    def _opened(self) -> tuple[fs.FileSystem, str]:
+        if not is_url(self.url):
+            return fs.LocalFileSystem(), self.url
+        with self._trouble("cannot be opened"):
+            filesystem, path = open_filesystem(self.url)
+        return filesystem, path.rstrip("/")
+
+    @property
+    def filesystem(self) -> fs.FileSystem:
+        """The file system that holds it."""
+        return self._opened[0]
+
+    @property
+    def root(self) -> str:
+        """Its path in the file system."""
+        return self._opened[1]
+
+    @property
+    def _whole_puts(self) -> bool:
+        return urlsplit(self.url).scheme.lower().removeprefix("fsspec+") in _WHOLE_PUTS
+
+    @contextmanager
+    def _trouble(self, what: str) -> Iterator[None]:
+        """Whatever a file system raises becomes a `StoreError`. The cause is not chained: its text may hold secrets."""
+        try:
+            yield
+        except StoreError:
+            raise
+        except FileNotFoundError as error:
+            raise NotThereError(self._text(what, error)) from None
+        except Exception as error:  # every fsspec file system has errors of its own
+            raise StoreError(self._text(what, error)) from None
+
+    def _text(self, what: str, error: Exception) -> str:
+        reason = " ".join(_without_secrets(str(error) or type(error).__name__, self.url).split())
+        return f"{self.shown}: {what} ({reason[:300]})"
+
+    def _path(self, name: str) -> str:
+        return f"{self.root}/{self.checked(name)}"
+
+    def checked(self, name: str) -> str:
+        """A name that stays in the folder it is written to.
+
+        Raises:
+            StoreError: it is absolute, or has a part such as `..`.
+        """
+        if "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
+            raise StoreError(f"{self.shown}: object name {name!r} refused: it must be relative, without '..'")
+        return name
+
+    def name_of(self, path: str) -> str | None:
+        """The name of a path of the file system, such as that of a checkpoint of Ray's; None for one elsewhere."""
+        root, path = self.root.strip("/"), path.strip("/")
+        return path[len(root) + 1 :] if path.startswith(f"{root}/") else None
+
+    # ---------------------------------------------------------------------------------------------- writing
+
+    def put(self, local: Path, name: str, *, size: int | None = None) -> None:
+        """Store a local file under a name; readers see the whole of it or what was there before.
+
+        Args:
+            size: only its first so many bytes, of a file that grows.
+
+        Raises:
+            OSError: the local file cannot be read, or is shorter than `size`.
+            StoreError: the store is away or refuses, or a large file could not be read to its end.
+        """
+        with local.open("rb") as source:
+            whole = os.fstat(source.fileno()).st_size if size is None else size
+            self._put(_pieces(source, whole, local), name)
+
+    def put_bytes(self, data: bytes, name: str) -> None:
+        """Store bytes under a name; see `put`."""
+        self._put(iter([data]), name)
+
+    def _put(self, pieces: Iterator[bytes], name: str) -> None:
+        first = next(pieces, b"")
+        target = self._path(name)
+        with self._trouble(f"{name} cannot be written"):
+            if self._whole_puts:
+                self._send(first, pieces, target)
+                return
+            folder, _, base = target.rpartition("/")
+            self.filesystem.create_dir(folder, recursive=True)
+            part = f"{folder}/.{base}.{secrets.token_hex(4)}.part"
+            try:
+                self._send(first, pieces, part)
+                self._move(part, target)
+            except BaseException:
+                with suppress(Exception):
+                    self.filesystem.delete_file(part)
+                raise
+
+    def _send(self, first: bytes, pieces: Iterator[bytes], path: str) -> None:
+        # Without compression=None a name that ends in .gz would be compressed on its way.
+        stream = self.filesystem.open_output_stream(path, compression=None)
+        piece: bytes | None = first
+        try:
+            while piece:
+                stream.write(piece)
+                try:
+                    piece = next(pieces, None)
+                except OSError:
+                    # The disk failed. A stream can only be ended by closing it, which makes what was sent an object.
+                    with suppress(Exception):
+                        stream.close()
+                        self.filesystem.delete_file(path)
+                    raise
+        except BaseException:
+            with suppress(Exception):  # one of its parts is missing, so the store completes nothing
+                stream.close()
+            raise
+        stream.close()
+
+    def _move(self, source: str, target: str) -> None:
+        try:
+            self.filesystem.move(source, target)
+        except Exception:
+            if self.filesystem.get_file_info(target).type is not fs.FileType.File:
+                raise
+            self.filesystem.delete_file(target)  # HDFS and some SFTP servers do not replace
+            self.filesystem.move(source, target)
+
+    def move(self, name: str, to: str) -> None:
+        """Give an object another name; what has that name is replaced.
+
+        Raises:
+            StoreError: the store is away or refuses.
+        """
+        with self._trouble(f"{name} cannot be moved to {to}"):
+            self._move(self._path(name), self._path(to))
+
+    def delete(self, name: str) -> None:
+        """Delete an object, if it is there.
+
+        Raises:
+            StoreError: the store is away or refuses.
+        """
+        path = self._path(name)
+        with suppress(NotThereError), self._trouble(f"{name} cannot be deleted"):
+            if self.filesystem.get_file_info(path).type is fs.FileType.File:
+                self.filesystem.delete_file(path)
+
+    def delete_folder(self, name: str) -> None:
+        """Delete everything below a name, if it is there.
+
+        Raises:
+            StoreError: the store is away or refuses.
+        """
+        path = self._path(name)
+        with suppress(NotThereError), self._trouble(f"{name} cannot be deleted"):
+            if self.filesystem.get_file_info(path).type is fs.FileType.Directory:
+                self.filesystem.delete_dir(path)
+
+    # ---------------------------------------------------------------------------------------------- reading
+
+    def get(self, name: str, local: Path) -> None:
+        """Copy an object to a local file, which appears complete or not at all.
+
+        Raises:
+            NotThereError: there is none.
+            StoreError: the store is away, or the copy is not as long as the object.
+        """
+        path = self._path(name)
+        local.parent.mkdir(parents=True, exist_ok=True)
+        part = local.with_name(f".{local.name}.{secrets.token_hex(4)}.part")
+        try:
+            with part.open("wb") as file, self._trouble(f"{name} cannot be read"):
+                with self.filesystem.open_input_file(path) as source:
+                    size = source.size()
+                    while piece := source.read(_PIECE):
+                        file.write(piece)
+                if file.tell() != size:
+                    raise StoreError(f"{self.shown}: {name}: {file.tell()} of {size} bytes came")
+            part.replace(local)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def get_folder(self, name: str, local: Path) -> None:
+        """Copy everything below a name to a local folder, which appears complete or not at all.
+
+        Raises:
+            NotThereError: there is nothing.
+            StoreError: the store is away, or one of the names is refused.
+        """
+        found = self.list(self.checked(name))
+        if not found:
+            raise NotThereError(f"{self.shown}: {name}: no such folder")
+        local.parent.mkdir(parents=True, exist_ok=True)
+        part = local.with_name(f".{local.name}.{secrets.token_hex(4)}.part")
+        try:
+            for each in found:
+                self.get(each, part / each[len(name) + 1 :])
+            shutil.rmtree(local, ignore_errors=True)
+            part.replace(local)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+    def read_bytes(self, name: str) -> bytes:
+        """An object's content.
+
+        Raises:
+            NotThereError: there is none.
+            StoreError: the store is away.
+        """
+        path = self._path(name)
+        with self._trouble(f"{name} cannot be read"), self.filesystem.open_input_file(path) as source:
+            data: bytes = source.read()
+            return data
+
+    def exists(self, name: str) -> bool:
+        """True for an object, and for a folder that holds one.
+
+        Raises:
+            StoreError: the store is away.
+        """
+        path = self._path(name)
+        with self._trouble(f"{name} cannot be looked up"):
+            return bool(self.filesystem.get_file_info(path).type is not fs.FileType.NotFound)
+
+    def size(self, name: str) -> int | None:
+        """An object's bytes; None where there is none.
+
+        Raises:
+            StoreError: the store is away.
+        """
+        path = self._path(name)
+        with self._trouble(f"{name} cannot be looked up"):
+            info = self.filesystem.get_file_info(path)
+            return int(info.size) if info.type is fs.FileType.File else None
+
+    def folders(self, under: str = "") -> tuple[str, ...]:
+        """Names of the folders that are direct children, in order.
+
+        Raises:
+            StoreError: the store is away.
+        """
+        found = self._select(self._path(under) if under else self.root, recursive=False)
+        names = (info.path.rstrip("/").rpartition("/")[2] for info in found if info.type is fs.FileType.Directory)
+        return tuple(sorted({name for name in names if name}))
+
+    def list(self, under: str = "", *, skip: Collection[str] = ()) -> dict[str, Entry]:
+        """Every object below a folder, by name, in the order of their names; halves of uploads are left out.
+
+        Args:
+            under: a folder; the whole store by default. Names are relative to the store either way.
+            skip: names of folders directly below it to leave out.
+
+        Raises:
+            StoreError: the store is away, or one of the names leaves the folder.
+        """
+        base = self._path(under) if under else self.root
+        infos = self._select(base, recursive=not skip)
+        if skip:
+            deeper = [i for i in infos if i.type is fs.FileType.Directory]
+            for folder in deeper:
+                if folder.path.rstrip("/").rpartition("/")[2] not in skip:
+                    infos += self._select(folder.path, recursive=True)
+        found = {}
+        for info in infos:
+            if info.type is not fs.FileType.File:
+                continue
+            name = self.name_of(info.path)
+            if name is None:
+                raise StoreError(f"{self.shown}: object {info.path!r} refused: it is not in the folder")
+            self.checked(name)
+            base_name = name.rpartition("/")[2]
+            if not (base_name.startswith(".") and base_name.endswith(".part")):
+                found[name] = Entry(int(info.size or 0), info.mtime_ns / 1e9 if info.mtime_ns else None)
+        return dict(sorted(found.items()))
+
+    def _select(self, path: str, *, recursive: bool) -> Any:
+        with self._trouble("cannot be listed"):
+            return self.filesystem.get_file_info(fs.FileSelector(path, recursive=recursive, allow_not_found=True))
+
+
+def _pieces(source: BinaryIO, size: int, path: Path) -> Iterator[bytes]:
+    """The first `size` bytes of a file, at once where they are few.
+
+    Raises:
+        OSError: the file has become shorter, or the disk fails.
+    """
+    step = size if size <= _AT_ONCE else _PIECE
+    left = size
+    while left:
+        piece = source.read(min(step, left))
+        left -= len(piece)
+        if not piece or (left and step == size):
+            raise OSError(f"{path}: ended {left} bytes before its end")
+        yield piece
