@@ -186,12 +186,12 @@ class LedgerCallback(Callback):
         trial_id = trial.config["trial_id"]
         if trial_id not in self.ledger.trials:
             return
-        trace = _error_text(trial)
+        trace, hung = _error_text(trial), trial_id in self._reasons
         reason = self._why(trial)
         log.warning("%s is started again: %s", trial_id, reason)
         self.ledger.lost(trial_id, reason)
         # A lost worker or node is not the trial's doing: a weekend on a cluster must not use up its restarts.
-        if _WORKER_LOST in trace and self._lost[trial_id] < MOST_LOSSES:
+        if _WORKER_LOST in trace and not hung and self._lost[trial_id] < MOST_LOSSES:
             self._lost[trial_id] += 1
             trial.run_metadata.num_failures -= 1
 

@@ -19,6 +19,7 @@ from study.errors import RunError, UserError, nearest, one_line
 
 if TYPE_CHECKING:  # torch, Ray and plotly are imported by the commands that need them: `--help` is instant
     from study.config import StudyConfig
+    from study.plan import Plan
 
 EXIT_FAILED, EXIT_MISTAKE, EXIT_INTERRUPTED = 1, 2, 130
 F = TypeVar("F", bound=Callable[..., Any])
@@ -82,7 +83,7 @@ def sweep(config: str, results: Path, assignments: tuple[str, ...], address: str
         return
     folder = create_folder(study, results)
     try:
-        _run(study, folder, address)
+        _run(study, folder, address, plan_for=results)
     except UserError:
         discard_unstarted(folder)
         raise
@@ -115,19 +116,27 @@ def resume(
     _run(study, folder, address, retry_failed=retry_failed, accept_changes=accept_changes)
 
 
-def _run(study: StudyConfig, folder: Path, address: str | None, **how: bool) -> None:
+def _run(
+    study: StudyConfig, folder: Path, address: str | None, *, plan_for: Path | None = None, **how: bool
+) -> None:
     from study.launch import run_study
     from study.space import build_space
 
     shown = console.StudyConsole()
     planned = build_space(study).settings * len(study.seeds)
     shown.line(f"{study.name}: {planned} trials, results in {folder}{os.sep}")
+    if plan_for is not None:
+        for line in _plan(study, None, (plan_for,) if plan_for.is_dir() else ()).lines()[1:]:
+            if "not known for this device" not in line:
+                shown.line(f"  {line}")
     ending = run_study(study, folder, shown, address=address, **how)
     if ending.interrupted:
         shown.line(f"interrupted; go on with: mebm resume {folder}")
         _write_outputs([folder], folder, shown, quiet=True)
         sys.exit(EXIT_INTERRUPTED)
     _write_outputs([folder], folder, shown)
+    if ending.spent:
+        shown.line(f"{ending.spent}; go on with: mebm resume {folder} --set budget.KEY=VALUE")
     if ending.failed:
         shown.line(f"{ending.failed} trial(s) failed; see {folder / 'study.log'}")
         sys.exit(EXIT_FAILED)
@@ -170,22 +179,24 @@ def plan(config: str, assignments: tuple[str, ...], gpu: str | None, benches: tu
       mebm plan table1 --gpu H100
       mebm plan cifar10_stability --gpu H200 --bench results/bench
     """
-    import dataclasses
-
-    from analysis.load import find_benches, read_bench, records
     from study.config import load_study
-    from study.plan import make_plan
-    from study.resources import local_gpu_name
-    from study.space import build_space
 
-    study = load_study(config, assignments)
-    rows = [row for folder in benches for file in find_benches(folder) for row in records(read_bench(file))]
-    found = make_plan(study, build_space(study, config), gpu or local_gpu_name(), rows)
+    found = _plan(load_study(config, assignments), gpu, benches)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(found), indent=2))
         return
     for line in found.lines():
         click.echo(line)
+
+
+def _plan(study: StudyConfig, gpu: str | None, benches: tuple[Path, ...]) -> Plan:
+    from analysis.load import find_benches, read_bench, records
+    from study.plan import make_plan
+    from study.resources import local_gpu_name
+    from study.space import build_space
+
+    rows = [row for folder in benches for file in find_benches(folder) for row in records(read_bench(file))]
+    return make_plan(study, build_space(study), gpu or local_gpu_name(), rows)
 
 
 # ------------------------------------------------------------------------------------------------------ train

@@ -39,7 +39,8 @@ class Ending:
     """How a run of a study ended."""
 
     interrupted: bool
-    stopped_by_budget: bool
+    spent: str | None
+    """Why the budget ended it; None where it did not."""
     failed: int
 
 
@@ -154,12 +155,14 @@ def run_trials(
     address: str | None,
     handler: logging.Handler,
     driver: str,
+    trainable: type | None = None,
 ) -> Ending:
     """Run a study's trials through Ray Tune until all are over, the budget is spent or a signal comes.
 
     Args:
         handler: takes our log and Ray's.
         driver: see `StudySearch`.
+        trainable: runs the trials; None: `MebmTrainable`.
 
     Raises:
         UserError: no such cluster, or not enough resources for one trial.
@@ -183,10 +186,9 @@ def run_trials(
     search = StudySearch(study, space, folder, common, ledger, driver, control.closed)
     remaining = search.remaining()
     if remaining == 0:
-        return Ending(False, False, _failed(ledger))
+        return Ending(False, None, _failed(ledger))
     if reason := control.budget.spent_on(control.spent()):
-        console.line(reason)
-        return Ending(False, True, _failed(ledger))
+        return Ending(False, reason, _failed(ledger))
     ours = not ray.is_initialized()
     resources = _connect(address, folder / LOG_FILE)
     log_only_to(handler)
@@ -210,7 +212,7 @@ def run_trials(
         loggers = make_loggers(study.run.loggers, folder, study.name)
         callback = LedgerCallback(ledger, console, gpus, control, scheduler.look_after, loggers)
         tuner = tune.Tuner(
-            tune.with_resources(MebmTrainable, placement(study, cpus, gpus)),
+            tune.with_resources(trainable or MebmTrainable, placement(study, cpus, gpus)),
             tune_config=tune.TuneConfig(
                 search_alg=search,
                 scheduler=scheduler,
@@ -308,7 +310,7 @@ def _close(search: Any, ledger: Ledger, control: Any) -> Ending:
             ledger.end(trial_id, Outcome.INTERRUPTED, None)
     search.abandon("budget" if spent else "interrupted")
     # What is left without a reason was cut off: Ray's loop ends itself when the driver's process is asked to.
-    return Ending(bool(signalled) or (left and not spent), bool(spent), _failed(ledger))
+    return Ending(bool(signalled) or (left and not spent), spent, _failed(ledger))
 
 
 def _failed(ledger: Ledger) -> int:

@@ -125,6 +125,7 @@ class Ledger:
         self._open: set[tuple[str, int]] = set()  # attempts that run
         self._gpu_seconds = 0.0  # of attempts that ended
         self._spans: list[list[float]] = []  # first and last event of every run
+        self._at_work = False
         self._snapshot_at = self._snapshot_cost = 0.0
         path = folder / JOURNAL
         whole = self._replay(path) if path.is_file() else 0
@@ -328,6 +329,7 @@ class Ledger:
 
     def run(self, facts: Mapping[str, Any]) -> None:
         """A driver starts: what it runs, with which code, where."""
+        self._at_work = True
         self._write({"event": "run", "at": utc_now(), **facts}, sync=True)
 
     def alive(self) -> None:
@@ -458,8 +460,11 @@ class Ledger:
         return found
 
     def hours(self) -> float:
-        """Wall time of all runs so far, from their events."""
-        return sum(last - first for first, last in self._spans) / 3600
+        """Wall time of all runs so far: from their first event to their last, of the one at work up to now."""
+        spans = [last - first for first, last in self._spans]
+        if self._at_work:
+            spans[-1] = time.time() - self._spans[-1][0]
+        return sum(spans) / 3600
 
     def gpu_hours(self) -> float:
         """GPU-hours reserved so far: attempts that ended, and those at work up to now."""
