@@ -23,6 +23,7 @@ from trainables.schema import Outcome
 
 if TYPE_CHECKING:
     from study.loggers import Logger
+    from study.mirror import Mirror
     from study.scheduler import Control
 
 log = logging.getLogger("mebm")
@@ -61,6 +62,7 @@ class LedgerCallback(Callback):
         control: says which trials end early; None: none does.
         look_after: called in every turn of Ray's loop with Ray's trials and a function that takes a remark on one.
         loggers: are told as well.
+        mirror: of a study whose checkpoints live in object storage.
 
     Attributes:
         error: the first error of a callback, if any.
@@ -75,9 +77,10 @@ class LedgerCallback(Callback):
         control: Control | None = None,
         look_after: Callable[[list[Any], Callable[[str, str], None]], None] | None = None,
         loggers: Sequence[Logger] = (),
+        mirror: Mirror | None = None,
     ) -> None:
         self.ledger, self.console, self.gpus, self.control = ledger, console, gpus, control
-        self.look_after, self.loggers = look_after, loggers
+        self.look_after, self.loggers, self.mirror = look_after, loggers, mirror
         self.error: Exception | None = None
         self._remarks: set[str] = set()
         self._reasons: dict[str, str] = {}
@@ -161,9 +164,9 @@ class LedgerCallback(Callback):
     def on_checkpoint(self, iteration: int, trials: list[Any], trial: Any, checkpoint: Any, **info: Any) -> None:
         """A trial has written a checkpoint: of older runs at most one generation is still needed."""
         trial_id = trial.config["trial_id"]
-        mine = Path(checkpoint.path).parent.parent
-        for old in self.ledger.checkpoint(trial_id, str(checkpoint.path)):
-            if mine != (self.ledger.folder / old).parent.parent.resolve():
+        path = self.mirror.store.name_of(checkpoint.path) if self.mirror else str(checkpoint.path)
+        for old in self.ledger.checkpoint(trial_id, path or str(checkpoint.path)):
+            if _run_of(old) != _run_of(self.ledger.checkpoints[trial_id][-1]):
                 self._discard(old)  # those of this run Ray deletes itself, and misses them if they are gone
 
     @_kept
@@ -176,6 +179,9 @@ class LedgerCallback(Callback):
                 self._discard(path)
 
     def _discard(self, path: str) -> None:
+        if self.mirror is not None:
+            self.mirror.delete_later(path)
+            return
         if "://" in path or Path(path).is_absolute():
             return  # not below the study's folder: Ray keeps two of them itself
         shutil.rmtree(self.ledger.folder / path, ignore_errors=True)
@@ -209,6 +215,11 @@ class LedgerCallback(Callback):
         self.ledger.end(trial_id, Outcome.FAILED, message)
         self._show(trial_id, "ended")
         self._ended(trial_id)
+
+
+def _run_of(checkpoint: str) -> str:
+    """The run that wrote a checkpoint: `run-001` of `tune/run-001/t0001/checkpoint_000000`."""
+    return "/".join(Path(checkpoint).parts[:-2])
 
 
 def _error_text(trial: Any) -> str:

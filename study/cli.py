@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from study import cli_models, cli_status, console
+from study import cli_models, cli_report, cli_status, console
 from study.cli_models import with_set
 from study.errors import RunError, UserError, nearest, one_line
+from study.places import PLACE
 
 if TYPE_CHECKING:  # torch, Ray and plotly are imported by the commands that need them: `--help` is instant
     from study.config import StudyConfig
+    from study.mirror import Mirror
     from study.plan import Plan
 
 EXIT_FAILED, EXIT_MISTAKE, EXIT_INTERRUPTED = 1, 2, 130
@@ -55,11 +57,11 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("config")
-@click.option("--results", type=click.Path(path_type=Path), default=Path("results"), help="Folder for study folders.")
+@click.option("--results", type=PLACE, default=Path("results"), help="Folder for study folders, or a URL.")
 @with_set
 @click.option("--address", metavar="ADDR", help="Ray cluster to use ('auto': the one on this machine). Default: own.")
 @click.option("-n", "--dry-run", is_flag=True, help="Show what would run, check everything, write nothing.")
-def sweep(config: str, results: Path, assignments: tuple[str, ...], address: str | None, dry_run: bool) -> None:
+def sweep(config: str, results: Path | str, assignments: tuple[str, ...], address: str | None, dry_run: bool) -> None:
     """Run the study CONFIG: a YAML file, or the name of a packaged study.
 
     \b
@@ -67,6 +69,7 @@ def sweep(config: str, results: Path, assignments: tuple[str, ...], address: str
       mebm sweep quickstart
       mebm sweep quickstart --set search.trials=40 --set epochs=20
       mebm sweep cifar10_stability --address auto --results /data/studies
+      mebm sweep cifar10_stability --address auto --results s3://bucket/studies
       mebm sweep table1 --dry-run
     """
     from study.config import load_study
@@ -81,22 +84,29 @@ def sweep(config: str, results: Path, assignments: tuple[str, ...], address: str
         for line in describe(study, build_space(study, config), config):
             click.echo(line)
         return
+    url = None
+    if isinstance(results, str):
+        from study.mirror import refuse_taken, work_folder
+        from trainables.storage import join
+
+        url, results = join(results, study.name), work_folder(results, study.name).parent
+        refuse_taken(url)
     folder = create_folder(study, results)
     try:
-        _run(study, folder, address, plan_for=results)
+        _run(study, folder, address, plan_for=results, url=url)
     except UserError:
         discard_unstarted(folder)
         raise
 
 
 @cli.command()
-@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@click.argument("folder", type=PLACE, metavar="DIR")
 @with_set
 @click.option("--address", metavar="ADDR", help="Ray cluster to use ('auto': the one on this machine). Default: own.")
 @click.option("--retry-failed", is_flag=True, help="Run trials that failed once more, from their last checkpoint.")
 @click.option("--accept-changes", is_flag=True, help="Go on with other code or images than the study began with.")
 def resume(
-    folder: Path, assignments: tuple[str, ...], address: str | None, retry_failed: bool, accept_changes: bool
+    folder: Path | str, assignments: tuple[str, ...], address: str | None, retry_failed: bool, accept_changes: bool
 ) -> None:
     """Go on with the study in DIR: trials that were cut off continue from their last checkpoint.
 
@@ -112,31 +122,75 @@ def resume(
     from study.config import change_study
     from study.folder import load_folder
 
+    url = None
+    if isinstance(folder, str):
+        from study.mirror import fetch, work_folder_of
+
+        url, folder = folder, work_folder_of(folder)
+        fetch(url, folder)
     study = change_study(load_folder(folder), assignments, str(folder))
-    _run(study, folder, address, retry_failed=retry_failed, accept_changes=accept_changes)
+    _run(study, folder, address, url=url, retry_failed=retry_failed, accept_changes=accept_changes)
 
 
 def _run(
-    study: StudyConfig, folder: Path, address: str | None, *, plan_for: Path | None = None, **how: bool
+    study: StudyConfig,
+    folder: Path,
+    address: str | None,
+    *,
+    plan_for: Path | None = None,
+    url: str | None = None,
+    **how: bool,
+) -> None:
+    """Run a study and show what it left; with a URL its folder is the live one of a study in object storage."""
+    shown = console.StudyConsole()
+    if url is None:
+        _run_here(study, folder, address, shown, str(folder), None, plan_for, how)
+        return
+    from study.folder import discard_unstarted
+    from study.mirror import Mirror
+
+    mirror = Mirror(folder, url, shown.line)
+    mirror.start()
+    try:
+        _run_here(study, folder, address, shown, mirror.store.shown, mirror, plan_for, how)
+    except UserError:
+        if discard_unstarted(folder):
+            mirror.discard()
+        raise
+    finally:
+        if left := mirror.close():
+            shown.line(mirror.left_text(left))
+
+
+def _run_here(
+    study: StudyConfig,
+    folder: Path,
+    address: str | None,
+    shown: console.StudyConsole,
+    place: str,
+    mirror: Mirror | None,
+    plan_for: Path | None,
+    how: dict[str, bool],
 ) -> None:
     from study.launch import run_study
     from study.space import build_space
 
-    shown = console.StudyConsole()
     planned = build_space(study).settings * len(study.seeds)
-    shown.line(f"{study.name}: {planned} trials, results in {folder}{os.sep}")
+    shown.line(f"{study.name}: {planned} trials, results in {place}{os.sep}")
     if plan_for is not None:
         for line in _plan(study, None, (plan_for,) if plan_for.is_dir() else ()).lines()[1:]:
             if "not known for this device" not in line:
                 shown.line(f"  {line}")
-    ending = run_study(study, folder, shown, address=address, **how)
+    ending = run_study(study, folder, shown, address=address, mirror=mirror, **how)
+    if mirror is not None:
+        mirror.collect()
     if ending.interrupted:
-        shown.line(f"interrupted; go on with: mebm resume {folder}")
+        shown.line(f"interrupted; go on with: mebm resume {place}")
         _write_outputs([folder], folder, shown, quiet=True)
         sys.exit(EXIT_INTERRUPTED)
     _write_outputs([folder], folder, shown)
     if ending.spent:
-        shown.line(f"{ending.spent}; go on with: mebm resume {folder} --set budget.KEY=VALUE")
+        shown.line(f"{ending.spent}; go on with: mebm resume {place} --set budget.KEY=VALUE")
     if ending.failed:
         shown.line(f"{ending.failed} trial(s) failed; see {folder / 'study.log'}")
         sys.exit(EXIT_FAILED)
@@ -280,41 +334,46 @@ def _entry(name: str, title: str, parts: list[tuple[str, str]]) -> None:
 # --------------------------------------------------------------------------------------------------- analysis
 
 
+def _beside(folders: tuple[Path | str, ...], name: str) -> Path:
+    """Where an output goes by default: into the one folder it is of, else into the working directory."""
+    return folders[0] / name if len(folders) == 1 and isinstance(folders[0], Path) else Path(name)
+
+
 @cli.command()
-@click.argument("folders", nargs=-1, type=click.Path(path_type=Path), metavar="[DIR]...")
+@click.argument("folders", nargs=-1, type=PLACE, metavar="[DIR]...")
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder. Default: DIR/tables, or tables.")
-def tables(folders: tuple[Path, ...], out: Path | None) -> None:
+def tables(folders: tuple[Path | str, ...], out: Path | None) -> None:
     """Write the paper's Tables 1-6, published values beside those of the studies in DIR (Parquet, Markdown, LaTeX)."""
     from analysis.load import load
     from analysis.tables import write_tables
 
     results = load(*folders) if folders else None
-    target = out or (folders[0] / "tables" if len(folders) == 1 else Path("tables"))
+    target = out or _beside(folders, "tables")
     for path in write_tables(results, target):
         click.echo(path)
 
 
 @cli.command()
-@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="DIR...")
+@click.argument("folders", nargs=-1, required=True, type=PLACE, metavar="DIR...")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=None, help="File. Default: DIR/report.html, or report.html."
 )
-def report(folders: tuple[Path, ...], out: Path | None) -> None:
+def report(folders: tuple[Path | str, ...], out: Path | None) -> None:
     """Write one self-contained HTML report of the studies in DIR."""
     from analysis.load import load
     from analysis.report import write_report
 
     results = load(*folders)
-    target = out or (folders[0] / "report.html" if len(folders) == 1 else Path("report.html"))
+    target = out or _beside(folders, "report.html")
     click.echo(write_report(results, target))
 
 
 @cli.command()
-@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="DIR...")
+@click.argument("folders", nargs=-1, required=True, type=PLACE, metavar="DIR...")
 @click.option("--by", "field", required=True, metavar="FIELD", help="The field in which the trials of a pair differ.")
 @click.option("--reference", metavar="VALUE", help="Its value to compare with. Default: the first trial's.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
-def compare(folders: tuple[Path, ...], field: str, reference: str | None, as_json: bool) -> None:
+def compare(folders: tuple[Path | str, ...], field: str, reference: str | None, as_json: bool) -> None:
     """Do trials end the same way at another value of one field? Pairs of the same setting and seed.
 
     \b
@@ -354,6 +413,8 @@ def detector(signals: Path, runs: Path, as_json: bool) -> None:
 
 for command in (cli_status.status, cli_models.figures, cli_models.evaluate, cli_models.sample, cli_models.bench):
     cli.add_command(command)
+for command in (cli_report.recommend, cli_report.serve):
+    cli.add_command(command)
 
 
 # ------------------------------------------------------------------------------------------------------- main
@@ -362,6 +423,7 @@ for command in (cli_status.status, cli_models.figures, cli_models.evaluate, cli_
 def main() -> None:
     """Entry point of `mebm`: every mistake becomes one line and exit code 2."""
     from analysis.load import ResultsError
+    from trainables.storage import StoreError
 
     try:
         cli.main(standalone_mode=False)
@@ -376,6 +438,9 @@ def main() -> None:
     except RunError as error:
         console.error(one_line(error))
         sys.exit(EXIT_FAILED)
+    except StoreError as error:
+        console.error(one_line(error))
+        sys.exit(EXIT_MISTAKE)
     except OSError as error:
         if error.filename is None:
             raise

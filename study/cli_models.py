@@ -11,6 +11,7 @@ import click
 
 from study import console
 from study.errors import UserError, parse_choices
+from study.places import PLACE, local_copy
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -27,7 +28,7 @@ def with_set(command: F) -> F:
 
 
 @click.command()
-@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="DIR...")
+@click.argument("folders", nargs=-1, required=True, type=PLACE, metavar="DIR...")
 @click.option(
     "--kind",
     "kinds",
@@ -55,7 +56,7 @@ def with_set(command: F) -> F:
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where the models run.")
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder. Default: DIR/figures, or figures.")
 def figures(
-    folders: tuple[Path, ...],
+    folders: tuple[Path | str, ...],
     kinds: tuple[str, ...],
     trials: str | None,
     best: tuple[str, ...],
@@ -75,11 +76,21 @@ def figures(
     """
     from study.exhibits import make_figures
 
-    target = out or (folders[0] / "figures" if len(folders) == 1 else Path("figures"))
+    one = folders[0] if len(folders) == 1 else None
+    target = out or (one / "figures" if isinstance(one, Path) else Path("figures"))
     ids = [part.strip() for part in (trials or "").split(",") if part.strip()]
     if trials is not None and not ids:
         raise UserError(f"--trials {trials!r}: names no trial")
-    made = make_figures(folders, target, kinds=kinds, trials=ids, best=best, log_p=log_p, points=points, device=device)
+    made = make_figures(
+        [local_copy(f, models=True) for f in folders],
+        target,
+        kinds=kinds,
+        trials=ids,
+        best=best,
+        log_p=log_p,
+        points=points,
+        device=device,
+    )
     for figure in made.figures:
         more = f" (and {len(figure.files) - 1} more)" if len(figure.files) > 1 else ""
         click.echo(f"{figure.kind:<10} {target / figure.files[0]}{more}")
@@ -88,7 +99,7 @@ def figures(
 
 
 @click.command()
-@click.argument("path", type=click.Path(path_type=Path), metavar="CHECKPOINT|STUDY")
+@click.argument("path", type=PLACE, metavar="CHECKPOINT|STUDY")
 @click.option(
     "--protocol", "-p", "protocols", multiple=True, metavar="P", help="A protocol of `mebm methods`, or hybrid."
 )
@@ -108,7 +119,7 @@ def figures(
 @click.option("--out", type=click.Path(path_type=Path), help="File to add rows to. Default: STUDY/evaluations.parquet.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
 def evaluate(
-    path: Path,
+    path: Path | str,
     protocols: tuple[str, ...],
     metrics: str,
     which: str,
@@ -134,6 +145,7 @@ def evaluate(
 
     if not protocols:
         raise UserError("--protocol: name at least one, for example -p small-buffer (see `mebm methods`)")
+    url, path = path if isinstance(path, str) else None, local_copy(path, models=True)
     targets = rescoring.find_targets(path, which)
     request = rescoring.Request(
         protocols=rescoring.parse_protocols(protocols),
@@ -149,6 +161,10 @@ def evaluate(
     shown = console.StudyConsole()
     with shown.bar(len(targets) * len(request.protocols)) as advance:
         rows = rescoring.evaluate(targets, request, target, device=device, on_done=advance)
+    if url is not None and out is None:
+        from trainables.storage import Store
+
+        Store(url).put(target, target.name)
     if as_json:
         click.echo(json.dumps({"rows": rows, "file": str(target)}, indent=2))
         return

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from study import console
+from study.places import PLACE, local_copy
 from study.progress import BAD, Hours
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def _is_number(text: str) -> bool:
 
 
 @click.command(cls=_Optional)
-@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@click.argument("folder", type=PLACE, metavar="DIR")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text; with --watch one per change.")
 @click.option(
     "--watch",
@@ -57,7 +58,7 @@ def _is_number(text: str) -> bool:
     metavar="[SECONDS]",
     help="Look again every so many seconds, 5 unless given, until the study is over or Ctrl-C.",
 )
-def status(folder: Path, as_json: bool, watch: float | None) -> None:
+def status(folder: Path | str, as_json: bool, watch: float | None) -> None:
     """How the study in DIR stands, from its files alone: whether it runs, and every trial.
 
     \b
@@ -69,7 +70,7 @@ def status(folder: Path, as_json: bool, watch: float | None) -> None:
     """
     if watch is not None and not math.isfinite(watch):
         raise click.BadParameter("must be a number of seconds", param_hint="--watch")
-    view = View(folder)
+    view = View(local_copy(folder), url=folder if isinstance(folder, str) else None)
     if watch is not None:
         _watch(view, watch, as_json)
     elif as_json:
@@ -127,7 +128,8 @@ class View:
     """A study as its files show it.
 
     Args:
-        folder: the study's folder.
+        folder: the study's folder, or a copy of it.
+        url: where it is a copy of, in object storage; None for the folder itself.
 
     Attributes:
         progress: its trials.
@@ -138,10 +140,10 @@ class View:
         UserError: not a study folder, or its journal is damaged.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, url: str | None = None) -> None:
         from study.journal_reader import JournalReader
 
-        self.folder = folder
+        self.folder, self.url = folder, url
         self._signature: tuple[int, int] | None = None
         self._settle()
         self.reader: JournalReader = JournalReader(folder, self.progress.name)
@@ -162,6 +164,11 @@ class View:
         from study.errors import UserError
 
         self._trouble = ""
+        if self.url is not None:
+            from study.mirror import refresh_copy
+
+            with contextlib.suppress(OSError, UserError):  # the store is away; what is known stays on the screen
+                refresh_copy(self.url, self.folder)
         with contextlib.suppress(OSError, UserError):  # half-written or gone for now; what it said before holds
             self._settle()
         before = self.reader.events
@@ -230,6 +237,13 @@ class View:
         return by_clocks if self._grown_at is None else min(by_clocks, time.monotonic() - self._grown_at)
 
     def _is_running(self) -> bool | None:
+        if self.url is not None:
+            from study.errors import UserError
+            from study.mirror import at_work
+
+            with contextlib.suppress(OSError, UserError):
+                return at_work(self.url)
+            return None
         age = self.age
         if self._grown_at is not None and age is not None and age < EVERY_SECONDS:
             return True  # it has just written; leave its lock alone

@@ -75,6 +75,13 @@ class SearchConfig(_Model):
         (), description="blocks of a grid: each field has a value or a list; a block is the product of its lists"
     )
 
+    @field_validator("storage")
+    @classmethod
+    def _no_password(cls, value: str | None) -> str | None:
+        if value is not None and re.search(r"://[^/@]*?:(?!\$\{\w+\}@)[^?]*@", value):
+            raise ValueError("holds a password, which would stand in the study's files; write ${NAME} in its place")
+        return value
+
     @model_validator(mode="after")
     def _complete(self) -> Self:
         if self.sampler == "grid":

@@ -8,6 +8,7 @@ time, and cannot retry a failed trial with a searcher.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import signal
@@ -17,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from study.config import StudyConfig
 from study.console import Progress, StudyConsole
@@ -26,6 +27,9 @@ from study.ledger import Ledger
 from study.resources import resolve_resources
 from study.space import Space, any_value
 from trainables.schema import Outcome
+
+if TYPE_CHECKING:
+    from study.mirror import Mirror
 
 log = logging.getLogger("mebm")
 
@@ -156,6 +160,7 @@ def run_trials(
     handler: logging.Handler,
     driver: str,
     trainable: type | None = None,
+    mirror: Mirror | None = None,
 ) -> Ending:
     """Run a study's trials through Ray Tune until all are over, the budget is spent or a signal comes.
 
@@ -163,6 +168,7 @@ def run_trials(
         handler: takes our log and Ray's.
         driver: see `StudySearch`.
         trainable: runs the trials; None: `MebmTrainable`.
+        mirror: of a study whose results live in object storage.
 
     Raises:
         UserError: no such cluster, or not enough resources for one trial.
@@ -177,11 +183,14 @@ def run_trials(
     from study.search import StudySearch
     from study.verify import run_facts
     from trainables.ray_trainable import MebmTrainable
+    from trainables.storage import ray_storage
 
     common: dict[str, Any] = {
         "folder": str(folder.resolve()),
         "checkpoint_seconds": study.run.checkpoint_seconds,
     }
+    if mirror is not None:
+        common["store"] = mirror.url
     control = Control(study, ledger)
     search = StudySearch(study, space, folder, common, ledger, driver, control.closed)
     remaining = search.remaining()
@@ -198,7 +207,7 @@ def run_trials(
         search.common |= {"cpus": cpus, "gpus": gpus}
         if "auto" in (study.resources.cpus, study.resources.gpus):
             console.line(f"resources auto: {cpus:g} CPU(s) and {gpus:.3g} GPU(s) per trial")
-        at_once = concurrency(_most_at_once(study, space, folder), resources, cpus, gpus)
+        at_once = concurrency(_most_at_once(study, space, folder, mirror), resources, cpus, gpus)
         progress = Progress(
             study.name,
             space.settings * len(study.seeds),
@@ -210,7 +219,8 @@ def run_trials(
         progress.begin(ledger.trials)
         scheduler = StudyScheduler(control)
         loggers = make_loggers(study.run.loggers, folder, study.name)
-        callback = LedgerCallback(ledger, console, gpus, control, scheduler.look_after, loggers)
+        callback = LedgerCallback(ledger, console, gpus, control, scheduler.look_after, loggers, mirror)
+        storage_path, filesystem = ray_storage(mirror.url) if mirror else (str((folder / "tune").resolve()), None)
         tuner = tune.Tuner(
             tune.with_resources(trainable or MebmTrainable, placement(study, cpus, gpus)),
             tune_config=tune.TuneConfig(
@@ -223,8 +233,9 @@ def run_trials(
                 trial_dirname_creator=lambda trial: str(trial.config["trial_id"]),
             ),
             run_config=tune.RunConfig(
-                name=_run_name(folder),
-                storage_path=str((folder / "tune").resolve()),
+                name=_run_name(folder, mirror),
+                storage_path=storage_path,
+                storage_filesystem=filesystem,
                 callbacks=[callback],
                 stop=StudyStopper(control),
                 failure_config=tune.FailureConfig(max_failures=study.run.max_failures),
@@ -273,7 +284,7 @@ def placement(study: StudyConfig, cpus: float, gpus: float) -> Any:
     return PlacementGroupFactory([bundle], strategy=study.resources.placement.upper())
 
 
-def _most_at_once(study: StudyConfig, space: Space, folder: Path) -> int | None:
+def _most_at_once(study: StudyConfig, space: Space, folder: Path, mirror: Mirror | None) -> int | None:
     """How many trials may run at once by configuration and by the disk their checkpoints take.
 
     Raises:
@@ -284,10 +295,12 @@ def _most_at_once(study: StudyConfig, space: Space, folder: Path) -> int | None:
     most = study.run.max_concurrent
     points = list(space.start) or [{name: any_value(d) for name, d in space.distributions.items()}]
     largest = max(checkpoint_bytes(space.trial(dict(p), study.seeds[0])) for p in points)
-    room: float = shutil.disk_usage(folder).free
+    room: float = math.inf if mirror else shutil.disk_usage(folder).free
     where = f"free on the disk of {folder}"
     if study.run.checkpoint_gb is not None and study.run.checkpoint_gb * 1e9 < room:
         room, where = study.run.checkpoint_gb * 1e9, "of run.checkpoint_gb"
+    if room == math.inf:
+        return most
     fits = int(room // (_GENERATIONS * largest))
     if fits == 0:
         raise UserError(
@@ -317,9 +330,10 @@ def _failed(ledger: Ledger) -> int:
     return sum(t["outcome"] == Outcome.FAILED for t in ledger.trials.values())
 
 
-def _run_name(folder: Path) -> str:
+def _run_name(folder: Path, mirror: Mirror | None) -> str:
     """A folder of its own for every start of Ray Tune: a second run under one name would overwrite `tuner.pkl`."""
-    numbers = [int(p.name[4:]) for p in (folder / "tune").glob("run-*") if p.name[4:].isdigit()]
+    names = mirror.store.folders("tune") if mirror else [p.name for p in (folder / "tune").glob("run-*")]
+    numbers = [int(name[4:]) for name in names if name.startswith("run-") and name[4:].isdigit()]
     return f"run-{max(numbers, default=0) + 1:03d}"
 
 

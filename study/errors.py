@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -72,7 +73,7 @@ def _is_union_tag(part: object) -> bool:
 
 
 def _short(value: object) -> str:
-    text = one_line(repr(value))
+    text = re.sub(r"(://[^/@\s]*?:)\S*@", r"\1***@", one_line(repr(value)))  # never a password
     return text if len(text) <= 60 else text[:57] + "..."
 
 

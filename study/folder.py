@@ -48,10 +48,16 @@ def create_folder(study: StudyConfig, results: Path) -> Path:
     return folder
 
 
-def discard_unstarted(folder: Path) -> None:
-    """Remove a new study's folder before any of its trials has started; a mistake leaves nothing behind."""
-    if not recorded_runs(folder):
+def discard_unstarted(folder: Path) -> bool:
+    """Remove a new study's folder before any of its trials has started; a mistake leaves nothing behind.
+
+    Returns:
+        Whether there was nothing to keep.
+    """
+    unstarted = not recorded_runs(folder)
+    if unstarted:
         shutil.rmtree(folder, ignore_errors=True)
+    return unstarted
 
 
 def load_folder(folder: Path) -> StudyConfig:

@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from study.budget import Budget, Spent
 from study.config import StudyConfig
@@ -20,6 +20,9 @@ from study.space import Space, any_value, build_space
 from trainables.config import TrialConfig
 from trainables.datasets import DataError
 from trainables.schema import Outcome
+
+if TYPE_CHECKING:
+    from study.mirror import Mirror
 
 log = logging.getLogger("mebm")
 
@@ -110,6 +113,7 @@ def run_study(
     address: str | None = None,
     accept_changes: bool = False,
     retry_failed: bool = False,
+    mirror: Mirror | None = None,
 ) -> Ending:
     """Run what is left of a study, on the local machine or on a Ray cluster.
 
@@ -120,6 +124,7 @@ def run_study(
         address: of a running cluster (`auto` finds a local one); None starts Ray on this machine for the time being.
         accept_changes: go on with other code or images than before; the journal says from where on.
         retry_failed: run the trials that failed once more, from their last checkpoint.
+        mirror: of a study whose results live in object storage; `folder` is its live folder on this machine.
 
     Raises:
         UserError: images missing, no such cluster, not enough resources for one trial, another driver at work, or a
@@ -142,8 +147,8 @@ def run_study(
                 log.warning("repaired: %s", text)
             ledger = Ledger(folder, study.name)
             try:
-                driver = _take_up(study, space, folder, console, ledger, accept_changes, retry_failed)
-                return run_trials(study, space, folder, console, ledger, address, handler, driver)
+                driver = _take_up(study, space, folder, console, ledger, accept_changes, retry_failed, mirror is None)
+                return run_trials(study, space, folder, console, ledger, address, handler, driver, mirror=mirror)
             finally:
                 ledger.close()
         finally:
@@ -160,6 +165,7 @@ def _take_up(
     ledger: Ledger,
     accept_changes: bool,
     retry_failed: bool,
+    checkpoints_here: bool,
 ) -> str:
     """Check what is there, bring the Optuna storage in line with it, and note the run; returns the driver's name."""
     from optuna.exceptions import OptunaError
@@ -173,7 +179,7 @@ def _take_up(
     sources = _preflight(study, space, ledger)
     if not accept_changes:
         refuse_other_data(folder, ledger, sources)
-    for text in check_checkpoints(ledger):
+    for text in check_checkpoints(ledger) if checkpoints_here else ():
         console.line(f"repaired: {text}")
         log.warning("repaired: %s", text)
     shared = shared_url(study)

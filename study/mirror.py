@@ -20,6 +20,7 @@ import sqlite3
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -184,6 +185,7 @@ class Mirror:
         self._on_trouble = on_trouble or (lambda _text: None)
         self._token = secrets.token_hex(8)
         self._pushed: dict[str, tuple[int, ...]] = {}
+        self._doomed: deque[str] = deque()
         self._failures = 0
         self._delay = every
         self._begun = False
@@ -279,7 +281,18 @@ class Mirror:
             except Exception as error:
                 attempts, reason = attempts - isinstance(error, StoreError), reason or self._reason(error)
                 left.append(name)
+        while self._doomed and attempts > 0 and self.taken_over is None:
+            try:
+                self.store.delete_folder(self._doomed[0])
+            except Exception as error:
+                attempts, reason = 0, reason or self._reason(error)
+            else:
+                self._doomed.popleft()
         return tuple(left), self.taken_over or reason
+
+    def delete_later(self, name: str) -> None:
+        """Delete a folder of the store, such as a checkpoint that is not needed any more, at the next push."""
+        self._doomed.append(name)
 
     def _reason(self, error: Exception) -> str:
         if not isinstance(error, StoreError | OSError | sqlite3.Error):

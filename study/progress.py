@@ -261,6 +261,7 @@ class Progress:
         self.fields = list(dict.fromkeys([*ALWAYS, *fields]))
         self.trials: dict[str, dict[str, Any]] = {}
         self.gaps: dict[str, float | None] = {}
+        self._running: set[str] = set()
         self.started = time.monotonic()
         self.ended: float | None = None
         self.done_before = self.at_once = 0
@@ -269,6 +270,7 @@ class Progress:
     def begin(self, trials: Mapping[str, Mapping[str, Any]]) -> None:
         """Trials an earlier run finished; they do not count for the speed."""
         self.trials = {t: dict(v) for t, v in trials.items()}
+        self._running = {t["trial_id"] for t in self._with(Outcome.RUNNING)}
         self.done_before = self.done
 
     def put(self, trial: Mapping[str, Any], gap: float | None) -> None:
@@ -276,7 +278,9 @@ class Progress:
         self.trials[trial["trial_id"]] = dict(trial)
         if gap is not None:
             self.gaps[trial["trial_id"]] = gap
-        self.at_once = max(self.at_once, len(self._with(Outcome.RUNNING)))
+        # Counted on the way: looking at every trial at every report adds up over a large study.
+        (self._running.add if trial["outcome"] == Outcome.RUNNING else self._running.discard)(trial["trial_id"])
+        self.at_once = max(self.at_once, len(self._running))
 
     # ------------------------------------------------------------------------------------------------- overview
 

@@ -8,6 +8,8 @@ storage, so a killed driver forgets nothing; and the storage can be made anew fr
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import logging
 import math
 import os
@@ -20,13 +22,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import optuna
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
-from sqlalchemy import event
+from sqlalchemy import event, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from study.config import StudyConfig
@@ -69,7 +72,26 @@ def shared_url(study: StudyConfig) -> str | None:
             raise UserError(f"search.storage: the environment variable {name} is not set")
         return os.environ[name]
 
-    return re.sub(r"\$\{(\w+)\}", value, study.search.storage) if study.search.storage else None
+    def password(found: re.Match[str]) -> str:
+        # Half of a password with an @ or a / in it would count as the host, and be named in an error.
+        return quote(value(found), safe="")
+
+    if not study.search.storage:
+        return None
+    return re.sub(r"\$\{(\w+)\}", value, re.sub(r"(?<=:)\$\{(\w+)\}(?=@)", password, study.search.storage))
+
+
+def _told(error: BaseException, url: str | None = None) -> str:
+    """An error of a storage in a line, without the password of its address."""
+    text = one_line(error).partition(" (Background on this error")[0]
+    if url is not None:
+        try:
+            password = make_url(url).password
+        except ArgumentError:
+            return type(error).__name__  # an address that cannot be read may be named in the error, password and all
+        for secret in {str(password), quote(str(password), safe="")} if password else ():
+            text = text.replace(secret, "***")
+    return text[:200]
 
 
 def _storage(study: StudyConfig, folder: Path) -> RDBStorage:
@@ -79,9 +101,10 @@ def _storage(study: StudyConfig, folder: Path) -> RDBStorage:
             # Connections die on a weekend; each is tried before it is used.
             return RDBStorage(shared, engine_kwargs={"pool_pre_ping": True})
         except (ImportError, ArgumentError) as error:
-            raise UserError(f"search.storage: {one_line(error)[:200]}") from error
-        except SQLAlchemyError as error:
-            raise UserError(f"search.storage: cannot be reached ({one_line(error)[:200]})") from error
+            reason = "not an address of a database" if isinstance(error, ArgumentError) else _told(error, shared)
+            raise UserError(f"search.storage: {reason}") from error
+        except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+            raise UserError(f"search.storage: cannot be reached ({_told(error, shared)})") from error
     storage = RDBStorage(storage_url(folder))
 
     @event.listens_for(storage.engine, "connect")
@@ -126,6 +149,11 @@ def open_storage(study: StudyConfig, folder: Path, started: Collection[int] = ()
     Raises:
         UserError: a shared storage that cannot be reached, or whose study of that name has other objectives.
     """
+    return _open(study, folder, started)[0]
+
+
+def _open(study: StudyConfig, folder: Path, started: Collection[int] = ()) -> tuple[optuna.Study, RDBStorage]:
+    """See `open_storage`; also the storage without Optuna's cache around it."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     storage = _storage(study, folder)
     directions = [objective.resolved_direction for objective in study.objectives]
@@ -147,7 +175,86 @@ def open_storage(study: StudyConfig, folder: Path, started: Collection[int] = ()
             if number not in started:
                 opened.enqueue_trial(dict(point), user_attrs={"setting": number})
     opened.sampler = make_sampler(study, len(opened.get_trials(deepcopy=False)))
-    return opened
+    return opened, storage
+
+
+class MemoryCopy:
+    """A study in memory that is written on to its storage, for the one driver that works on it.
+
+    A proposal and its end read and write Optuna's storage some twenty times, each a transaction through SQLAlchemy;
+    that was most of a driver's own time per trial. In memory they cost next to nothing, and what follows from them is
+    one transaction at the proposal and a few at the end.
+
+    Args:
+        stored: the study in its storage.
+        storage: its storage.
+
+    Attributes:
+        study: the study in memory, with the sampler of the stored one.
+    """
+
+    def __init__(self, stored: optuna.Study, storage: RDBStorage) -> None:
+        self._storage, self._study_id = storage, storage.get_study_id_from_name(stored.study_name)
+        self.study = optuna.create_study(directions=stored.directions, sampler=stored.sampler)
+        trials = stored.get_trials(deepcopy=False)
+        self.study.add_trials(trials)
+        mine = self.study.get_trials(deepcopy=False)
+        # Of trials that are not over: id in the storage, and the trial as it stands there.
+        self._there = {
+            m.number: (t._trial_id, _still(m)) for t, m in zip(trials, mine, strict=True) if not m.state.is_finished()
+        }
+        self._changed: dict[int, None] = {}
+
+    def changed(self, trial: optuna.Trial) -> None:
+        """A trial is to be written on."""
+        self._changed[trial.number] = None
+
+    def write(self) -> None:
+        """Bring the storage up to date; what cannot be written stays for the next time.
+
+        Raises:
+            SQLAlchemyError, optuna.exceptions.StorageInternalError: the storage cannot be used.
+        """
+        while self._changed:
+            number = next(iter(self._changed))
+            self._write(self.study.get_trials(deepcopy=False)[number])
+            del self._changed[number]
+
+    def _write(self, trial: FrozenTrial) -> None:
+        if trial.number not in self._there:
+            trial_id = self._storage.create_new_trial(self._study_id, template_trial=trial)
+        else:
+            trial_id, before = self._there[trial.number]
+            if before.state is TrialState.WAITING:
+                self._storage.set_trial_state_values(trial_id, TrialState.RUNNING)
+            for name in trial.params.keys() - before.params.keys():
+                distribution = trial.distributions[name]
+                value = distribution.to_internal_repr(trial.params[name])
+                self._storage.set_trial_param(trial_id, name, value, distribution)
+            for step in trial.intermediate_values.keys() - before.intermediate_values.keys():
+                self._storage.set_trial_intermediate_value(trial_id, step, trial.intermediate_values[step])
+            for key, value in _news(before.user_attrs, trial.user_attrs):
+                self._storage.set_trial_user_attr(trial_id, key, value)
+            for key, value in _news(before.system_attrs, trial.system_attrs):
+                self._storage.set_trial_system_attr(trial_id, key, value)
+            if trial.state.is_finished():
+                self._storage.set_trial_state_values(trial_id, trial.state, trial.values)
+        if trial.state.is_finished():
+            self._there.pop(trial.number, None)
+        else:
+            self._there[trial.number] = trial_id, _still(trial)
+
+
+def _still(trial: FrozenTrial) -> FrozenTrial:
+    """A trial as it stands: Optuna adds to the attributes of one that it has handed out."""
+    still = copy.copy(trial)
+    still.params, still.intermediate_values = dict(trial.params), dict(trial.intermediate_values)
+    still.user_attrs, still.system_attrs = dict(trial.user_attrs), dict(trial.system_attrs)
+    return still
+
+
+def _news(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return [(key, value) for key, value in now.items() if key not in before or before[key] != value]
 
 
 @dataclass(frozen=True)
@@ -187,9 +294,15 @@ class StudySearch(Searcher):
         super().__init__(metric=None, mode=None)
         self.study, self.space, self.folder = study, space, folder
         self.common, self.ledger, self.driver, self.closed = dict(common), ledger, driver, closed
-        self._optuna = open_storage(study, folder)
+        stored, storage = _open(study, folder)
+        # Other drivers' trials are seen in the storage alone.
+        self._copy = None if driver else MemoryCopy(stored, storage)
+        self._optuna = stored if self._copy is None else self._copy.study
         self._live: dict[str, optuna.Trial] = {}
         self._untold: list[tuple[optuna.Trial, str]] = []
+        self._unnamed: optuna.Trial | None = None
+        self._token: str | None = None
+        self._known_left: int | None = None
         self._away_since: float | None = None
         self._settings = self._known_settings()
         self._queue = deque(self._replicates())
@@ -231,11 +344,18 @@ class StudySearch(Searcher):
             for t in self._optuna.get_trials(deepcopy=False)
             if "driver" in t.user_attrs
         }
-        return max(0, self.space.settings - len(taken))
+        self._known_left = max(0, self.space.settings - len(taken))
+        return self._known_left
 
     def remaining(self) -> int:
         """Trials still to be run: seeds of known settings, and settings not yet proposed."""
-        return len(self._queue) + self._left() * len(self.study.seeds)
+        try:
+            left = self._left()
+        except (SQLAlchemyError, optuna.exceptions.StorageInternalError):
+            if self._known_left is None:
+                raise
+            left = self._known_left  # the storage is away at the end of a run
+        return len(self._queue) + left * len(self.study.seeds)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         """The next trial's configuration, `FINISHED`, or None while the storage cannot be reached."""
@@ -253,6 +373,9 @@ class StudySearch(Searcher):
             return str(Searcher.FINISHED)
         trial, replicate = found
         self._live[trial_id] = trial
+        if self._copy is not None:
+            self._copy.changed(trial)
+            self._write_on()
         name = self.trial_id(replicate.setting, replicate.seed)
         config = self.space.trial(dict(replicate.parameters), replicate.seed)
         return {
@@ -261,19 +384,35 @@ class StudySearch(Searcher):
             "trial_id": name,
             "setting_id": setting_id(config),
             "setting": replicate.setting,
-            "resume_from": self.ledger.checkpoint_folders(name),
+            "resume_from": self._checkpoints(name),
         }
+
+    def _write_on(self) -> None:
+        """Write on what has changed in memory, or leave it for later."""
+        try:
+            if self._copy is not None:
+                self._copy.write()
+        except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+            log.warning("the Optuna storage cannot be used: %s", _told(error))
+
+    def _checkpoints(self, name: str) -> list[str]:
+        """A trial's checkpoints, the newest first; in a store by their names there."""
+        if "store" in self.common:
+            return list(reversed(self.ledger.checkpoints.get(name, [])))
+        return self.ledger.checkpoint_folders(name)
 
     def _wait(self, error: Exception) -> str | None:
         now = time.monotonic()
         if self._away_since is None:
-            log.warning("the Optuna storage cannot be used: %s", one_line(error))
+            log.warning("the Optuna storage cannot be used: %s", _told(error))
             self._away_since = now
         # With nothing at work and no storage there is nothing to wait for in the end.
         return str(Searcher.FINISHED) if not self._live and now - self._away_since > _PATIENCE else None
 
     def _next(self) -> tuple[optuna.Trial, Replicate] | None:
         """Seeds that were cut off, then starting points, then further seeds, then settings of the sampler."""
+        if self._unnamed is not None:  # the storage went away before it had its name
+            return self._first_of(self._unnamed)
         if not self._cut_off() and (trial := self._starting_point()) is not None:
             return trial
         if self._queue:
@@ -298,9 +437,11 @@ class StudySearch(Searcher):
             trial = self._optuna.ask(self.space.distributions)
             if "setting" not in trial.user_attrs:  # another driver was faster
                 self._optuna.tell(trial, state=TrialState.FAIL)
-                return None
+                return None  # never of a study in memory
             if trial.user_attrs["setting"] in self._settings:  # an older copy of the storage was put back
                 self._optuna.tell(trial, state=TrialState.FAIL)
+                if self._copy is not None:
+                    self._copy.changed(trial)
                 continue
             return self._first_of(trial)
         return None
@@ -314,7 +455,9 @@ class StudySearch(Searcher):
         number = int(number)
         first, *others = self.study.seeds
         replicate = Replicate(number, dict(trial.params), first)
+        self._unnamed = trial
         self._label(trial, replicate)
+        self._unnamed = None
         self._settings[number] = dict(trial.params)
         self._queue.extend(Replicate(number, replicate.parameters, seed) for seed in others)
         return trial, replicate
@@ -336,7 +479,11 @@ class StudySearch(Searcher):
 
     def _adopt(self, replicate: Replicate) -> optuna.Trial:
         """A running Optuna trial with given parameters, not through the queue that all drivers take from."""
-        return add_running(self._optuna, self.space, replicate.parameters, self._attributes(replicate))
+        # A storage that goes away in the middle may have the trial already.
+        self._token = self._token or uuid.uuid4().hex
+        trial = add_running(self._optuna, self.space, replicate.parameters, self._attributes(replicate), self._token)
+        self._token = None
+        return trial
 
     # ---------------------------------------------------------------------------------------------- telling
 
@@ -351,13 +498,19 @@ class StudySearch(Searcher):
             try:
                 self._tell_waiting()
             except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as problem:
-                log.warning("the Optuna storage cannot be used: %s", one_line(problem))
+                log.warning("the Optuna storage cannot be used: %s", _told(problem))
 
     def _tell_waiting(self) -> None:
         while self._untold:
             trial, reason = self._untold[0]
-            self._tell(trial, reason)
+            # One that is over there was told just before the storage went away.
+            with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+                self._tell(trial, reason)
+            if self._copy is not None:
+                self._copy.changed(trial)
             self._untold.pop(0)
+        if self._copy is not None:
+            self._copy.write()
 
     def _tell(self, trial: optuna.Trial, reason: str) -> None:
         name = str(trial.user_attrs["trial_id"])
@@ -378,7 +531,7 @@ class StudySearch(Searcher):
         try:
             self._tell_waiting()
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as problem:
-            log.warning("the Optuna storage is told when the study is resumed: %s", one_line(problem))
+            log.warning("the Optuna storage is told when the study is resumed: %s", _told(problem))
 
     # ------------------------------------------------------------------------------------------------ state
 
@@ -395,10 +548,26 @@ class StudySearch(Searcher):
 
 
 def add_running(
-    opened: optuna.Study, space: Space, parameters: Mapping[str, Any], attributes: Mapping[str, Any]
+    opened: optuna.Study,
+    space: Space,
+    parameters: Mapping[str, Any],
+    attributes: Mapping[str, Any],
+    token: str | None = None,
 ) -> optuna.Trial:
-    """Add a running trial with given parameters to a storage."""
-    token = uuid.uuid4().hex
+    """Add a running trial with given parameters to a storage.
+
+    Args:
+        token: names the trial; the second time it is asked for it is not added again. None: a new one.
+    """
+    token = token or uuid.uuid4().hex
+
+    def added() -> optuna.Trial | None:
+        running = opened.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        mine = next((t for t in reversed(running) if t.user_attrs.get("token") == token), None)
+        return None if mine is None else optuna.Trial(opened, mine._trial_id)
+
+    if (trial := added()) is not None:
+        return trial
     opened.add_trial(
         optuna.trial.create_trial(
             state=TrialState.RUNNING,
@@ -407,9 +576,9 @@ def add_running(
             user_attrs={**attributes, "token": token},
         )
     )
-    running = opened.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    mine = next(t for t in reversed(running) if t.user_attrs.get("token") == token)
-    return optuna.Trial(opened, mine._trial_id)
+    trial = added()
+    assert trial is not None
+    return trial
 
 
 def objective_values(study: StudyConfig, trials: optuna.Study, values: Mapping[str, Any]) -> list[float]:
@@ -461,7 +630,8 @@ def tell(
         fail(trials, trial, str(values.get("message") or outcome.value))
         return
     for name in ("outcome", "cause", "iteration"):
-        trial.set_user_attr(name, values.get(name))
+        if values.get(name) is not None:
+            trial.set_user_attr(name, values[name])
     if outcome is Outcome.PRUNED:
         metric = study.objectives[0].metric
         if len(study.objectives) == 1 and metric in METRIC_BY_NAME:

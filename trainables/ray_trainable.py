@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +20,7 @@ from trainables.config import TrialConfig
 from trainables.faults import may_pass
 from trainables.recorder import Recorder
 from trainables.schema import Outcome
+from trainables.storage import NotThereError, Store
 from trainables.trial import Trial
 
 ROW, TRIAL = "row", "trial"
@@ -30,7 +34,8 @@ class MebmTrainable(tune.Trainable):
     """Runs one `Trial`; each `train()` is one step of it.
 
     Its `config` holds plain values: `trial` (a complete `TrialConfig` as JSON), `trial_id`, `folder` (the study's,
-    absolute), `cpus`, `gpus`, `checkpoint_seconds`, and `resume_from` (checkpoint folders of earlier runs, the newest
+    absolute), `store` (URL of the study's place in object storage, where it has one), `cpus`, `gpus`,
+    `checkpoint_seconds`, and `resume_from` (checkpoint folders of earlier runs, the newest
     first).
     """
 
@@ -48,14 +53,30 @@ class MebmTrainable(tune.Trainable):
         self._broken: str | None = None
         try:
             settings = TrialConfig.model_validate_json(config["trial"])
-            recorder = Recorder(Path(config["folder"]), self._trial_id, settings.signal_every)
-            self._trial = Trial(settings, recorder=recorder, gpu_share=gpus)
+            self._store = Store(config["store"]) if config.get("store") else None
+            if self._store is not None:
+                self._recorder = Recorder.into(self._store, self._trial_id, settings.signal_every)
+            else:
+                self._recorder = Recorder(Path(config["folder"]), self._trial_id, settings.signal_every)
+            self._trial = Trial(settings, recorder=self._recorder, gpu_share=gpus)
             self._take_up(list(config.get("resume_from") or ()))
         except Exception as error:
             self._fail(error)
 
     def _take_up(self, folders: list[str]) -> None:
         """Go on from the first of these checkpoints that is whole; from the beginning where none is."""
+        if self._store is None:
+            self._take_up_local(folders)
+            return
+        with tempfile.TemporaryDirectory(prefix="mebm-") as scratch:
+            local = []
+            for number, name in enumerate(folders):
+                with contextlib.suppress(NotThereError):
+                    self._store.get_folder(name, Path(scratch) / str(number))
+                    local.append(f"{scratch}/{number}")
+            self._take_up_local(local)
+
+    def _take_up_local(self, folders: list[str]) -> None:
         whole, wrong = newest_whole(folders)
         if whole is not None:
             self._trial.load_state_dict(read_checkpoint(whole))
@@ -81,6 +102,9 @@ class MebmTrainable(tune.Trainable):
     def _step(self) -> dict[str, Any]:
         self._beat(self._trial.trainer.iteration)
         report = self._trial.step(self._beat)
+        if report.done and (left := self._recorder.flush()):
+            text = f"not in the store: {', '.join(left)}; kept on {socket.gethostname()} in {self._recorder.folder}"
+            report.trial["message"] = "; ".join(filter(None, (str(report.trial["message"] or ""), text)))
         result: dict[str, Any] = {ROW: report.row, TRIAL: report.trial, DONE: report.done}
         due = time.monotonic() - self._checkpointed >= self._checkpoint_seconds
         if report.row is not None and due and not report.done:
@@ -121,7 +145,7 @@ class MebmTrainable(tune.Trainable):
             self._trial.load_state_dict(read_checkpoint(folder))
         except CheckpointError:
             older = sorted((p for p in folder.parent.glob("checkpoint_*") if p.name < folder.name), reverse=True)
-            self._take_up([str(folder), *map(str, older)])
+            self._take_up_local([str(folder), *map(str, older)])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take on another trial in the same process: importing torch costs more than a small trial's first epochs."""
@@ -133,4 +157,5 @@ class MebmTrainable(tune.Trainable):
         """Write what is left; short, because Ray waits for it."""
         if hasattr(self, "_trial"):
             self._trial.close()
+            self._recorder.close()
             del self._trial

@@ -33,7 +33,7 @@ _AT_ONCE = 64 * 2**20
 _PIECE = 8 * 2**20
 
 
-class StoreError(Exception):
+class StoreError(OSError):
     """A store that is away, refuses, or holds what it must not. One line, without credentials."""
 
 

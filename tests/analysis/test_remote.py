@@ -78,10 +78,14 @@ def test_the_report_of_a_url_is_that_of_the_folder(filled):
 
 def test_a_part_of_the_results_still_brings_its_files(filled):
     folder, url = filled
-    part = load(url).of("synthetic")
-    gc.collect()  # the whole is gone; its copy must not be
-    signals = part.signals("synthetic", "00001")
-    pd.testing.assert_frame_equal(signals, load(folder).signals("synthetic", "00001"))
+    above, mark, query = url.partition("?")
+    for place in (url, above.rpartition("/")[0] + mark + query):
+        part = load(place).of("synthetic")
+        gc.collect()  # the whole is gone; its copy must not be
+        signals = part.signals("synthetic", "00001")
+        assert signals is not None and part.folders["synthetic"].is_dir()
+        pd.testing.assert_frame_equal(signals, load(folder).signals("synthetic", "00001"))
+        assert (part.folders["synthetic"] / "trials.parquet").is_file()
 
 
 def test_the_copy_goes_with_the_results(filled):
@@ -152,8 +156,9 @@ def test_a_foreign_name_cannot_leave_the_copy(study, row, s3, tmp_path):
     client.put_object(Bucket=bucket, Key="a/figures/../../../evil", Body=b"evil")
     with pytest.raises(ResultsError, match=r"evil' refused"):
         load(url)
-    results = load(study([row("t1")], name="b"))
-    assert results.signals("b", "../t1") is None
+    upload(study([row("t1")], name="b"), below(url, "b"))
+    with pytest.raises(ResultsError, match=r"t1.parquet' refused"):
+        load(below(url, "b")).signals("b", "../../t1")
 
 
 @pytest.mark.parametrize(

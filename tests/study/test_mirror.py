@@ -118,8 +118,10 @@ def test_only_what_changed_is_pushed(begun, monkeypatch):
     assert set(pushed) == {JOURNAL, "trials.parquet", "epochs.parquet", "attempts.parquet"}
 
 
-def test_the_database_in_the_store_is_whole_while_somebody_writes(begun, url, tmp_path):
+@pytest.mark.parametrize("mode", ["delete", "wal"])  # of the second, half of the database is in another file
+def test_the_database_in_the_store_is_whole_while_somebody_writes(begun, url, tmp_path, mode):
     database = sqlite3.connect(begun.local / "optuna.db", isolation_level=None)
+    database.execute(f"PRAGMA journal_mode={mode}")
     database.execute("BEGIN IMMEDIATE")
     database.execute("INSERT INTO trials VALUES (8)")  # not yet committed
     begun.push()
@@ -177,6 +179,26 @@ def test_what_workers_published_is_collected_and_not_sent_back(begun, url, monke
     store.put_bytes(b"even more signals", "signals/t0001.parquet")
     assert begun.close() == ()
     assert store.read_bytes("signals/t0001.parquet") == b"even more signals"
+
+
+def test_checkpoints_are_deleted_by_the_thread_once_the_store_can_be_used(tmp_path, memory_url, breakable):
+    store, faults = breakable(join(memory_url, "demo"))
+    for name in ("tune/run-001/t1/c1/trial.pt", "tune/run-001/t1/c2/trial.pt", "tune/run-001/t1/c3/trial.pt"):
+        store.put_bytes(b"1", name)
+    mirror = Mirror(live(tmp_path / "demo"), store.url, every=NEVER, store=store)
+    mirror.start()
+    faults.away = True
+    before = faults.calls
+    mirror.delete_later("tune/run-001/t1/c1")
+    mirror.delete_later("tune/run-001/t1/gone")
+    mirror.delete_later("tune/run-001/t1/c2")
+    assert faults.calls == before  # the driver does not wait
+    mirror.push()
+    faults.away = False
+    assert len(store.list("tune")) == 3
+    mirror.push()
+    assert list(store.list("tune")) == ["tune/run-001/t1/c3/trial.pt"]
+    mirror.close()
 
 
 def test_a_study_that_never_began_leaves_nothing(begun, url):

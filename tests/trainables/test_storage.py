@@ -9,6 +9,7 @@ import pytest
 from pyarrow import fs
 
 from trainables import storage
+from trainables.faults import may_pass
 from trainables.storage import (
     NotThereError,
     Store,
@@ -96,6 +97,12 @@ def test_errors_of_a_file_system_lose_their_secrets(monkeypatch):
     assert text.startswith("s3://bucket/a: cannot be opened") and "\n" not in text
     assert "KEYID77" not in text and "hush" not in text
     assert error.value.__cause__ is None and error.value.__suppress_context__
+
+
+def test_an_error_of_a_store_may_pass_and_reaches_the_driver_as_it_is():
+    error = pickle.loads(pickle.dumps(NotThereError("s3://b/x: no cannot be read (gone)")))
+    assert isinstance(error, StoreError) and str(error) == "s3://b/x: no cannot be read (gone)"
+    assert may_pass(StoreError("away"))
 
 
 def test_an_unknown_scheme_is_one_line():

@@ -1,0 +1,39 @@
+"""Where results are, as the command line takes it: a folder, or a URL of object storage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+class Place(click.ParamType["Path | str"]):
+    """A path, or a URL as text; a URL's keys are moved into the environment, so that nothing shows or keeps them."""
+
+    name = "place"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
+        """A `Path`, or a URL as `str`."""
+        if isinstance(value, Path) or "://" not in value:
+            return Path(value)
+        from trainables.storage import take_credentials
+
+        return take_credentials(value)
+
+
+PLACE = Place()
+
+
+def is_remote(place: Path | str) -> bool:
+    """Whether a place is a URL of object storage."""
+    return isinstance(place, str)
+
+
+def local_copy(place: Path | str, *, models: bool = False) -> Path:
+    """A folder to read a study from: the place itself, or a copy of what is small in the store."""
+    if isinstance(place, Path):
+        return place
+    from study.mirror import read_only_copy
+
+    return read_only_copy(place, models=models)
