@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import html
 import math
+import re
 from dataclasses import dataclass
+from itertools import islice
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,7 @@ from analysis.words import brief, symbol, text
 from trainables.schema import CAUSE_TEXT, METRICS, Cause, Metric, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import ArrayLike, NDArray
@@ -216,6 +218,35 @@ def _floats(column: pd.Series[Any]) -> NDArray[np.float64]:
     return column.to_numpy(dtype=np.float64, na_value=np.nan)
 
 
+def drawn_points(traces: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """What a figure draws, one row per point: `trace` (its name), `x`, `y`, and `text` where a point has one.
+
+    Args:
+        traces: `name`, `x`, `y`, `text`, `hovertext` of every trace, None for what it has not. A trace that only makes
+            an entry of the legend has no row; neither has one that is not made of points over x and y.
+    """
+    rows = []
+    for trace in traces:
+        x, y = trace.get("x"), trace.get("y")
+        if x is None or y is None:
+            continue
+        name, legend = trace.get("name") or "", trace.get("text")
+        texts = trace.get("hovertext")
+        texts = legend if texts is None else texts
+        for i, (a, b) in enumerate(zip(x, y, strict=True)):
+            if a is None or b is None:
+                continue
+            said = texts if texts is None or isinstance(texts, str) else texts[i]
+            rows.append({"trace": name, "x": a, "y": b, "text": _plain_text(said)})
+    frame = pd.DataFrame(rows, columns=["trace", "x", "y", "text"])
+    return frame if frame["text"].notna().any() else frame.drop(columns="text")
+
+
+def _plain_text(markup: Any) -> str | None:
+    """A hover text without its markup."""
+    return html.unescape(re.sub(r"<[^>]+>", "; ", str(markup)).strip("; ").replace("; ;", ";")) if markup else None
+
+
 @dataclass(frozen=True)
 class SampleGrid:
     """A grid of samples to show, with what it is."""
@@ -241,10 +272,16 @@ def sample_grids(results: Results, study: str, best: int = 2) -> list[SampleGrid
         sign = 1 if metric.direction == "minimize" else -1
         scored = [t for t in completed if t[f"{metric.name}_best"] is not None]
         completed = sorted(scored, key=lambda t: sign * t[f"{metric.name}_best"])
-    grids = [_grids(results, study, t) for t in completed]
-    shown = [g for g in grids if g][:best]
+    part = results.of(study)
+    fields = varied_or_all(results, study)
+    epochs = group_by(records(current_epochs(part.epochs)), ("trial_id",))
+
+    def grids_of(trial: Trial) -> list[SampleGrid]:
+        return _grids(results, study, trial, fields, epochs.get((trial["trial_id"],), []))
+
+    shown = list(islice((g for t in completed if (g := grids_of(t))), best))
     for outcome in (Outcome.DIVERGED, Outcome.COLLAPSED):
-        ended = [_grids(results, study, t) for t in trials if t["outcome"] == outcome]
+        ended = [grids_of(t) for t in trials if t["outcome"] == outcome]
         shown += sorted((g for g in ended if g), key=lambda g: -_informative(g))[:1]
     return [grid for group in shown for grid in group]
 
@@ -254,15 +291,17 @@ def _informative(grids: Sequence[SampleGrid]) -> int:
     return sum(2 if g.kind == "end" or "untrained" not in g.title else 1 for g in grids)
 
 
-def _grids(results: Results, study: str, trial: Trial) -> list[SampleGrid]:
-    """The grids that were kept of a trial, labelled."""
-    setting = ", ".join(f"{symbol(f)} {brief(trial[f])}" for f in varied_or_all(results, study)) or trial["setting_id"]
+def _grids(
+    results: Results, study: str, trial: Trial, fields: Sequence[str], epochs: Sequence[Trial]
+) -> list[SampleGrid]:
+    """The grids that were kept of a trial, labelled by its values of `fields` and by its epochs."""
+    setting = ", ".join(f"{symbol(f)} {brief(trial[f])}" for f in fields) or trial["setting_id"]
     grids = []
     for kind in ("buffer", "fresh", "end"):
         path = results.sample_grid(study, trial["trial_id"], kind)
         if path is None:
             continue
-        what, quality = _at_the_end(trial) if kind == "end" else _evaluated(results, trial, kind)
+        what, quality = _at_the_end(trial) if kind == "end" else _evaluated(epochs, trial, kind)
         caption = "; ".join(part for part in (f"{setting}, seed {trial['seed']}", quality, ending(trial)) if part)
         grids.append(SampleGrid(trial["trial_id"], kind, f"{trial['trial_id']}: {what}", caption, path))
     return grids
@@ -274,17 +313,14 @@ def _at_the_end(trial: Trial) -> tuple[str, str]:
     return f"chains {when}, when it {trial['outcome']}", ""
 
 
-def _evaluated(results: Results, trial: Trial, kind: str) -> tuple[str, str]:
+def _evaluated(epochs: Sequence[Trial], trial: Trial, kind: str) -> tuple[str, str]:
     """What the samples of a trial's last evaluation are, and the first metric that was taken of them."""
     what = "replay buffer"
     if kind == "fresh":
         steps = configuration(trial["config"]).get("evaluation.fresh_steps")
         what = "fresh chains from p0" + (f", {steps} steps" if steps is not None else "")
     metrics = [m for m in METRICS if m.name.endswith(f"_{kind}")]
-    epochs = results.epochs[
-        (results.epochs["study"] == trial["study"]) & (results.epochs["trial_id"] == trial["trial_id"])
-    ]
-    rows = [r for r in records(current_epochs(epochs)) if any(r[m.name] is not None for m in metrics)]
+    rows = [r for r in epochs if any(r[m.name] is not None for m in metrics)]
     if not rows:
         return what, ""
     last = rows[-1]

@@ -12,7 +12,8 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from analysis.aggregate import ENDED_BADLY, group_by
+from analysis.aggregate import ENDED_BADLY, Trial, group_by, identifier
+from analysis.anytime import Anytime, anytime
 from analysis.compare import ITERATIONS_PER_EPOCH
 from analysis.figure_data import (
     Axis,
@@ -26,7 +27,8 @@ from analysis.figure_data import (
 )
 from analysis.load import Results, records
 from analysis.stability import SurvivalCurve, logrank_p, survival_by
-from analysis.tradeoff import published_points, tradeoff, without_value
+from analysis.summary import duration, setting_text, varied_or_all
+from analysis.tradeoff import cost_points, iso_cost, published_points, settings_front, tradeoff, without_value
 from analysis.words import symbol
 from trainables.schema import METRIC_BY_NAME, Metric, Outcome
 
@@ -48,6 +50,7 @@ MARKS: dict[Outcome, tuple[str, str]] = {
 _CYCLE = ("#2f8fce", "#e05f00", "#009e73", "#c869a0", "#b79a00", "#7f6fd0", "#56b4e9", "#8c8c8c")
 _DASHES = ("solid", "dash", "dot", "dashdot")
 _STEPS_SCALE = [[0.0, "#2f8fce"], [0.35, "#1aa39a"], [0.65, "#d9a400"], [1.0, "#d9420b"]]
+_SURE_SCALE = [[0.0, "#8f99a3"], [0.5, "#b79a00"], [1.0, "#d9420b"]]
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
 
@@ -250,31 +253,7 @@ def _add_without_value(figure: go.Figure, unscored: list[dict[str, Any]], by_id:
             hoverinfo="text",
         )
     if timed:
-        figure.update_layout(
-            yaxis={"domain": [0, 0.86]},
-            yaxis2={
-                "domain": [0.9, 1],
-                "anchor": "x",
-                "range": [-1, 1],
-                "tickvals": [0],
-                "ticktext": ["no value"],
-                "ticks": "",
-                "showgrid": False,
-                "fixedrange": True,
-            },
-        )
-        figure.add_shape(
-            type="rect",
-            xref="paper",
-            yref="paper",
-            x0=0,
-            x1=1,
-            y0=0.9,
-            y1=1,
-            layer="below",
-            line={"width": 0},
-            fillcolor=_transparent("#8c8c8c", 0.14),
-        )
+        _add_band(figure)
     return [int(r["sampling_steps"]) for r in timed if r["sampling_steps"] is not None]
 
 
@@ -304,6 +283,392 @@ def _add_published(figure: go.Figure, metric: str) -> list[int]:
             hovertemplate="%{text}: %{y}, %{x:.0f} ms per iteration<extra>published</extra>",
         )
     return [int(p["sampling_steps"]) for p in points]
+
+
+def front_figure(results: Results, study: str, metric: str, front: pd.DataFrame | None = None) -> go.Figure:
+    """Every setting's mean quality against its time per iteration; the colour is how surely it is on the front.
+
+    Bars are the 95% interval of the mean quality over seeds and the range of times. A setting of which no trial
+    completed stands at what its trials had before they ended; one without any value is in the legend's count.
+
+    Args:
+        results: The study among others.
+        study: Its name.
+        metric: Name of the quality.
+        front: `settings_front` of the study's trials, where it is there already.
+    """
+    front = settings_front(_of(results, study), metric) if front is None else front
+    rows = [r for r in records(front) if r["cost"] is not None]
+    info = METRIC_BY_NAME[metric]
+    named = _setting_names(results, study)
+    figure = go.Figure()
+    for name, shape, part in _by_survival(rows):
+        at = [r for r in part if _shown_quality(r) is not None]
+        missing = len(part) - len(at)
+        label = f"{name} ({len(part)})" + (f", {missing} without a value" if missing else "")
+        _add_legend(figure, label, shape, 11)
+        figure.add_scatter(
+            x=[1000 * r["cost"] for r in at],
+            y=[_shown_quality(r) for r in at],
+            error_y=_bars([(r["quality"], r["quality_low"], r["quality_high"]) for r in at]),
+            error_x=_bars([(1000 * r["cost"], 1000 * r["cost_low"], 1000 * r["cost_high"]) for r in at]),
+            mode="markers",
+            name=label,
+            legendgroup=label,
+            showlegend=False,
+            marker=_marker([r["front_probability"] for r in at], shape, 11) | {"coloraxis": "coloraxis"},
+            hovertext=[_front_hover(r, named, info) for r in at],
+            hoverinfo="text",
+        )
+    return figure.update_layout(
+        xaxis={"title": {"text": "time per iteration [ms]"}, "type": "log", "minor": {"ticks": "outside"}},
+        yaxis={"title": {"text": _quality_title(info, "mean best")}},
+        coloraxis={
+            "colorscale": _SURE_SCALE,
+            "cmin": 0,
+            "cmax": 1,
+            "colorbar": {"title": {"text": "on front"}, "tickformat": ".0%", "thickness": 14, "outlinewidth": 0},
+        },
+        height=480,
+        showlegend=True,
+    )
+
+
+def steps_figure(results: Results, study: str, metric: str, front: pd.DataFrame | None = None) -> go.Figure:
+    """Mean quality of every setting against K, with the paper's points beside where it has any: no time is compared.
+
+    Args: as of `front_figure`.
+    """
+    front = settings_front(_of(results, study), metric) if front is None else front
+    rows = [r for r in records(front) if r["sampling_steps"] is not None]
+    info = METRIC_BY_NAME[metric]
+    named = _setting_names(results, study)
+    figure = go.Figure()
+    steps: set[int] = set()
+    for name, shape, part in _by_survival(rows):
+        at = [r for r in part if _shown_quality(r) is not None]
+        missing = len(part) - len(at)
+        label = f"{name} ({len(part)})" + (f", {missing} without a value" if missing else "")
+        steps |= {int(r["sampling_steps"]) for r in at}
+        figure.add_scatter(
+            x=_beside(at),
+            y=[_shown_quality(r) for r in at],
+            error_y=_bars([(r["quality"], r["quality_low"], r["quality_high"]) for r in at]),
+            mode="markers",
+            name=label,
+            marker=_marker(_SURVIVAL_COLOURS[name], shape, 11),
+            hovertext=[_front_hover(r, named, info) for r in at],
+            hoverinfo="text",
+        )
+    if any(r["dataset"] == "cifar10" for r in rows):
+        points = [p for p in records(published_points(metric)) if p["quality"] is not None]
+        steps |= {int(p["sampling_steps"]) for p in points}
+        if points:
+            figure.add_scatter(
+                x=[_log2(p["sampling_steps"]) for p in points],
+                y=[p["quality"] for p in points],
+                mode="markers+text",
+                text=[p["model"] + ("*" if p["diverges"] else "") for p in points],
+                textposition="top center",
+                textfont={"size": 11},
+                name="published (* diverged)",
+                marker=_marker("#8c8c8c", "star", 12),
+                hovertemplate="%{text}: %{y}<extra>published</extra>",
+            )
+    shown = sorted(steps)
+    return figure.update_layout(
+        xaxis={
+            "title": {"text": "K (Langevin steps)"},
+            "tickvals": [_log2(k) for k in shown],
+            "ticktext": [str(k) for k in shown],
+        },
+        yaxis={"title": {"text": _quality_title(info, "mean best")}},
+        height=440,
+        showlegend=True,
+    )
+
+
+def cost_figure(results: Results, study: str, metric: str) -> go.Figure:
+    """Time per iteration against iterations until the best value, coloured by it, with lines of equal training time."""
+    trials = _of(results, study)
+    rows = records(cost_points(trials, metric))
+    info = METRIC_BY_NAME[metric]
+    by_id = {t["trial_id"]: t for t in records(trials)}
+    figure = go.Figure()
+    x_frame, y_frame = _frame([r["iterations"] for r in rows]), _frame([r["seconds_per_iteration"] for r in rows])
+    if rows:
+        # A little inside the frame: a label outside of it would not be drawn.
+        inside = [(low * 1.03, high / 1.03) for low, high in (x_frame, y_frame)]
+        lines = iso_cost([r["seconds"] for r in rows], inside[0], inside[1])
+        for index, (seconds, x, y) in enumerate(lines):
+            figure.add_scatter(
+                x=x,
+                y=[1000 * v for v in y],
+                mode="lines+text",
+                text=["", duration(seconds)],
+                textposition="top left",
+                textfont={"size": 11, "color": "#8c8c8c"},
+                name="equal training time",
+                legendgroup="equal training time",
+                showlegend=index == 0,
+                line={"color": "#8c8c8c", "width": 1, "dash": "dot"},
+                cliponaxis=False,
+                hoverinfo="skip",
+            )
+    for outcome, (colour, shape) in MARKS.items():
+        for scored in (True, False):
+            part = [r for r in rows if r["outcome"] == outcome.value and (r["quality"] is not None) is scored]
+            if not part:
+                continue
+            name = f"{outcome.value}{'' if scored else ', no value'} ({len(part)})"
+            _add_legend(figure, name, shape, 10)
+            marker = _marker(colour, shape, 10)
+            if scored:
+                marker |= {"color": [_tone(r["quality"], info) for r in part], "coloraxis": "coloraxis"}
+            figure.add_scatter(
+                x=[r["iterations"] for r in part],
+                y=[1000 * r["seconds_per_iteration"] for r in part],
+                mode="markers",
+                name=name,
+                legendgroup=name,
+                showlegend=False,
+                marker=marker,
+                hovertext=[
+                    f"{hover(by_id[r['trial_id']])}<br>"
+                    + ("no value" if r["quality"] is None else f"{info.label} {r['quality']:.3g}")
+                    + f" at iteration {r['iterations']}, {duration(r['seconds'])} of training"
+                    for r in part
+                ],
+                hoverinfo="text",
+            )
+    values = [r["quality"] for r in rows if r["quality"] is not None]
+    milli = (1000 * y_frame[0], 1000 * y_frame[1])
+    return figure.update_layout(
+        xaxis={"title": {"text": "iterations until the best value"}, **_log_axis(x_frame)},
+        yaxis={"title": {"text": "time per iteration [ms]"}, **_log_axis(milli)},
+        coloraxis=_quality_axis(values, info),
+        margin={"r": 80},
+        height=460,
+        showlegend=True,
+    )
+
+
+def anytime_figure(results: Results, study: str, metric: str) -> go.Figure:
+    """Best quality so far against time, a line per trial; the mark at its end says how it ended.
+
+    Trials that ended before they had a value stand in a band above the plot, at the time they ended.
+    """
+    info = METRIC_BY_NAME[metric]
+    courses = anytime(results.of(study), info)
+    figure = go.Figure()
+    named: set[str] = set()
+    for c in sorted(courses, key=lambda c: c.trial["outcome"] in ENDED_BADLY):
+        if c.seconds:
+            _add_course(figure, c, info, named)
+    silent = [c for c in courses if not c.seconds and c.end_seconds]
+    for outcome, (colour, shape) in MARKS.items():
+        part = [c for c in silent if c.trial["outcome"] == outcome]
+        if part:
+            figure.add_scatter(
+                x=[c.end_seconds for c in part],
+                y=[0.0] * len(part),
+                yaxis="y2",
+                mode="markers",
+                name=f"{outcome.value}, no value yet ({len(part)})",
+                marker=_marker(colour, shape, 9),
+                hovertext=[hover(c.trial) for c in part],
+                hoverinfo="text",
+            )
+    basis = courses[0].basis if courses else "training time"
+    logarithmic = info.direction == "minimize" and all(b > 0 for c in courses for b in c.best)
+    figure.update_layout(
+        xaxis={"title": {"text": f"{basis} [s]"}, "rangemode": "tozero"},
+        yaxis={
+            "title": {"text": _quality_title(info, "best so far,")},
+            **(_log_axis(_frame([b for c in courses for b in c.best], 0.06)) if logarithmic else {}),
+        },
+        height=480,
+        showlegend=True,
+    )
+    if silent:
+        _add_band(figure)
+    return figure
+
+
+def _add_course(figure: go.Figure, c: Anytime, info: Metric, named: set[str]) -> None:
+    outcome = Outcome(c.trial["outcome"])
+    colour, shape = MARKS[outcome]
+    # Only where it improves: between improvements the line is level.
+    keep = [i for i in range(len(c.best)) if i == 0 or c.best[i] != c.best[i - 1]]
+    x, y = [c.seconds[i] for i in keep], [c.best[i] for i in keep]
+    end = max(c.end_seconds or 0.0, c.seconds[-1])
+    x, y = [*x, end], [*y, c.best[-1]]
+    bad = outcome in ENDED_BADLY
+    figure.add_scatter(
+        x=x,
+        y=y,
+        mode="lines+markers",
+        name=outcome.value,
+        legendgroup=outcome.value,
+        showlegend=outcome.value not in named,
+        opacity=0.9 if bad else 0.6,
+        line={"color": colour, "width": 1.4, "shape": "hv"},
+        marker={"color": colour, "symbol": shape, "size": [0.0] * (len(x) - 1) + [9.0], "line": {"width": 0}},
+        hovertext=[f"{hover(c.trial)}<br>{info.label} {b:.3g} after {duration(t)}" for t, b in zip(x, y, strict=True)],
+        hoverinfo="text",
+    )
+    named.add(outcome.value)
+
+
+_SURVIVAL_SHAPES = {"all trials completed": "circle", "some ended badly": "diamond", "all ended badly": "x"}
+_SURVIVAL_COLOURS = {"all trials completed": "#2f8fce", "some ended badly": "#b79a00", "all ended badly": "#e05f00"}
+
+
+def _by_survival(rows: list[dict[str, Any]]) -> list[tuple[str, str, list[dict[str, Any]]]]:
+    """Settings by what became of their trials, with the shape they are drawn in."""
+    groups: dict[str, list[dict[str, Any]]] = {name: [] for name in _SURVIVAL_SHAPES}
+    for r in rows:
+        name = "all trials completed" if not r["ended_badly"] else "some ended badly"
+        groups[name if r["completed"] or not r["ended_badly"] else "all ended badly"].append(r)
+    return [(name, _SURVIVAL_SHAPES[name], part) for name, part in groups.items() if part]
+
+
+def _shown_quality(row: dict[str, Any]) -> float | None:
+    value = row["quality"] if row["quality"] is not None else row["quality_before"]
+    return None if value is None else float(value)
+
+
+def _front_hover(row: dict[str, Any], named: dict[str, str], info: Metric) -> str:
+    first = row["trial_ids"].split(", ")[0]
+    value = _shown_quality(row)
+    bounds = "" if row["quality_low"] is None else f" [{row['quality_low']:.3g}, {row['quality_high']:.3g}]"
+    before = "*" if row["quality"] is None else ""
+    time = "" if row["cost"] is None else f", {1000 * row['cost']:.3g} ms per iteration"
+    return (
+        f"<b>{row['setting_id']}</b> {named.get(first, '')}<br>{info.label} {value:.3g}{before}{bounds} "
+        f"({row['protocol']}){time}<br>{row['completed']} completed, {row['ended_badly']} ended badly; "
+        f"on the front in {row['front_probability']:.0%} of draws (by {row['spread_from']})<br>{row['trial_ids']}"
+    )
+
+
+def _setting_names(results: Results, study: str) -> dict[str, str]:
+    """What every trial's setting is, in the fields the study varied."""
+    fields = varied_or_all(results, study)
+    trials: list[Trial] = list(records(_of(results, study)))
+    return {identifier(t): setting_text(t, fields) for t in trials}
+
+
+def _of(results: Results, study: str) -> pd.DataFrame:
+    return results.trials[results.trials["study"] == study]
+
+
+def _bars(values: list[tuple[float | None, float | None, float | None]]) -> dict[str, Any]:
+    """Error bars from value, low and high; none where there is no interval."""
+
+    def length(a: float | None, b: float | None) -> float:
+        return 0.0 if a is None or b is None else abs(a - b)
+
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [length(high, value) for value, _, high in values],
+        "arrayminus": [length(value, low) for value, low, _ in values],
+        "thickness": 1.2,
+        "width": 3,
+        "color": "#8c8c8c",
+    }
+
+
+def _beside(rows: list[dict[str, Any]]) -> list[float]:
+    """Positions of settings on an axis of K, those of one K side by side."""
+    seen: dict[int, int] = {}
+    places = []
+    for r in rows:
+        k = int(r["sampling_steps"])
+        i = seen[k] = seen.get(k, -1) + 1
+        # 0, +1, -1, +2, ...: around the K they share.
+        places.append(_log2(k) + 0.045 * ((i + 1) // 2) * (1 if i % 2 else -1) if i < 12 else _log2(k))
+    return places
+
+
+def _quality_title(info: Metric, which: str) -> str:
+    return f"{which} {info.label}, {'lower' if info.direction == 'minimize' else 'higher'} is better"
+
+
+def _tone(value: float, info: Metric) -> float:
+    # A distance spans decades between a good model and noise; an accuracy does not.
+    return float(np.log10(max(value, 1e-9))) if info.direction == "minimize" else value
+
+
+def _quality_axis(values: list[float], info: Metric) -> dict[str, Any]:
+    low, high = (min(values), max(values)) if values else (0.1, 1.0)
+    tones = np.linspace(_tone(low, info), _tone(high, info), 5)
+    shown = [10**t if info.direction == "minimize" else t for t in tones]
+    return {
+        "colorscale": _STEPS_SCALE,
+        "reversescale": info.direction == "maximize",
+        "colorbar": {
+            "title": {"text": info.label},
+            "tickvals": [float(t) for t in tones],
+            "ticktext": [f"{v:.2g}" for v in shown],
+            "thickness": 14,
+            "outlinewidth": 0,
+            "x": 1.08,
+        },
+    }
+
+
+def _frame(values: list[float], margin: float = 0.12) -> tuple[float, float]:
+    """Smallest and largest of positive values with a margin, a share of their span on a log scale and 10% at least."""
+    if not values:
+        return 0.1, 10.0
+    low, high = min(values), max(values)
+    factor = max(1.1, (high / low) ** margin)
+    return low / factor, high * factor
+
+
+def _log_axis(frame: tuple[float, float]) -> dict[str, Any]:
+    """A log axis over a range with ticks at 1, 2 and 5, or at decades where those would be too many."""
+    decades = range(int(np.floor(np.log10(frame[0]))), int(np.ceil(np.log10(frame[1]))) + 1)
+    steps = (1, 2, 5) if len(decades) <= 4 else (1,)
+    ticks = [t for d in decades for m in steps if frame[0] <= (t := m * 10.0**d) <= frame[1]]
+    if len(ticks) < 2:
+        ticks = [float(f"{v:.2g}") for v in np.geomspace(*frame, 4)]
+    return {
+        "type": "log",
+        "range": [float(np.log10(v)) for v in frame],
+        "tickvals": ticks,
+        "ticktext": [f"{t:g}" if t < 1e5 else f"{t:.0e}" for t in ticks],
+    }
+
+
+def _add_band(figure: go.Figure) -> None:
+    """A band above the plot for trials without a value."""
+    figure.update_layout(
+        yaxis={"domain": [0, 0.86]},
+        yaxis2={
+            "domain": [0.9, 1],
+            "anchor": "x",
+            "range": [-1, 1],
+            "tickvals": [0],
+            "ticktext": ["no value"],
+            "ticks": "",
+            "showgrid": False,
+            "fixedrange": True,
+        },
+    )
+    figure.add_shape(
+        type="rect",
+        xref="paper",
+        yref="paper",
+        x0=0,
+        x1=1,
+        y0=0.9,
+        y1=1,
+        layer="below",
+        line={"width": 0},
+        fillcolor=_transparent("#8c8c8c", 0.14),
+    )
 
 
 def training_figure(results: Results, study: str, metric: Metric | None) -> go.Figure:

@@ -204,8 +204,10 @@ class Results:
         )
 
     def _file(self, study: str, name: str) -> Path | None:
-        """A file of a study, brought from its store if need be; None where there is none."""
+        """A file of a study, brought from its store if need be; None where there is none, or it is outside of it."""
         path = self.folders[study] / name
+        if not path.resolve().is_relative_to(self.folders[study].resolve()):
+            return None  # a trial's id is text that somebody wrote
         if not path.is_file() and study in self._remotes:
             self._remotes[study].bring(name)
         return path if path.is_file() else None

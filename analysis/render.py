@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 from analysis.aggregate import configuration, differing, wilson
@@ -60,14 +61,14 @@ def display(name: str, frame: pd.DataFrame) -> Display:
     """The display form of a table of `build_tables`.
 
     Args:
-        name: `table_1` ... `table_6` or `settings`.
+        name: `table_1` ... `table_6`, `settings` or `study_NAME`.
         frame: That table.
     """
     rows = records(frame)
     if name == "table_5":
         return _hyperparameters(rows)
-    if name == "settings":
-        return _settings(rows)
+    if name == "settings" or name.startswith("study_"):
+        return _settings(rows, CAPTIONS.get(name, f"Settings of the study {rows[0]['study'] if rows else ''}".rstrip()))
     return _paper_table(name, rows)
 
 
@@ -87,6 +88,9 @@ def _paper_table(name: str, rows: list[dict[str, Any]]) -> Display:
     header = ["Model"]
     for number in numbers:
         header += [f"{_NUMBERS[number][0]} published", f"{_NUMBERS[number][0]} measured"]
+    # Only a measured number has a difference: without any, the column would be empty.
+    different = [n for n in numbers if any(row.get(f"{n}_difference") is not None for row in rows)]
+    header += [f"{_NUMBERS[n][0]} difference" for n in different]
     header += ["Hardware" if runtime else "Diverged", "Comparable"]
     groups: list[tuple[str, list[list[str]]]] = []
     notes: list[str] = []
@@ -103,6 +107,7 @@ def _paper_table(name: str, rows: list[dict[str, Any]]) -> Display:
             cells.append(NOTHING if published is None else _published(published, fewest) + published_star)
             value = spread_text(row[f"{number}_mean"], row[f"{number}_sd"], row[f"{number}_n"], digits)
             cells.append(value + (measured_star if value != NOTHING else ""))
+        cells += [_difference(row, number) for number in different]
         cells.append((row["hardware"] or NOTHING) if runtime else _diverged(row))
         cells.append(_comparable(row, reasons))
         groups[-1][1].append(cells)
@@ -112,6 +117,14 @@ def _paper_table(name: str, rows: list[dict[str, Any]]) -> Display:
         notes.append(
             "Measured: mean ± standard deviation (trials)" + ("." if runtime else "; diverged k/n [95% Wilson].")
         )
+    if different:
+        notes.append(
+            "Difference: measured less published [95% t interval over the trials]; the published number counts as "
+            "exact, its own spread over seeds is not known."
+        )
+    protocols = sorted({p for row in rows for p in (row.get("protocol") or "").split(", ") if p})
+    if protocols:
+        notes.append(f"Protocols of the measured numbers: {', '.join(protocols)}.")
     noted: dict[str, list[str]] = {}
     for row in rows:
         if _plain_note(row):
@@ -119,6 +132,14 @@ def _paper_table(name: str, rows: list[dict[str, Any]]) -> Display:
     notes += [f"{', '.join(models)}: {note}." for note, models in noted.items()]
     notes += [f"[{number}] {reason}." for reason, number in reasons.items()]
     return Display(CAPTIONS[name], header, groups, notes)
+
+
+def _difference(row: dict[str, Any], number: str) -> str:
+    value, low, high = (row[f"{number}_difference{end}"] for end in ("", "_low", "_high"))
+    digits = _NUMBERS[number][1]
+    if value is None:
+        return NOTHING
+    return f"{value:+.{digits}f}" + ("" if low is None else f" [{low:+.{digits}f}, {high:+.{digits}f}]")
 
 
 def _published(value: float, fewest: int) -> str:
@@ -174,7 +195,7 @@ def _values(row: dict[str, Any]) -> str:
     return values if n <= _FEW else f"{brief(row['measured_min'])} to {brief(row['measured_max'])} ({n} values)"
 
 
-def _settings(rows: list[dict[str, Any]]) -> Display:
+def _settings(rows: list[dict[str, Any]], caption: str) -> Display:
     # What all settings share is said once below the table; the columns show where they differ.
     varied = [f for f in SETTING_NAMES if len({row[f] for row in rows}) > 1]
     common = [f"{symbol(f)} {text(rows[0][f])}" for f in SETTING_NAMES if rows and f not in varied]
@@ -211,7 +232,7 @@ def _settings(rows: list[dict[str, Any]]) -> Display:
         notes.append(f"{m.label}: {m.meaning}; protocol {', '.join(protocols) or 'not recorded'}.")
     if rows:
         notes.append("Diverged: k/n of the completed, diverged and collapsed trials [95% Wilson interval].")
-    return Display(CAPTIONS["settings"], header, [("", body)], notes)
+    return Display(caption, header, [("", body)], notes)
 
 
 def _number(value: float | None, digits: int) -> str:
@@ -274,7 +295,10 @@ def escape_latex(value: str) -> str:
 
 
 def latex(name: str, frame: pd.DataFrame) -> str:
-    r"""A table as a LaTeX `table` environment; the document needs `\usepackage{booktabs}`."""
+    r"""A table as a LaTeX `table` environment; the document needs `\usepackage{booktabs,graphicx}`.
+
+    A table wider than the line is scaled down to it; one that fits stays as it is.
+    """
     table = display(name, frame)
     width = len(table.header)
     lines = [
@@ -282,6 +306,7 @@ def latex(name: str, frame: pd.DataFrame) -> str:
         r"\centering",
         rf"\caption{{{escape_latex(table.caption.partition(': ')[2] or table.caption)}}}",
         rf"\label{{tab:{name.replace('_', '-')}}}",
+        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{"
         rf"\begin{{tabular}}{{l{'r' * (width - 2)}l}}",
         r"\toprule",
         _tex_row(table.header),
@@ -292,12 +317,54 @@ def latex(name: str, frame: pd.DataFrame) -> str:
             lines += [r"\addlinespace"] if index else []
             lines.append(rf"\multicolumn{{{width}}}{{l}}{{\emph{{{escape_latex(heading)}}}}} \\")
         lines += [_tex_row(row) for row in rows]
-    lines += [r"\bottomrule", r"\end{tabular}"]
+    lines += [r"\bottomrule", r"\end{tabular}}"]
     if table.notes:
         lines += [r"\par\smallskip", r"\begin{minipage}{\linewidth}\footnotesize"]
         lines += [rf"{escape_latex(note)}\par" for note in table.notes]
         lines.append(r"\end{minipage}")
     return "\n".join([*lines, r"\end{table}"]) + "\n"
+
+
+def csv_text(frame: pd.DataFrame) -> str:
+    """A table as CSV: the columns and numbers of its Parquet file, nothing where there is null."""
+    text_csv: str = frame.to_csv(index=False, lineterminator="\n")
+    return text_csv
+
+
+def html_page(name: str, frame: pd.DataFrame) -> str:
+    """A table as an HTML page of its own, light and dark, with caption and footnotes."""
+    table = display(name, frame)
+    width = len(table.header)
+    lines = [
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        '<meta name="color-scheme" content="light dark">',
+        f"<title>{escape(table.caption)}</title>",
+        f"<style>{_HTML_STYLE}</style></head><body>",
+        f'<div tabindex="0" role="region" aria-label="Table"><table><caption>{escape(table.caption)}</caption>',
+        f"<thead>{_html_row(table.header, 'th')}</thead><tbody>",
+    ]
+    for heading, rows in table.groups:
+        if heading:
+            lines.append(f'<tr><th colspan="{width}">{escape(heading)}</th></tr>')
+        lines += [_html_row(row, "td") for row in rows]
+    lines.append("</tbody></table></div>")
+    if table.notes:
+        lines += ["<ul>", *(f"<li>{escape(note)}</li>" for note in table.notes), "</ul>"]
+    return "\n".join([*lines, "</body></html>"]) + "\n"
+
+
+_HTML_STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;margin:1.5rem}div{overflow-x:auto}"
+    "table{border-collapse:collapse;border-top:2px solid;border-bottom:2px solid}"
+    "caption{text-align:left;font-weight:600;padding:.3rem 0}"
+    "th,td{text-align:left;padding:.25rem .6rem;white-space:nowrap}"
+    "thead{border-bottom:1px solid}tbody th{padding-top:.7rem;font-style:italic}ul{font-size:.87em;padding-left:1.2rem}"
+)
+
+
+def _html_row(cells: Sequence[str], kind: str) -> str:
+    return "<tr>" + "".join(f"<{kind}>{escape(cell)}</{kind}>" for cell in cells) + "</tr>"
 
 
 def _tex_row(cells: Sequence[str]) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
+import re
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,22 +14,44 @@ import jinja2
 from plotly.offline import get_plotlyjs
 
 from analysis.aggregate import ENDED_BADLY, Trial
+from analysis.anytime import anytime, quality_at_time, round_targets, round_times, time_to_quality
 from analysis.courses import courses, courses_caption, courses_figure
 from analysis.exhibits import FOLDER, draw, read_index
-from analysis.figure_data import SampleGrid, ending, outcome_fields, sample_grids, survival_fields
-from analysis.figures import outcome_figure, survival_figure, template, tradeoff_figure, training_figure
+from analysis.figure_data import SampleGrid, drawn_points, ending, outcome_fields, sample_grids, survival_fields
+from analysis.figures import (
+    anytime_figure,
+    cost_figure,
+    front_figure,
+    outcome_figure,
+    steps_figure,
+    survival_figure,
+    template,
+    tradeoff_figure,
+    training_figure,
+)
 from analysis.load import EVALUATIONS_FILE, Results, ResultsError, read_evaluations, records
+from analysis.recommend import recommend
 from analysis.render import NOTHING, display
 from analysis.stability import compute_ledger, divergence_by, seeds_note
-from analysis.summary import StudySummary, duration, explanatory_fields, objective, summarise, value_text, varied_or_all
+from analysis.summary import (
+    StudySummary,
+    duration,
+    explanatory_fields,
+    objective,
+    setting_text,
+    summarise,
+    value_text,
+    varied_or_all,
+)
 from analysis.tables import build_tables
-from analysis.tradeoff import measured_metrics
+from analysis.tradeoff import cost_points, measured_metrics, settings_front, tradeoff
 from analysis.words import brief, symbol, text
-from trainables.schema import METRICS, Outcome
+from trainables.schema import METRICS, Metric, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import pandas as pd
     import plotly.graph_objects as go
 
 _MAX_RATES = 8
@@ -38,6 +62,10 @@ _DETAIL_BYTES = 2_000_000
 """Most bytes of pictures of single classes that a report takes in for a model."""
 _SHOWN_ROWS = 25
 """Rows of the table of failed trials that are open; the rest is one click away."""
+_PLAIN_BYTES = 60_000
+"""Most bytes of a figure's data that go into the page as they are; more are compressed."""
+_SETTINGS_SHOWN = 15
+"""Most settings in the tables of equal time and equal quality."""
 
 
 def write_report(results: Results, out_file: Path | str) -> Path:
@@ -88,23 +116,53 @@ def _study(results: Results, study: str, index: int) -> dict[str, Any]:
     part = results.of(study)
     trials = records(part.trials)
     summary = summarise(part).studies[0]
-    figures: dict[str, list[dict[str, Any]]] = {n: [] for n in ("outcomes", "survival", "tradeoff", "training")}
+    figures: dict[str, list[dict[str, Any]]] = {
+        n: [] for n in ("outcomes", "survival", "tradeoff", "settings", "anytime", "training")
+    }
     metric = objective(part, study)
+    place = f'results = load("{study}"); trials = results.trials'
     if trials:
         x, y = outcome_fields(part, study)
-        caption = f"Outcome of every trial over {symbol(x)} and {symbol(y)}"
-        figures["outcomes"] = [_figure(outcome_figure(part, study), caption)]
+        figures["outcomes"] = [
+            _figure(
+                outcome_figure(part, study),
+                f"Outcome of every trial over {symbol(x)} and {symbol(y)}",
+                f"{study}_outcomes",
+                part.trials[[*_TRIAL, x, y]],
+                f"{place}\nanalysis.figure_data.outcome_points(trials, {x!r}, {y!r})",
+            )
+        ]
         figures["survival"] = [
-            _figure(survival_figure(part.trials, field), f"Share of trials not diverged, by {symbol(field)}")
+            _figure(
+                survival_figure(part.trials, field),
+                f"Share of trials not diverged, by {symbol(field)}",
+                f"{study}_survival_{field}",
+                made_by=f"{place}\nanalysis.stability.survival_by(trials, {field!r})",
+            )
             for field in survival_fields(part, study)
         ]
         figures["tradeoff"] = [
-            _figure(tradeoff_figure(part, study, m.name), f"{m.label} against time per iteration and K")
+            _figure(
+                tradeoff_figure(part, study, m.name),
+                f"{m.label} of every trial against time per iteration and K",
+                f"{study}_tradeoff_{m.name}",
+                tradeoff(part.trials, m.name),
+                f"{place}\nanalysis.tradeoff.tradeoff(trials, {m.name!r})",
+            )
             for m in measured_metrics(part.trials)
         ]
         training = training_figure(part, study, metric)
         if training.data:
-            figures["training"] = [_figure(training, "Course of every trial")]
+            figures["training"] = [
+                _figure(
+                    training,
+                    "Course of every trial",
+                    f"{study}_training",
+                    made_by=f"{place}\nanalysis.figure_data.training_curves(results, {study!r}, metric)",
+                )
+            ]
+    if trials and metric is not None:
+        figures |= _settings_figures(part, study, metric, place)
     return {
         "id": f"study-{index}",
         "name": study,
@@ -112,6 +170,8 @@ def _study(results: Results, study: str, index: int) -> dict[str, Any]:
         "cards": _cards(summary),
         "lines": summarise(part).lines(),
         "figures": figures,
+        "advice": _advice(part),
+        "equal": _equal(part, study, metric) if metric is not None else [],
         "ended_badly": _ended_badly(part, study),
         "failed": messages(trials, failed=True),
         "remarks": messages(trials, failed=False),
@@ -128,14 +188,164 @@ def _study(results: Results, study: str, index: int) -> dict[str, Any]:
     }
 
 
-def _figure(figure: go.Figure, caption: str) -> dict[str, Any]:
+_TRIAL = ("study", "trial_id", "setting_id", "seed", "outcome", "cause", "iteration", "iterations_done")
+
+
+def _settings_figures(part: Results, study: str, metric: Metric, place: str) -> dict[str, list[dict[str, Any]]]:
+    """Figures of settings and of time, by the study's objective."""
+    front = settings_front(part.trials, metric.name)
+    shown = [
+        _figure(
+            front_figure(part, study, metric.name, front),
+            f"Mean {metric.label} of every setting against time per iteration, and how surely it is on the front",
+            f"{study}_front_{metric.name}",
+            front,
+            f"{place}\nanalysis.tradeoff.settings_front(trials, {metric.name!r})",
+        )
+    ]
+    if front["sampling_steps"].notna().any():
+        shown.append(
+            _figure(
+                steps_figure(part, study, metric.name, front),
+                f"Mean {metric.label} of every setting against K",
+                f"{study}_steps_{metric.name}",
+                front,
+                f"{place}\nanalysis.tradeoff.settings_front(trials, {metric.name!r})",
+            )
+        )
+    points = cost_points(part.trials, metric.name)
+    if len(points):
+        shown.append(
+            _figure(
+                cost_figure(part, study, metric.name),
+                f"What the best {metric.label} of every trial took: along a dotted line training time is equal",
+                f"{study}_cost_{metric.name}",
+                points,
+                f"{place}\nanalysis.tradeoff.cost_points(trials, {metric.name!r})",
+            )
+        )
+    course = anytime_figure(part, study, metric.name)
+    drawn = [
+        _figure(
+            course,
+            f"Best {metric.label} so far of every trial over time",
+            f"{study}_anytime_{metric.name}",
+            made_by=f"{place}\nanalysis.anytime.anytime(results, METRIC_BY_NAME[{metric.name!r}])",
+        )
+    ]
+    return {"settings": shown, "anytime": drawn if course.data else []}
+
+
+def _advice(part: Results) -> list[tuple[str, str]]:
+    """What to run, by data set, as label and text; empty where nothing can be said."""
+    if not (part.trials["outcome"] != Outcome.PENDING).any():
+        return []
+    datasets = sorted(set(part.trials["dataset"][part.trials["outcome"] != Outcome.PENDING]))
+    return [item for dataset in datasets for item in recommend(part, dataset=dataset).items()]
+
+
+def _equal(part: Results, study: str, metric: Metric) -> list[dict[str, Any]]:
+    """Tables of what equal time buys and what equal quality takes, the settings best at the last time first."""
+    courses = anytime(part, metric)
+    times, targets = round_times(courses), round_targets(courses, metric)
+    if not times or not targets:
+        return []
+    fields = varied_or_all(part, study)
+    names = {t["setting_id"]: setting_text(t, fields) or t["setting_id"] for t in records(part.trials)}
+    sign = 1 if metric.direction == "minimize" else -1
+    bought = quality_at_time(courses, times)
+    by_setting: dict[tuple[str, str | None], list[dict[str, Any]]] = {}
+    for r in records(bought):
+        by_setting.setdefault((r["setting_id"], r["trial_ids"]), []).append(r)
+    order = sorted(
+        by_setting.values(),
+        key=lambda g: (g[-1]["quality"] is None, sign * (g[-1]["quality"] or 0.0), g[-1]["trial_ids"]),
+    )
+    first = [
+        [names[g[0]["setting_id"]], *(_bought(r) for r in g), str(g[-1]["trials"]), str(g[-1]["ended_badly"])]
+        for g in order
+    ]
+    taken = time_to_quality(courses, metric, targets)
+    takes: dict[tuple[str, str | None], list[dict[str, Any]]] = {}
+    for r in records(taken):
+        takes.setdefault((r["setting_id"], r["trial_ids"]), []).append(r)
+    second = [
+        [names[g[0]["setting_id"]], *(_taken(r) for r in takes[g[0]["setting_id"], g[0]["trial_ids"]])] for g in order
+    ]
+    basis = courses[0].basis
+    better = "≤" if metric.direction == "minimize" else "≥"
+    return [
+        {
+            "title": f"{metric.label} at equal {basis}",
+            "header": ["Setting", *(duration(t) for t in times), "Trials", "Ended badly"],
+            "rows": first[:_SETTINGS_SHOWN],
+            "note": "Mean of the best value so far over trials (trials with a value). * some of them had ended badly "
+            "by then and count with their best before that. A training that was over by then keeps its best value.",
+            "left": max(0, len(first) - _SETTINGS_SHOWN),
+            **_download(bought, f"{study}_equal_time_{metric.name}"),
+        },
+        {
+            "title": f"{basis.capitalize()} to equal {metric.label}",
+            "header": ["Setting", *(f"{better} {brief(t)}" for t in targets)],
+            "rows": second[:_SETTINGS_SHOWN],
+            "note": "Median over trials (trials that got there of those that did or ended without). — fewer than half "
+            "got there. Resolution: one evaluation.",
+            "left": max(0, len(second) - _SETTINGS_SHOWN),
+            **_download(taken, f"{study}_equal_quality_{metric.name}"),
+        },
+    ]
+
+
+def _bought(row: dict[str, Any]) -> str:
+    if row["quality"] is None:
+        return NOTHING
+    return f"{row['quality']:.3g}{'*' if row['ended_badly'] else ''} ({row['n']})"
+
+
+def _taken(row: dict[str, Any]) -> str:
+    time = NOTHING if row["seconds"] is None else duration(row["seconds"])
+    open_ = f", {row['open']} open" if row["open"] else ""
+    return f"{time} ({row['reached']} of {row['trials']}{open_})"
+
+
+def _figure(
+    figure: go.Figure, caption: str, name: str = "figure", data: pd.DataFrame | None = None, made_by: str = ""
+) -> dict[str, Any]:
+    """A figure for the page, its data to download, and what made it.
+
+    Args:
+        figure: The figure.
+        caption: Its caption.
+        name: Of the file to download, without its suffix.
+        data: Its data; what is drawn, where there is no table behind it.
+        made_by: The call that gives the data.
+    """
     # The page brings the template for its colour scheme; plotly's own default would be embedded once per figure.
     figure.layout.template = None
     return {
         "caption": caption,
         "height": figure.layout.height or 450,
         "json": _escape_script(figure.to_json()),
+        "made_by": made_by,
+        **_download(drawn_points(_traces(figure)) if data is None else data, name),
     }
+
+
+def _traces(figure: go.Figure) -> list[dict[str, Any]]:
+    """The traces' own arrays: a figure as a dictionary has them encoded."""
+    names = ("name", "x", "y", "text", "hovertext")
+    return [{name: getattr(trace, name, None) for name in names} for trace in figure.data]
+
+
+def _download(data: pd.DataFrame, name: str) -> dict[str, str]:
+    """A table as a link that needs no server: CSV in the page itself, compressed where it is long."""
+    content = data.to_csv(index=False, float_format="%.7g", lineterminator="\n").encode()
+    kind, suffix = "text/csv", ".csv"
+    if len(content) > _PLAIN_BYTES:
+        # Without a time in it, so that the same results give the same page.
+        content, kind, suffix = gzip.compress(content, mtime=0), "application/gzip", ".csv.gz"
+    file = re.sub(r"[^A-Za-z0-9_.-]+", "_", name) + suffix
+    return {"href": f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}", "file": file}
 
 
 def _script_json(value: Any) -> str:
@@ -253,11 +463,11 @@ def _exhibits(results: Results, folder: Path) -> list[dict[str, Any]]:
                 place = (Path(FOLDER) / details[0][0].file).parent
                 item["caption"] += f" Grids of single classes: {len(details)} files in {place.as_posix()}/."
         else:
-            item["figure"] = _figure(draw(folder, e), e.caption)
+            item["figure"] = _figure(draw(folder, e), e.caption, e.title)
         shown.append(item)
     found = courses(results)
     if len({c.method for c in found}) > 1 or (found and any(e.kind == "curves" for e in made)):
-        figure = _figure(courses_figure(found), courses_caption(found))
+        figure = _figure(courses_figure(found), courses_caption(found), "quality_over_epochs")
         title = "Quality over epochs by method"
         shown.append({"title": title, "caption": "", "pictures": [], "details": [], "figure": figure})
     return shown

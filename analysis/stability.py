@@ -1,29 +1,38 @@
 """When trials diverge: survival curves with censoring, divergence rates with intervals, and what it all cost.
 
 Time is counted in training iterations. A trial that ended without diverging is censored where it ended: it says "stable
-for n iterations" and nothing about later ones.
+for n iterations" and nothing about later ones. Estimators assume that what censored a trial tells nothing about when it
+would have diverged; a pruned trial (it did worse than others) and a collapsed one break that, and are counted apart.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
+from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from analysis.aggregate import ENDED_BADLY, Interval, Trial, count, group_by, total, wilson
+from analysis.aggregate import ENDED_BADLY, Interval, Trial, count, group_by, wilson
 from analysis.grouping import by_value, sort_key
-from analysis.load import records
-from trainables.schema import Outcome
+from analysis.load import records, typed_frame
+from trainables.schema import Column, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
+
+_Z = float(stats.norm.ppf(0.975))
+EVENTS_PER_BIN = 5
+"""Divergences that a bin of the hazard should hold, so that its interval says something."""
+MOST_BINS = 6
+_MOST_SEEDS = 100_000
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,21 @@ class SurvivalCurve:
     """Trials still training just before that iteration."""
     censored: NDArray[np.int64]
     """Iterations at which trials were censored, ascending, one entry per trial."""
+    informative: tuple[tuple[str, int], ...] = ()
+    """Outcomes among the censored trials whose end may tell about divergence (`INFORMATIVE`), with their trials."""
+
+    @property
+    def remark(self) -> str:
+        """What the informative censoring means for the curve, in words; empty without any."""
+        if not self.informative:
+            return ""
+        counts = ", ".join(f"{n} {outcome}" for outcome, n in self.informative)
+        return f"{counts}: censored for doing badly, so the curve may lie too high after they ended"
+
+
+INFORMATIVE: tuple[Outcome, ...] = (Outcome.PRUNED, Outcome.COLLAPSED)
+"""Outcomes that censor a trial because of how it went: pruned for a bad metric, or collapsed, after which it cannot
+diverge any more (a competing event). Budget, interrupt and error do not look at the energies."""
 
 
 def times_to_divergence(
@@ -86,9 +110,9 @@ def survival(trials: pd.DataFrame, by: str | None = None, *, collapse_is_event: 
     groups: dict[tuple[Any, ...], list[Trial]] = group_by(rows, (by,) if by is not None else ())
     curves = []
     for values, group in sorted(groups.items(), key=lambda item: tuple(map(sort_key, item[0]))):
-        times, seen, _ = times_to_divergence(group, collapse_is_event=collapse_is_event)
+        times, seen, used = times_to_divergence(group, collapse_is_event=collapse_is_event)
         if times:
-            curves.append(_curve(values[0] if values else None, times, seen))
+            curves.append(_curve(values[0] if values else None, times, seen, used))
     return curves
 
 
@@ -96,13 +120,13 @@ def survival_by(trials: pd.DataFrame, by: str) -> list[SurvivalCurve]:
     """Survival curves by a field, as `survival`; a number of many values by the groups of `by_value`."""
     curves = []
     for value, group in by_value(records(trials), by).items():
-        times, seen, _ = times_to_divergence(group)
+        times, seen, used = times_to_divergence(group)
         if times:
-            curves.append(_curve(value, times, seen))
+            curves.append(_curve(value, times, seen, used))
     return curves
 
 
-def _curve(value: Any, times: Sequence[int], seen: Sequence[bool]) -> SurvivalCurve:
+def _curve(value: Any, times: Sequence[int], seen: Sequence[bool], trials: Sequence[Trial]) -> SurvivalCurve:
     estimate = stats.ecdf(stats.CensoredData.right_censored(times, [not s for s in seen])).sf
     with warnings.catch_warnings():
         # Where the band does not exist is known and dealt with below.
@@ -130,7 +154,14 @@ def _curve(value: Any, times: Sequence[int], seen: Sequence[bool]) -> SurvivalCu
         np.concatenate([[1.0], high]),
         np.concatenate([[len(times)], at_risk]),
         censored,
+        informative(trials, seen),
     )
+
+
+def informative(trials: Sequence[Trial], seen: Sequence[bool]) -> tuple[tuple[str, int], ...]:
+    """Outcomes of `INFORMATIVE` among the censored trials, with how many there are of each."""
+    counts = Counter(t["outcome"] for t, event in zip(trials, seen, strict=True) if not event)
+    return tuple((o.value, counts[o.value]) for o in INFORMATIVE if counts[o.value])
 
 
 def logrank_p(trials: pd.DataFrame, field: str, first: str, second: str) -> float | None:
@@ -146,17 +177,167 @@ def logrank_p(trials: pd.DataFrame, field: str, first: str, second: str) -> floa
         None where a group has no trial that trained, or no trial of either diverged.
     """
     groups = by_value(records(trials), field)
+    return _logrank(groups.get(first, []), groups.get(second, []))[1]
+
+
+@dataclass(frozen=True)
+class LogRank:
+    """A log-rank test of two groups of a field, two-sided."""
+
+    first: str
+    second: str
+    trials: tuple[int, int]
+    events: tuple[int, int]
+    statistic: float | None
+    """Standardised difference, observed less expected events of `first`: above 0 where it diverges sooner."""
+    p: float | None
+    """None where neither group has an event or one of them is empty: there is nothing to test."""
+    p_holm: float | None
+    """`p` corrected for all tested pairs of the field (Holm 1979); equal to it for two groups."""
+
+
+def logrank_pairs(trials: pd.DataFrame, field: str, *, collapse_is_event: bool = False) -> list[LogRank]:
+    """Log-rank tests between all pairs of a field's groups (`by_value`), Holm-corrected over the pairs.
+
+    Args:
+        trials: `TRIAL_COLUMNS`.
+        field: A setting.
+        collapse_is_event: Count a collapse as an event too; else it censors the trial.
+    """
+    groups = {v: g for v, g in by_value(records(trials), field).items() if times_to_divergence(g)[0]}
+    tests = []
+    for first, second in combinations(groups, 2):
+        statistic, p = _logrank(groups[first], groups[second], collapse_is_event=collapse_is_event)
+        seen = [times_to_divergence(groups[v], collapse_is_event=collapse_is_event)[1] for v in (first, second)]
+        trials_of, events_of = (len(seen[0]), len(seen[1])), (sum(seen[0]), sum(seen[1]))
+        tests.append(LogRank(first, second, trials_of, events_of, statistic, p, None))
+    corrected = iter(holm([t.p for t in tests if t.p is not None]))
+    return [replace(t, p_holm=next(corrected)) if t.p is not None else t for t in tests]
+
+
+def logrank_lines(tests: Sequence[LogRank], *, most: int = 6) -> list[str]:
+    """Log-rank tests in words, smallest corrected p first; with the correction named where there was one."""
+    tested = sorted((t for t in tests if t.p is not None), key=lambda t: (t.p_holm, t.p))
+    corrected = len(tested) > 1
+    lines = [
+        f"{t.first} against {t.second}: log-rank p = {t.p_holm if corrected else t.p:.2g} "
+        f"({t.events[0]}/{t.trials[0]} and {t.events[1]}/{t.trials[1]} diverged)"
+        for t in tested[:most]
+    ]
+    if corrected:
+        lines.append(f"p values of {len(tested)} pairs, corrected by Holm's method")
+    if len(tested) < len(tests):
+        lines.append(f"{len(tests) - len(tested)} pairs without a divergence were not tested")
+    return lines
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P values corrected for testing all of them (Holm 1979, step-down Bonferroni), in the order given."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        # Never below a smaller p value's corrected one, or the order of evidence would be reversed.
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = largest
+    return corrected
+
+
+def _logrank(
+    first: Iterable[Trial], second: Iterable[Trial], *, collapse_is_event: bool = False
+) -> tuple[float | None, float | None]:
+    """Statistic and p value; None where there is nothing to test."""
     samples, events = [], 0
-    for value in (first, second):
-        times, seen, _ = times_to_divergence(groups.get(value, []))
+    for group in (first, second):
+        times, seen, _ = times_to_divergence(group, collapse_is_event=collapse_is_event)
         if not times:
-            return None
+            return None, None
         events += sum(seen)
         samples.append(stats.CensoredData.right_censored(times, [not s for s in seen]))
     if events == 0:
-        return None
-    p = float(stats.logrank(samples[0], samples[1]).pvalue)
-    return p if math.isfinite(p) else None
+        return None, None
+    test = stats.logrank(samples[0], samples[1])
+    statistic, p = float(test.statistic), float(test.pvalue)
+    return (statistic, p) if math.isfinite(p) else (None, None)
+
+
+HAZARD_COLUMNS: tuple[Column, ...] = (
+    Column("value", "string", "value of the field in words; null where the hazard is over all trials"),
+    Column("start", "int64", "first iteration of the bin"),
+    Column("end", "int64", "iteration after its last"),
+    Column("events", "int64", "trials that diverged in the bin"),
+    Column("at_risk", "int64", "trials that were still training at its start"),
+    Column("exposure", "int64", "iterations trained in the bin, over all trials", "iteration"),
+    Column("rate", "float64", "hazard: events per iteration at risk; null without exposure", "1/iteration"),
+    Column("low", "float64", "lower bound of its exact 95% Poisson interval (Garwood 1936)", "1/iteration"),
+    Column("high", "float64", "upper bound of it", "1/iteration"),
+)
+
+
+def hazard(trials: pd.DataFrame, by: str | None = None, *, collapse_is_event: bool = False) -> pd.DataFrame:
+    """Hazard over training: divergences per iteration at risk, in bins chosen from when trials diverged.
+
+    A trial that diverged at iteration t (from 0) was at risk in iterations 0 to t, one censored after n in 0 to n - 1.
+    Bins hold about `EVENTS_PER_BIN` divergences each, at most `MOST_BINS` bins, and end midway between two divergences;
+    they are the same for all values of the field. The intervals do not account for the choice of the bins.
+
+    Args:
+        trials: `TRIAL_COLUMNS`.
+        by: A setting, by the groups of `by_value`; None for all trials together.
+        collapse_is_event: Count a collapse as an event too; else it censors the trial.
+
+    Returns:
+        `HAZARD_COLUMNS`, groups and bins ascending; no rows where no trial trained.
+    """
+    rows = records(trials)
+    groups: list[tuple[str | None, list[Trial]]] = [(None, [*rows])] if by is None else [*by_value(rows, by).items()]
+    timed: dict[str | None, tuple[NDArray[np.int64], NDArray[np.bool_]]] = {}
+    for value, group in groups:
+        times, seen, _ = times_to_divergence(group, collapse_is_event=collapse_is_event)
+        if times:
+            # Iterations in which each trial was at risk: the one that tripped the detector counts.
+            timed[value] = (np.asarray(times) + np.asarray(seen, dtype=np.int64), np.asarray(seen, dtype=bool))
+    if not timed:
+        return typed_frame([], HAZARD_COLUMNS)
+    every = np.concatenate([risk[event] - 1 for risk, event in timed.values()])
+    edges = hazard_bins(every, int(max(risk.max() for risk, _ in timed.values())))
+    found = []
+    for value, (risk, event) in timed.items():
+        for start, end in pairwise(edges):
+            exposure = int(np.clip(risk - start, 0, end - start).sum())
+            events = int((event & (risk - 1 >= start) & (risk - 1 < end)).sum())
+            low, high = garwood(events)
+            found.append(
+                {"value": value, "start": start, "end": end, "events": events, "at_risk": int((risk > start).sum())}
+                | {"exposure": exposure}
+                | ({"rate": events / exposure, "low": low / exposure, "high": high / exposure} if exposure else {})
+            )
+    return typed_frame(found, HAZARD_COLUMNS)
+
+
+def hazard_bins(events: NDArray[np.int64], last: int) -> list[int]:
+    """Edges of the hazard's bins, from 0 to `last`.
+
+    Args:
+        events: Iterations at which trials diverged, from 0, in any order.
+        last: Iterations of the longest trial.
+    """
+    when = np.sort(events)
+    bins = max(1, min(MOST_BINS, len(when) // EVENTS_PER_BIN))
+    edges = [0]
+    for part in range(1, bins):
+        cut = part * len(when) // bins
+        before, after = int(when[cut - 1]), int(when[cut])
+        edge = (before + after + 1) // 2
+        # Trials that diverged at one iteration stay in one bin.
+        if before < after and edge > edges[-1] and edge < last:
+            edges.append(edge)
+    return [*edges, max(last, 1)]
+
+
+def garwood(events: int) -> tuple[float, float]:
+    """Exact 95% interval of a Poisson mean of which `events` were counted (Garwood 1936)."""
+    low = 0.0 if events == 0 else float(stats.chi2.ppf(0.025, 2 * events)) / 2
+    return low, float(stats.chi2.ppf(0.975, 2 * (events + 1))) / 2
 
 
 def divergence_by(trials: pd.DataFrame, fields: Sequence[str]) -> pd.DataFrame:
@@ -187,41 +368,78 @@ def divergence_by(trials: pd.DataFrame, fields: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=names).convert_dtypes()
 
 
-def seeds_needed(k: int, n: int, limit: float, most: int = 10_000) -> int | None:
+def seeds_needed(k: int, n: int, limit: float, most: int = _MOST_SEEDS) -> int | None:
     """How many more seeds would put the 95% Wilson interval on one side of `limit`, the rate seen so far holding.
 
+    Where the rate times the number of seeds is no whole number, both its neighbours must decide. One trial decides
+    nothing, though the Wilson interval of 1/1 begins at 21%: at a rate of 10% one trial in ten diverges.
+
     Returns:
-        0 where it is decided already; None where even `most` seeds in all would not decide it.
+        0 where it is decided already; None where even `most` seeds in all would not decide it: the rate is the limit or
+        so near it that nobody will.
     """
     if n == 0:
         return None
-    for size in range(n, most + 1):
-        interval = wilson(round(k / n * size), size)
-        if interval.low is not None and interval.high is not None and (interval.high < limit or interval.low > limit):
-            return size - n
-    return None
+    sizes = np.arange(max(n, 2), most + 1)
+    # The limit is outside the Wilson interval where the score test rejects it; integer arithmetic, as floor and ceil
+    # of a product of floats would miss whole numbers.
+    spread = _Z * np.sqrt(limit * (1 - limit) / sizes)
+    fewer, more = k * sizes // n, -(-k * sizes // n)
+    decided = (more / sizes - limit < -spread) | (fewer / sizes - limit > spread)
+    return int(sizes[decided.argmax()]) - n if decided.any() else None
 
 
 def seeds_note(k: int, n: int, limit: float = 0.1) -> str:
     """What k diverged of n trials support about a divergence rate of `limit`, in words."""
     interval: Interval = wilson(k, n)
     more = seeds_needed(k, n, limit)
+    if n == 0:
+        return "no trial has been judged"
     if more == 0:
         side = "below" if interval.high is not None and interval.high < limit else "above"
         return f"{interval}: {side} {limit:.0%}"
     if more is None:
-        return f"{interval}: undecided about {limit:.0%}"
-    return f"{interval}: {more} more seeds at this rate would decide about {limit:.0%}"
+        reason = "no number of seeds" if k / n == limit else f"not even {_MOST_SEEDS:,} seeds"
+        return f"{interval}: undecided about {limit:.0%}, and {reason} at this rate would decide"
+    return f"{interval}: {more} more {'seed' if more == 1 else 'seeds'} at this rate would decide about {limit:.0%}"
+
+
+def decisions(trials: pd.DataFrame, fields: Sequence[str], limit: float = 0.1) -> pd.DataFrame:
+    """Divergence rate per combination of values of `fields`, whether it is decided, and how many seeds would decide it.
+
+    Args:
+        trials: `TRIAL_COLUMNS`.
+        fields: Settings; `["setting_id"]` for one row per setting.
+        limit: The divergence rate in question, a fraction.
+
+    Returns:
+        The columns of `divergence_by`, then `verdict` (below, above or undecided: where the whole 95% Wilson interval
+        lies), `more_seeds` (0 where decided; null where no number would decide or nothing was judged) and `note`.
+    """
+    frame = divergence_by(trials, fields)
+    needed, verdicts, notes = [], [], []
+    for row in records(frame):
+        k, n = row["diverged"], row["trials"]
+        more = seeds_needed(k, n, limit)
+        needed.append(more)
+        verdicts.append("undecided" if more != 0 else "below" if row["rate"] < limit else "above")
+        notes.append(seeds_note(k, n, limit))
+    return frame.assign(
+        verdict=pd.array(verdicts, dtype="string"),
+        more_seeds=pd.array(needed, dtype="Int64"),
+        note=pd.array(notes, dtype="string"),
+    )
 
 
 _LEDGER: dict[str, str] = {
-    "useful": "training of trials that completed or used up the study's budget",
+    "useful": "training of trials that completed, were pruned, or used up the study's budget",
     "diverged": "training of trials that diverged",
     "collapsed": "training of trials that collapsed",
     "failed": "training of trials that failed with an error",
     "open": "training of trials that are running or were interrupted",
     "evaluation": "evaluation of all trials",
     "replayed": "work that was lost to a restart and done again",
+    "lost": "attempts that ended before they had reported: set-up and parts of epochs",
     "other": "start-up, checkpoints and waiting",
 }
 
@@ -234,22 +452,7 @@ def compute_ledger(trials: pd.DataFrame) -> pd.DataFrame:
         (fraction, null where no time was spent), `meaning`. The categories add up to the wall time of all trials
         (`spent`); `saved` was never spent.
     """
-    rows = records(trials)
-    spent = {name: [0.0, 0.0] for name in [*_LEDGER, "spent", "saved"]}
-    for trial in rows:
-        wall = trial["seconds"] or 0.0
-        parts = {
-            _category(trial["outcome"]): trial["train_seconds"] or 0.0,
-            "evaluation": trial["evaluation_seconds"] or 0.0,
-            "replayed": trial["replayed_seconds"] or 0.0,
-        }
-        # Clocks of parts and whole are read at different moments; a difference of microseconds is no time.
-        parts["other"] = max(0.0, wall - math.fsum(parts.values()))
-        parts["spent"] = math.fsum(parts.values())
-        parts["saved"] = trial["saved_seconds"] or 0.0
-        for name, seconds in parts.items():
-            spent[name][0] += seconds
-            spent[name][1] += seconds * (trial["gpus"] or 0.0)
+    spent = _spent(records(trials))
     whole = spent["spent"][0]
     meanings = _LEDGER | {"spent": "wall time of all trials", "saved": "training that early stops saved"}
     ledger = [
@@ -266,9 +469,65 @@ def compute_ledger(trials: pd.DataFrame) -> pd.DataFrame:
     return frame.astype({"seconds": "Float64", "gpu_seconds": "Float64", "share": "Float64"})
 
 
+def compute_by(trials: pd.DataFrame, fields: Sequence[str] = ("setting_id",)) -> pd.DataFrame:
+    """Where the time went, per combination of values of `fields`: the categories of `compute_ledger` as columns.
+
+    Args:
+        trials: `TRIAL_COLUMNS`.
+        fields: Settings; by default one row per setting.
+
+    Returns:
+        The fields, `trials`, then a column per category in seconds, then the same in GPU-seconds, as `gpu_NAME`. Rows
+        with most time first. Their sums are those of `compute_ledger`.
+    """
+    rows = []
+    for values, group in group_by(records(trials), fields).items():
+        spent = _spent(group)
+        rows.append(
+            dict(zip(fields, values, strict=True))
+            | {"trials": len(group)}
+            | {name: seconds for name, (seconds, _) in spent.items()}
+            | {f"gpu_{name}": gpu for name, (_, gpu) in spent.items()}
+        )
+    rows.sort(key=lambda r: -r["spent"])
+    names = [*_LEDGER, "spent", "saved"]
+    times = [*names, *(f"gpu_{n}" for n in names)]
+    frame = pd.DataFrame(rows, columns=[*fields, "trials", *times]).convert_dtypes()
+    return frame.astype(dict.fromkeys(times, "Float64"))
+
+
+def _spent(trials: Iterable[Trial]) -> dict[str, tuple[float, float]]:
+    """Seconds and GPU-seconds by category."""
+    spent: dict[str, list[tuple[float, float]]] = {name: [] for name in [*_LEDGER, "spent", "saved"]}
+    for trial in trials:
+        wall = trial["seconds"] or 0.0
+        parts = {
+            _category(trial["outcome"]): trial["train_seconds"] or 0.0,
+            "evaluation": trial["evaluation_seconds"] or 0.0,
+            "replayed": trial["replayed_seconds"] or 0.0,
+        }
+        # Clocks of parts and whole are read at different moments; a difference of microseconds is no time.
+        parts["other"] = max(0.0, wall - math.fsum(parts.values()))
+        # A trial's wall time holds what its rows hold; what no row holds comes on top.
+        parts["lost"] = trial["lost_seconds"] or 0.0
+        parts["spent"] = math.fsum(parts.values())
+        parts["saved"] = _saved(trial)
+        for name, seconds in parts.items():
+            spent[name].append((seconds, seconds * (trial["gpus"] or 0.0)))
+    return {name: (math.fsum(s for s, _ in each), math.fsum(g for _, g in each)) for name, each in spent.items()}
+
+
+def _saved(trial: Trial) -> float:
+    """Seconds of training an early end saved; the trial itself does not know that it was pruned."""
+    if trial["outcome"] == Outcome.PRUNED and trial["iterations_planned"] is not None:
+        left = max(0, int(trial["iterations_planned"]) - int(trial["iterations_done"] or 0))
+        return left * float(trial["seconds_per_iteration"] or 0.0)
+    return float(trial["saved_seconds"] or 0.0)
+
+
 def saved_seconds(trials: pd.DataFrame) -> float:
     """Training time that early stops saved, in seconds."""
-    return total(t["saved_seconds"] for t in records(trials)) or 0.0
+    return math.fsum(_saved(t) for t in records(trials))
 
 
 def _category(outcome: str) -> str:

@@ -7,9 +7,11 @@ in the counts beside it. Distances on small classifiers' features (`fd_*`) never
 
 from __future__ import annotations
 
+import math
+import re
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from analysis.aggregate import (
     ENDED_BADLY,
@@ -17,6 +19,7 @@ from analysis.aggregate import (
     SETTINGS_COLUMNS,
     Trial,
     count,
+    group_by,
     identifier,
     joined,
     settings_table,
@@ -35,13 +38,14 @@ from analysis.compare import (
 )
 from analysis.load import Results, empty_frame, records, typed_frame, write_parquet
 from analysis.published import published_hyperparameters, published_results
-from analysis.render import latex, markdown
+from analysis.render import csv_text, html_page, latex, markdown
 from analysis.runtime import RUNTIME_COLUMNS, runtime_table
+from analysis.tradeoff import mean_interval
 from analysis.words import text
-from trainables.schema import TRIAL_COLUMNS, Column, Outcome
+from trainables.schema import METRIC_BY_NAME, TRIAL_COLUMNS, Column, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import pandas as pd
 
@@ -63,6 +67,15 @@ def numbers_of(table: int) -> tuple[str, ...]:
     return ("accuracy_percent", "inception_score", "fid") if table in (3, 4) else ("inception_score", "fid")
 
 
+def difference_columns(name: str, meaning: str) -> tuple[Column, ...]:
+    """Columns of a measured number less the published one."""
+    return (
+        Column(f"{name}_difference", "float64", f"mean of the measured {meaning} less the published one"),
+        Column(f"{name}_difference_low", "float64", "lower end of its 95% t interval over trials; null below two"),
+        Column(f"{name}_difference_high", "float64", "upper end; the published number counts as exact"),
+    )
+
+
 def quality_columns(table: int) -> tuple[Column, ...]:
     """Columns of Table 1, 2, 3 or 4."""
     return (
@@ -74,6 +87,7 @@ def quality_columns(table: int) -> tuple[Column, ...]:
         Column("method", "string", "training method; null where the row is quoted only"),
         Column("sampling_steps", "int64", "K; null where the paper gives none"),
         *(c for name in numbers_of(table) for c in number_columns(name, _NUMBERS[name][1])),
+        *(c for name in numbers_of(table) for c in difference_columns(name, _NUMBERS[name][1])),
         Column("published_note", "string", "the paper's remark on the row"),
         Column("seeds", "int64", "distinct seeds of the trials that count"),
         Column("diverged", "int64", "of these trials diverged"),
@@ -117,34 +131,63 @@ TABLE_COLUMNS: dict[str, tuple[Column, ...]] = {
 """Columns of every table that `build_tables` makes."""
 
 
-def build_tables(results: Results | None) -> dict[str, pd.DataFrame]:
+Merge = Literal["all", "newest", "best"]
+"""Which studies fill a row that several have trials for: all of them together, the one whose trial of the row ended
+last, or the one whose mean is best in FID (else inception score, else accuracy)."""
+
+
+def build_tables(results: Results | None, merge: Merge = "all") -> dict[str, pd.DataFrame]:
     """Tables 1-6 (`table_1` ... `table_6`) and `settings`, columns as in `TABLE_COLUMNS`.
 
     Args:
         results: What was measured; None for the published values alone.
+        merge: Which studies fill a row of Tables 1-4 that several have trials for. Whatever it says, a row is of one
+            setting and names its trials.
     """
     frame = results.trials if results is not None else empty_frame(TRIAL_COLUMNS)
     trials = records(frame)
-    tables = {f"table_{n}": quality_table(n, trials) for n in (1, 2, 3, 4)}
+    tables = {f"table_{n}": quality_table(n, trials, merge) for n in (1, 2, 3, 4)}
     tables["table_5"] = hyperparameter_table(trials)
     tables["table_6"] = runtime_table(trials, records(results.bench) if results is not None else ())
     tables["settings"] = settings_table(frame)
     return tables
 
 
-def write_tables(results: Results | None, out_dir: Path | str) -> list[Path]:
-    """Write every table as Parquet and Markdown, Tables 1-6 as LaTeX too; the same results give the same bytes.
+def study_tables(results: Results | None) -> dict[str, pd.DataFrame]:
+    """A table of settings (`SETTINGS_COLUMNS`) for every study, by the name of its file, `study_NAME`."""
+    tables: dict[str, pd.DataFrame] = {}
+    for study in results.studies if results is not None else []:
+        assert results is not None
+        name = stem = "study_" + (re.sub(r"[^A-Za-z0-9_-]+", "_", study).strip("_") or "unnamed")
+        number = 1
+        while name in tables:
+            number += 1
+            name = f"{stem}_{number}"
+        tables[name] = settings_table(results.of(study).trials)
+    return tables
+
+
+def write_tables(results: Results | None, out_dir: Path | str, merge: Merge = "all") -> list[Path]:
+    """Write every table, and one per study, as Parquet, Markdown, LaTeX, CSV and HTML.
+
+    The same results give the same bytes.
+
+    Args:
+        results: What was measured; None for the published values alone.
+        out_dir: Where to; made if it is missing.
+        merge: See `build_tables`.
 
     Returns:
         The files, in the order of the tables.
     """
     out_dir = Path(out_dir)
     written = []
-    for name, frame in build_tables(results).items():
+    for name, frame in (build_tables(results, merge) | study_tables(results)).items():
         path = out_dir / f"{name}.parquet"
-        write_parquet(frame, TABLE_COLUMNS[name], path)
+        write_parquet(frame, TABLE_COLUMNS.get(name, SETTINGS_COLUMNS), path)
         written.append(path)
-        texts = {".md": markdown(name, frame)} | ({} if name == "settings" else {".tex": latex(name, frame)})
+        made = {".md": markdown, ".tex": latex, ".html": html_page}
+        texts = {suffix: render(name, frame) for suffix, render in made.items()} | {".csv": csv_text(frame)}
         for suffix, content in texts.items():
             path = out_dir / f"{name}{suffix}"
             temporary = path.with_name(f".{path.name}.tmp")
@@ -154,22 +197,51 @@ def write_tables(results: Results | None, out_dir: Path | str) -> list[Path]:
     return written
 
 
-def quality_table(table: int, trials: Sequence[Trial]) -> pd.DataFrame:
-    """Table 1, 2, 3 or 4 (`quality_columns`)."""
+def quality_table(table: int, trials: Sequence[Trial], merge: Merge = "all") -> pd.DataFrame:
+    """Table 1, 2, 3 or 4 (`quality_columns`); see `build_tables`."""
     columns = quality_columns(table)
     rows = []
     for published in records(published_results(table)):
         candidates = matching(trials, published)
         group, settings = nearest_setting([t for t in candidates if t["outcome"] in JUDGED])
+        group, merged = _merged(group, merge, numbers_of(table))
         row = {k: published[k] for k in ("table", "row", "dataset", "group", "model", "method", "sampling_steps")}
         row["published_note"] = published["note"]
         row |= {f"{name}_published": published[name] for name in numbers_of(table)}
         known = row_differences(table, published["method"])
         row |= (
-            _measured(group, settings, numbers_of(table), known) if group else _nothing(candidates, numbers_of(table))
+            _measured(group, settings, numbers_of(table), known, published)
+            if group
+            else _nothing(candidates, numbers_of(table))
         )
+        if merged is not None:
+            row["comparable_reason"] = "; ".join(r for r in (row["comparable_reason"], merged) if r)
         rows.append(row)
     return typed_frame(rows, columns)
+
+
+def _merged(trials: list[Trial], merge: Merge, names: Sequence[str]) -> tuple[list[Trial], str | None]:
+    """Trials of a row as `merge` has them, and a remark where that left studies out."""
+    studies = group_by(trials, ("study",))
+    if merge == "all" or len(studies) < 2:
+        return trials, None
+    if merge == "newest":
+        # A study that does not say when it ended is older than any that does.
+        chosen = max(studies.values(), key=lambda group: max(t["ended_at"] or "" for t in group))
+    else:
+        ranks = [_ranks(group, names) for group in studies.values()]
+        chosen = list(studies.values())[min(range(len(ranks)), key=lambda i: ranks[i])]
+    left = ", ".join(key[0] for key, group in studies.items() if group is not chosen)
+    return chosen, f"the {merge} of {len(studies)} studies; not {left}"
+
+
+def _ranks(trials: Sequence[Trial], names: Sequence[str]) -> tuple[float, ...]:
+    """What to minimise for the best study: FID, then minus the inception score, then minus the accuracy."""
+    ranks = []
+    for metric in (_NUMBERS[name][0] for name in reversed(names)):
+        mean = spread(t[f"{metric}_best"] for t in trials).mean
+        ranks.append(math.inf if mean is None else mean if METRIC_BY_NAME[metric].direction == "minimize" else -mean)
+    return tuple(ranks)
 
 
 def _nothing(candidates: Sequence[Trial], names: Sequence[str]) -> dict[str, Any]:
@@ -180,7 +252,9 @@ def _nothing(candidates: Sequence[Trial], names: Sequence[str]) -> dict[str, Any
     return row
 
 
-def _measured(trials: list[Trial], settings: int, names: Sequence[str], known: Sequence[str]) -> dict[str, Any]:
+def _measured(
+    trials: list[Trial], settings: int, names: Sequence[str], known: Sequence[str], published: Mapping[str, Any]
+) -> dict[str, Any]:
     counts, interval = count(trials), count(trials).divergence
     reasons = [*known, *dict.fromkeys(reason for t in trials for reason in differences(t))]
     notes = list(dict.fromkeys(note for t in trials for note in remarks(t)))
@@ -198,6 +272,10 @@ def _measured(trials: list[Trial], settings: int, names: Sequence[str], known: S
         values = spread(factor * t[f"{metric}_best"] for t in scored)
         row |= {f"{name}_mean": values.mean, f"{name}_sd": values.sd, f"{name}_n": values.n}
         row |= {f"{name}_min": values.low, f"{name}_max": values.high}
+        if scored and published[name] is not None:
+            ends = mean_interval([factor * t[f"{metric}_best"] for t in scored])
+            less = [None if v is None else v - published[name] for v in ends]
+            row |= {f"{name}_difference{end}": v for end, v in zip(("", "_low", "_high"), less, strict=True)}
         starred = starred or any(t["outcome"] == Outcome.DIVERGED for t in scored)
         used += [t[f"{metric}_protocol"] for t in scored]
         notes += note

@@ -1,16 +1,18 @@
-"""Quality against Langevin steps against time, with the Pareto front."""
+"""Quality against Langevin steps against time: Pareto fronts of trials, and of settings with what their seeds allow."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
-from analysis.aggregate import ENDED_BADLY, group_by, identifier
-from analysis.load import records
+from analysis.aggregate import ENDED_BADLY, JUDGED, Trial, group_by, identifier, joined, spread
+from analysis.load import records, typed_frame
 from analysis.published import published_results
-from trainables.schema import METRIC_BY_NAME, METRICS, Metric, Outcome
+from trainables.schema import METRIC_BY_NAME, METRICS, SETTING_NAMES, Column, Metric, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,15 +37,39 @@ COLUMNS: tuple[str, ...] = (
     "on_front",
 )
 
+Cost = Literal["seconds_per_iteration", "train_seconds"]
+DRAWS = 2000
+"""Bootstrap draws behind a probability to be on the front; its own error is at most 0.011 (one standard error)."""
+
+FRONT_COLUMNS: tuple[Column, ...] = (
+    Column("dataset", "string", "name of the data set"),
+    Column("protocol", "string", "protocol id of the quality; each has a front of its own"),
+    Column("hardware", "string", "device; each has a front of its own"),
+    Column("setting_id", "string", "the setting"),
+    Column("sampling_steps", "int64", "K"),
+    Column("quality", "float64", "mean over its completed trials of the best value; null where none completed"),
+    Column("quality_low", "float64", "lower end of the 95% t interval of that mean; null below two trials"),
+    Column("quality_high", "float64", "upper end of it"),
+    Column("quality_before", "float64", "mean of the best values that its other judged trials had before they ended"),
+    Column("cost", "float64", "mean cost of its completed trials, else of the others", "s"),
+    Column("cost_low", "float64", "smallest cost of those trials", "s"),
+    Column("cost_high", "float64", "largest cost of them", "s"),
+    Column("completed", "int64", "trials that completed with a value and a cost"),
+    Column("ended_badly", "int64", "trials that diverged or collapsed"),
+    Column("on_front", "bool", "no other setting's means are better in both"),
+    Column("front_probability", "float64", "share of bootstrap draws over seeds with the setting on the front"),
+    Column("spread_from", "string", "what the draws vary by: own seeds, other settings (it has one seed), or nothing"),
+    Column("trial_ids", "string", "its trials as STUDY/TRIAL"),
+)
+"""Columns of `settings_front`."""
+
 
 def measured_metrics(trials: pd.DataFrame) -> list[Metric]:
     """The metrics for which at least one trial has a value, in the order of the schema."""
     return [m for m in METRICS if trials[f"{m.name}_best"].notna().any()]
 
 
-def tradeoff(
-    trials: pd.DataFrame, metric: str, cost: Literal["seconds_per_iteration", "train_seconds"] = "seconds_per_iteration"
-) -> pd.DataFrame:
+def tradeoff(trials: pd.DataFrame, metric: str, cost: Cost = "seconds_per_iteration") -> pd.DataFrame:
     """One row per trial that has a value of `metric` (`COLUMNS`), in the order of `trials`.
 
     `quality` is the best value, of a diverged trial the best before it diverged. `on_front` marks trials that no other
@@ -107,6 +133,218 @@ def pareto(points: ArrayLike, directions: Sequence[Literal["minimize", "maximize
     for i, point in enumerate(values):
         front[i] = not ((values <= point).all(axis=1) & (values < point).any(axis=1)).any()
     return front
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
+    """Mean of one or more values and its 95% interval by Student's t; the interval is None for one value.
+
+    Three seeds give an interval 2.5 sd wide on either side: wide because three values say little.
+    """
+    s = spread(values)
+    assert s.mean is not None, "a mean needs a value"
+    if s.sd is None:
+        return s.mean, None, None
+    half = float(stats.t.ppf(0.975, s.n - 1)) * s.sd / math.sqrt(s.n)
+    return s.mean, s.mean - half, s.mean + half
+
+
+def settings_front(
+    trials: pd.DataFrame, metric: str, cost: Cost = "seconds_per_iteration", draws: int = DRAWS, seed: int = 0
+) -> pd.DataFrame:
+    """One row per setting with its means, and how sure its place on the Pareto front is (`FRONT_COLUMNS`).
+
+    A draw takes, of every setting, as many of its judged trials as it has, with replacement; a setting of whose draw
+    none completed is not on that draw's front, so one that often diverges is seldom on it. Deviations from a setting's
+    mean are stretched by sqrt(n / (n - 1)): the bootstrap of n values is too narrow by that factor (Davison and
+    Hinkley, Bootstrap Methods and their Application, 1997, section 2.3). A setting with one completed trial borrows
+    the deviations of the others on its front; where no setting has two, nothing varies and `spread_from` says so.
+
+    Args:
+        trials: `TRIAL_COLUMNS`, of one or many studies; a setting is one across studies.
+        metric: Name of a metric.
+        cost: What to trade against.
+        draws: Bootstrap draws.
+        seed: Of the draws.
+
+    Raises:
+        KeyError: `metric` is not the name of a metric.
+    """
+    maximise = METRIC_BY_NAME[metric].direction == "maximize"
+    protocol = f"{metric}_protocol"
+    judged = [t for t in records(trials) if t["outcome"] in JUDGED]
+    # A trial that ended badly before it had a value has no protocol; it belongs to its setting all the same.
+    protocols: dict[tuple[object, ...], list[str | None]] = {}
+    for t in judged:
+        if t[f"{metric}_best"] is not None:
+            known = protocols.setdefault(_setting_key(t), [])
+            if t[protocol] not in known:
+                known.append(t[protocol])
+    fronts: dict[tuple[object, ...], dict[tuple[object, ...], list[Trial]]] = {}
+    for t in judged:
+        own = [t[protocol]] if t[f"{metric}_best"] is not None else protocols.get(_setting_key(t), [None])
+        for p in own:
+            fronts.setdefault((t["dataset"], p, t["hardware"]), {}).setdefault(_setting_key(t), []).append(t)
+    rng = np.random.default_rng(seed)
+    rows = []
+    for (dataset, of_protocol, hardware), settings in fronts.items():
+        scored = [_scored(group, metric, cost) for group in settings.values()]
+        probability, source = _front_draws(scored, [len(g) for g in settings.values()], maximise, draws, rng)
+        means = [(v[:, 0].mean(), v[:, 1].mean()) if len(v) else (math.nan, math.nan) for v in scored]
+        there = [i for i, v in enumerate(scored) if len(v)]
+        members = pareto([means[i] for i in there], ("maximize" if maximise else "minimize", "minimize"))
+        on_front = {i for i, member in zip(there, members, strict=True) if member}
+        for i, group in enumerate(settings.values()):
+            row = _front_row(group, scored[i], metric, cost)
+            row |= {"dataset": dataset, "protocol": of_protocol, "hardware": hardware, "on_front": i in on_front}
+            rows.append(row | {"front_probability": probability[i], "spread_from": source[i]})
+    return typed_frame(rows, FRONT_COLUMNS)
+
+
+def _setting_key(trial: Trial) -> tuple[object, ...]:
+    return (trial["setting_id"], *(trial[name] for name in SETTING_NAMES))
+
+
+def _scored(group: Sequence[Trial], metric: str, cost: str) -> NDArray[np.float64]:
+    """Quality and cost of a setting's completed trials that have both, shape (n, 2)."""
+    values = [
+        (t[f"{metric}_best"], t[cost])
+        for t in group
+        if t["outcome"] == Outcome.COMPLETED and t[f"{metric}_best"] is not None and t[cost] is not None
+    ]
+    return np.array(values, dtype=np.float64).reshape(-1, 2)
+
+
+def _front_row(group: Sequence[Trial], scored: NDArray[np.float64], metric: str, cost: str) -> dict[str, object]:
+    bad = [t for t in group if t["outcome"] in ENDED_BADLY]
+    costs = scored[:, 1].tolist() or [t[cost] for t in bad if t[cost] is not None]
+    quality, low, high = mean_interval(scored[:, 0].tolist()) if len(scored) else (None, None, None)
+    paid = spread(costs)
+    return {
+        "setting_id": group[0]["setting_id"],
+        "sampling_steps": group[0]["sampling_steps"],
+        "quality": quality,
+        "quality_low": low,
+        "quality_high": high,
+        "quality_before": spread(t[f"{metric}_best"] for t in bad).mean,
+        "cost": paid.mean,
+        "cost_low": paid.low,
+        "cost_high": paid.high,
+        "completed": len(scored),
+        "ended_badly": len(bad),
+        "trial_ids": joined(identifier(t) for t in group),
+    }
+
+
+def _front_draws(
+    scored: Sequence[NDArray[np.float64]],
+    trials: Sequence[int],
+    maximise: bool,
+    draws: int,
+    rng: np.random.Generator,
+) -> tuple[list[float], list[str]]:
+    """Share of draws in which each setting is on the front, and what its draws vary by.
+
+    Args:
+        scored: Quality and cost of each setting's completed trials, shape (n, 2).
+        trials: How many judged trials each setting has; those without a row in `scored` ended badly or have no value.
+        maximise: Whether a larger quality is better.
+        draws: How many.
+        rng: Of the draws.
+    """
+    several = [v for v in scored if len(v) > 1]
+    pool = [(v - v.mean(axis=0)) * math.sqrt(len(v) / (len(v) - 1)) for v in several]
+    residuals = np.concatenate(pool) if pool else np.zeros((0, 2))
+    points = np.full((len(scored), draws, 2), np.inf)
+    sources = []
+    for i, values in enumerate(scored):
+        n = len(values)
+        sources.append("own seeds" if n > 1 else "other settings" if n == 1 and len(residuals) else "nothing")
+        if not n:
+            continue
+        chosen = rng.integers(0, trials[i], size=(draws, trials[i]))
+        inside = chosen < n
+        counted = inside.sum(axis=1)
+        mean = values.mean(axis=0)
+        deviations = np.where(inside[..., None], values[np.minimum(chosen, n - 1)] - mean, 0.0).sum(axis=1)
+        deviations /= np.maximum(counted, 1)[:, None]
+        if n > 1:
+            deviations *= math.sqrt(n / (n - 1))
+        elif len(residuals):
+            deviations = residuals[rng.integers(0, len(residuals), size=draws)]
+        drawn = mean + deviations
+        if maximise:
+            drawn[:, 0] *= -1
+        points[i] = np.where(counted[:, None] > 0, drawn, np.inf)
+    shares = []
+    for point in points:
+        beaten = ((points <= point).all(axis=2) & (points < point).any(axis=2)).any(axis=0)
+        shares.append(float((~beaten & np.isfinite(point).all(axis=1)).mean()))
+    return shares, sources
+
+
+def cost_points(trials: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Where every timed trial had its best value: iterations until then, time per iteration, their product.
+
+    A trial that was never better than untrained, or ended before it had a value, stands at its last iteration.
+
+    Returns:
+        `study`, `trial_id`, `setting_id`, `outcome`, `sampling_steps`, `quality` (null where there is none),
+        `iterations`, `seconds_per_iteration`, `seconds` (their product), in the order of `trials`.
+    """
+    named = ["study", "trial_id", "setting_id", "outcome", "sampling_steps"]
+    rows = []
+    for t in records(trials):
+        best = t[f"{metric}_best_epoch"]
+        iterations = best * t["iterations_per_epoch"] if best else t["iterations_done"]
+        if not iterations or not t["seconds_per_iteration"]:
+            continue
+        rows.append(
+            {name: t[name] for name in named}
+            | {
+                "quality": t[f"{metric}_best"],
+                "iterations": iterations,
+                "seconds_per_iteration": t["seconds_per_iteration"],
+                "seconds": iterations * t["seconds_per_iteration"],
+            }
+        )
+    columns = [*named, "quality", "iterations", "seconds_per_iteration", "seconds"]
+    return pd.DataFrame(rows, columns=columns).convert_dtypes()
+
+
+def iso_cost(
+    costs: Sequence[float], iterations: tuple[float, float], paces: tuple[float, float]
+) -> list[tuple[float, list[float], list[float]]]:
+    """Lines of equal training time within a frame: iterations times time per iteration is the same all along one.
+
+    Args:
+        costs: Training times that occur, in seconds; the lines are round numbers of seconds, minutes, hours or days.
+        iterations: Smallest and largest number of iterations of the frame, above 0.
+        paces: Smallest and largest time per iteration of the frame, above 0, in seconds.
+
+    Returns:
+        Training time in seconds, iterations and seconds per iteration at both ends of every line that crosses the
+        frame, the end of fewest iterations first.
+    """
+    if not costs:
+        return []
+    if min(*costs, *iterations, *paces) <= 0:
+        raise ValueError("costs, iterations and times per iteration must be > 0")
+    low, high = min(costs), max(costs)
+    units = (1.0, 60.0, 3600.0, 86400.0)
+    steps = [u * m for u in units for m in (1, 2, 5, 10, 20, 30)]
+    steps += [86400.0 * m for m in (50, 100, 200, 500, 1000)] + [m * 10.0**-d for d in (1, 2, 3) for m in (1, 2, 5)]
+    levels = sorted({round(s, 6) for s in steps if low / 1.01 <= s <= high * 1.01})
+    if not levels:
+        levels = [float(np.sqrt(low * high))]
+    while len(levels) > 6:
+        levels = levels[::2]
+    lines = []
+    for level in levels:
+        first = max(iterations[0], level / paces[1])
+        last = min(iterations[1], level / paces[0])
+        if first < last:
+            lines.append((level, [first, last], [level / first, level / last]))
+    return lines
 
 
 def published_points(metric: str) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from ray.tune.result import SHOULD_CHECKPOINT
 
 from study.console import StudyConsole
 from study.errors import one_line
-from study.ledger import Ledger
+from study.ledger import Ledger, is_checkpoint
 from trainables.config import TrialConfig
 from trainables.schema import Outcome
 
@@ -182,9 +182,9 @@ class LedgerCallback(Callback):
         if self.mirror is not None:
             self.mirror.delete_later(path)
             return
-        if "://" in path or Path(path).is_absolute():
-            return  # not below the study's folder: Ray keeps two of them itself
-        shutil.rmtree(self.ledger.folder / path, ignore_errors=True)
+        folder = self.ledger.folder / path
+        if is_checkpoint(self.ledger.folder, folder):
+            shutil.rmtree(folder, ignore_errors=True)
 
     @_kept
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from study import cli_models, cli_report, cli_status, console
+from study import cli_chaos, cli_models, cli_report, cli_status, console
 from study.cli_models import with_set
 from study.errors import RunError, UserError, nearest, one_line
 from study.places import PLACE
@@ -396,24 +396,58 @@ def compare(folders: tuple[Path | str, ...], field: str, reference: str | None, 
 
 
 @cli.command()
-@click.option("--signals", required=True, type=click.Path(path_type=Path), help="Parquet: run, iteration, signals.")
-@click.option("--runs", required=True, type=click.Path(path_type=Path), help="Parquet: run, l2, outcome, settings.")
+@click.argument("folders", nargs=-1, type=PLACE, metavar="[STUDY]...")
+@click.option("--signals", type=click.Path(path_type=Path), help="Parquet: run, iteration, signals; with --runs.")
+@click.option("--runs", type=click.Path(path_type=Path), help="Parquet: run, l2, outcome, settings; with --signals.")
+@click.option("--tune", "tuned", is_flag=True, help="Choose thresholds on these runs, judged by cross-validation.")
+@click.option("--table", is_flag=True, help="One line per run.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
-def detector(signals: Path, runs: Path, as_json: bool) -> None:
-    """Replay the divergence detector over recorded signals and compare it with the released check |loss| > 1e5."""
-    from analysis.detector import replay_files
+def detector(
+    folders: tuple[Path | str, ...],
+    signals: Path | None,
+    runs: Path | None,
+    tuned: bool,
+    table: bool,
+    as_json: bool,
+) -> None:
+    """Replay the divergence detector over recorded signals, beside the released check |loss| > 1e5.
 
-    result = replay_files(signals, runs)
+    \b
+    Examples:
+      mebm detector results/NAME --table
+      mebm detector results/NAME results/OTHER --tune
+      mebm detector --signals signals.parquet --runs runs.parquet --tune
+    """
+    from analysis.detector import read_files, recorded, recordings, replay_recordings
+    from analysis.load import load, records
+    from analysis.tuning import tune
+
+    if bool(folders) == bool(signals or runs) or bool(signals) != bool(runs):
+        raise UserError("give study folders, or --signals and --runs")
+    rules = None
+    if folders:
+        found, rules = recorded(load(*folders))
+        if not found:
+            raise UserError(f"{', '.join(map(str, folders))}: no trial has recorded signals (signals/)")
+    else:
+        assert signals is not None
+        assert runs is not None
+        found = recordings(*read_files(signals, runs))
+    replayed = replay_recordings(found, None, rules)
+    result = tune(found) if tuned else replayed
     if as_json:
-        click.echo(json.dumps(result.to_dict(), indent=2))
+        rows = {"table": records(replayed.table())} if table else {}
+        click.echo(json.dumps(result.to_dict() | rows, indent=2))
         return
+    if table:
+        click.echo(replayed.table().to_string(index=False, na_rep="-"))
     for line in result.lines():
         click.echo(line)
 
 
 for command in (cli_status.status, cli_models.figures, cli_models.evaluate, cli_models.sample, cli_models.bench):
     cli.add_command(command)
-for command in (cli_report.recommend, cli_report.serve):
+for command in (cli_report.recommend, cli_report.serve, cli_chaos.chaos):
     cli.add_command(command)
 
 

@@ -232,11 +232,13 @@ def sample(
 )
 @click.option(
     "--suite",
-    type=click.Choice(["loop", "wrapper", "start", "packing", "all"]),
+    type=click.Choice(["loop", "wrapper", "start", "packing", "scale", "all"]),
     default="loop",
     help="loop: iterations of the methods. wrapper: an epoch in a study against a bare one. start: how long a trial "
-    "takes to start. packing: many small trials on one device against one. all: one after another.",
+    "takes to start. packing: many small trials on one device against one. all: these, one after another. "
+    "scale: a study of trials that train nothing through this package's driver against Ray Tune alone.",
 )
+@click.option("--trials", type=click.IntRange(min=10), default=1000, help="Of --suite scale.")
 @click.option("--dataset", default="cifar10", help="Whose images' shape is used; noise, unless --data-dir is given.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of real images.")
 @click.option("--baseline/--no-baseline", default=True, help="Time the released loop beside M-EBM and M-JEM.")
@@ -254,6 +256,7 @@ def bench(
     precision: str | None,
     execution: str | None,
     suite: str,
+    trials: int,
     dataset: str,
     data_dir: Path | None,
     baseline: bool,
@@ -274,6 +277,7 @@ def bench(
       mebm bench --network wrn-10-1 --methods m-ebm:2
       mebm bench --dataset digits --network conv-16 --methods m-ebm,m-jem
       mebm bench --methods m-ebm:5 --execution eager,compiled --profile
+      mebm bench --suite scale --trials 1000
     `mebm tables DIR` takes the rows in DIR/bench.parquet for Table 6.
     """
     from study import bench as engine
@@ -303,11 +307,12 @@ def bench(
     )
     shown = console.StudyConsole()
     others = [s for s in ("wrapper", "start", "packing") if suite in (s, "all")]
+    others += ["scale"] * (suite == "scale")
     found: dict[str, Any] = {}
     for name in others:
         from study.suites import run_suite
 
-        found[name], lines = run_suite(name, options, out)
+        found[name], lines = run_suite(name, options, out, trials=trials)
         for line in [] if as_json else lines:
             click.echo(line)
     if suite not in ("loop", "all"):

@@ -152,6 +152,15 @@ class View:
         self._grown_at: float | None = None
         self._update()
 
+    @property
+    def place(self) -> str:
+        """Where the study is, as a user names it."""
+        if self.url is None:
+            return str(self.folder)
+        from trainables.storage import shown
+
+        return shown(self.url)
+
     def refresh(self) -> list[Mapping[str, Any]]:
         """Read what is new; returns the trials that ended meanwhile.
 
@@ -274,7 +283,7 @@ class View:
         elif self.running:
             text = f"running (last event {console.duration(age)} ago)" if age is not None else "running (no event yet)"
         elif self.running is False:
-            text = f"not running; mebm resume {self.folder}"
+            text = f"not running; mebm resume {self.place}"
         elif age is None:
             text = "no sign of life yet"
         else:
@@ -305,7 +314,7 @@ class View:
         trials, left = self.progress.trials.values(), self.progress.left()
         return {
             "study": self.progress.name,
-            "folder": str(self.folder),
+            "folder": self.place,
             "running": self.running,
             "last_event_at": utc_text(self.reader.newest) if self.reader.newest else None,
             "planned": self.progress.planned,

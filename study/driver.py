@@ -48,8 +48,15 @@ class Ending:
     failed: int
 
 
-def quiet_ray() -> None:
-    """Ray's own chatter off; its settings are read when it is imported or started."""
+def quiet_ray(*, local: bool = False) -> None:
+    """Ray's own chatter off; its settings are read when it is imported or started.
+
+    Args:
+        local: the study starts a Ray of its own, which then listens on loopback alone.
+    """
+    if local:
+        # With it off Ray takes 127.0.0.1 for the node's address instead of the machine's own.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     defaults = {
         "RAY_AIR_NEW_OUTPUT": "0",  # the new reporter prints its header even at verbose=0
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the ledger is the log; CSV would lose columns, TensorBoard NaN
@@ -114,7 +121,7 @@ def _connect(address: str | None, log_file: Path) -> dict[str, float]:
         try:
             with _chatter_into(log_file):
                 ray.init(**options)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except Exception as error:  # Ray raises a bare Exception where a node does not start in time
             if address is None:
                 raise RunError(f"Ray does not start on this machine ({one_line(error)[:200]})") from error
             raise UserError(f"--address {address}: no Ray cluster there ({one_line(error)[:200]})") from error

@@ -133,7 +133,7 @@ def run_study(
     space = build_space(study)
     with driver_lock(folder):
         refuse_changes(folder, study)
-        quiet_ray()
+        quiet_ray(local=address is None)
         handler = _log_file(folder)
         log_only_to(handler)
         try:

@@ -122,6 +122,7 @@ class Ledger:
         self._waiting: deque[bytes] = deque()
         self._file: BinaryIO | None = None
         self._size = 0
+        self._torn = False  # half a line may stand at the file's end
         self._open: set[tuple[str, int]] = set()  # attempts that run
         self._gpu_seconds = 0.0  # of attempts that ended
         self._spans: list[list[float]] = []  # first and last event of every run
@@ -160,20 +161,28 @@ class Ledger:
     def flush(self, *, sync: bool = False) -> bool:
         """Write the events that wait; returns whether none is left. A full disk loses none: they stay in memory."""
         assert self._file is not None
-        while self._waiting:
-            line = self._waiting[0]
-            try:
+        try:
+            if self._torn:
+                self._file.truncate(self._size)
+                self._torn = False
+            while self._waiting:
+                line = self._waiting[0]
+                self._torn = True  # until the whole of it is known to be there
                 if self._file.write(line) != len(line):
                     raise OSError(28, os.strerror(28))  # a part was written: no space left
-            except OSError as error:
-                self.trouble = error
-                self._file.truncate(self._size)
-                return False
-            self._size += len(line)
-            self._waiting.popleft()
+                self._torn = False
+                self._size += len(line)
+                self._waiting.popleft()
+            if sync:
+                os.fsync(self._file.fileno())
+        except OSError as error:
+            self.trouble = error
+            if self._torn:
+                with contextlib.suppress(OSError):
+                    self._file.truncate(self._size)
+                    self._torn = False
+            return False
         self.trouble = None
-        if sync:
-            os.fsync(self._file.fileno())
         return True
 
     # ------------------------------------------------------------------------------------------------- events
@@ -454,7 +463,7 @@ class Ledger:
                 found.append(text)
                 continue
             path = (self.folder / text).resolve()
-            if not path.is_relative_to(self.folder.resolve()):
+            if not is_checkpoint(self.folder, path):
                 raise UserError(f"{self.folder / JOURNAL}: checkpoint {text} of {trial_id} is outside of the folder")
             found.append(str(path))
         return found
@@ -476,6 +485,12 @@ class Ledger:
     def running(self) -> int:
         """Trials at work."""
         return len(self._open)
+
+
+def is_checkpoint(folder: Path, path: Path) -> bool:
+    """Whether a path is that of a checkpoint of a study's trials: nothing else is read as one, or deleted."""
+    path = path.resolve()
+    return path.is_relative_to((folder / "tune").resolve()) and path.name.startswith("checkpoint_")
 
 
 def _row_seconds(row: Mapping[str, Any]) -> float:

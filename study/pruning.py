@@ -80,6 +80,12 @@ def _just_reached(mine: Course, rung: int, sign: int) -> bool:
     return len(at) == 1 and at[0] == mine.epoch and mine.best(mine.epoch, sign) is not None
 
 
+def _at_rung(course: Course, rung: int, sign: int) -> float | None:
+    """Best value up to the first score at or after a rung, which is where a trial is judged; None before that."""
+    first = min((e for e in course.values if e >= rung), default=None)
+    return None if first is None else course.best(first, sign)
+
+
 def _standing(others: Sequence[Course], epoch: int, sign: int) -> tuple[list[float], int]:
     """Values of the others that came as far, and how many had ended badly by then."""
     reached = [o.best(epoch, sign) for o in others if o.epoch >= epoch]
@@ -88,7 +94,9 @@ def _standing(others: Sequence[Course], epoch: int, sign: int) -> tuple[list[flo
 
 
 def _halving(config: PruningConfig, rung: int, value: float, others: Sequence[Course], sign: int) -> str | None:
-    values, lost = _standing(others, rung, sign)
+    reached = [_at_rung(o, rung, sign) for o in others]
+    values = [v for v in reached if v is not None]
+    lost = sum(o.ended_badly and v is None for o, v in zip(others, reached, strict=True))
     count = len(values) + lost + 1
     goes_on = count // config.reduction
     better = sum(v < value for v in values)

@@ -30,7 +30,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 from sqlalchemy import event, make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 
 from study.config import StudyConfig
 from study.errors import UserError, one_line
@@ -50,6 +50,8 @@ _WORST = 1e6
 """Told where a trial ended without any value and no other trial has one."""
 _PATIENCE = 600.0
 """Seconds that a storage which cannot be reached may hold the study up."""
+_TABLE_TRIES, _TABLE_SECONDS = 10, 0.5
+"""Times and pauses of opening a shared storage whose tables another driver is making."""
 _STALE = 600.0
 """Seconds after which a trial of a shared storage that no driver has put its name to is given up."""
 
@@ -98,8 +100,7 @@ def _storage(study: StudyConfig, folder: Path) -> RDBStorage:
     shared = shared_url(study)
     if shared is not None:
         try:
-            # Connections die on a weekend; each is tried before it is used.
-            return RDBStorage(shared, engine_kwargs={"pool_pre_ping": True})
+            return _connected(shared)
         except (ImportError, ArgumentError) as error:
             reason = "not an address of a database" if isinstance(error, ArgumentError) else _told(error, shared)
             raise UserError(f"search.storage: {reason}") from error
@@ -114,6 +115,19 @@ def _storage(study: StudyConfig, folder: Path) -> RDBStorage:
 
     storage.engine.dispose()
     return storage
+
+
+def _connected(url: str) -> RDBStorage:
+    """A shared storage. Of drivers that find it empty at once each makes its tables, and all but one fail at that."""
+    for left in reversed(range(_TABLE_TRIES)):
+        try:
+            # Connections die on a weekend; each is tried before it is used.
+            return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+        except SQLAlchemyError as error:
+            if left == 0 or not (isinstance(error, IntegrityError) or "already exists" in str(error)):
+                raise
+            time.sleep(_TABLE_SECONDS)
+    raise AssertionError("unreachable")
 
 
 def make_sampler(study: StudyConfig, already: int) -> BaseSampler:

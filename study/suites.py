@@ -22,7 +22,7 @@ from study.folder import commit, hardware, versions
 from trainables.config import TrialConfig
 from trainables.timing import package_loop
 
-SUITES = ("loop", "wrapper", "start", "packing")
+SUITES = ("loop", "wrapper", "start", "packing", "scale")
 WRAPPER_PAIRS = 12
 """Pairs of epochs, one inside the wrapper and one of the bare trainer, per length of an epoch."""
 START_TRIALS = 12
@@ -281,8 +281,13 @@ def _train_for(config_json: str, threads: int, count: int, seconds: float, barri
 # --------------------------------------------------------------------------------------------------------- together
 
 
-def run_suite(name: str, options: BenchOptions, folder: Path) -> tuple[dict[str, Any], list[str]]:
+def run_suite(
+    name: str, options: BenchOptions, folder: Path, *, trials: int = 1000
+) -> tuple[dict[str, Any], list[str]]:
     """One of `SUITES` but `loop`; its figures go to `FOLDER/NAME.json`.
+
+    Args:
+        trials: of `scale`.
 
     Returns:
         The figures, and lines for people.
@@ -306,6 +311,12 @@ def run_suite(name: str, options: BenchOptions, folder: Path) -> tuple[dict[str,
             "trials of one iteration, one after another: " + ", ".join(f"{seconds:.2f}" for seconds in starts) + " s"
         ]
         shown = {"seconds": starts, "tenth_over_first_baseline": starts[9] / starts[0]}
+    elif name == "scale":
+        from study.scale import lines as scale_lines
+        from study.scale import time_scale
+
+        shown = time_scale(trials)
+        lines = scale_lines(shown)
     else:
         config = make_trial({**fields, "sampling_steps": 2, "evaluation": {"protocols": "none"}}, "bench", "")
         cores = len(os.sched_getaffinity(0))

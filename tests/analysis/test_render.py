@@ -1,10 +1,15 @@
 """Markdown and LaTeX of the tables."""
 
+import csv
+import io
 import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
 
 import pytest
 
-from analysis.render import NOTHING, display, escape_latex, latex, markdown, spread_text
+from analysis.render import NOTHING, csv_text, display, escape_latex, html_page, latex, markdown, spread_text
 from analysis.tables import ROWS, build_tables
 
 
@@ -102,3 +107,59 @@ def test_spread_text():
     assert spread_text(1.234, 0.5, 3, 2) == "1.23 ± 0.50 (3)"
     assert spread_text(1.0, None, 1, 1) == "1.0 (1)"
     assert spread_text(None, None, 0, 1) == NOTHING
+
+
+def test_csv_has_every_row_and_every_number(tables):
+    for frame in tables.values():
+        rows = list(csv.DictReader(io.StringIO(csv_text(frame))))
+        assert len(rows) == len(frame)
+        assert list(rows[0]) == list(frame.columns)
+    fids = [r["fid_mean"] for r in csv.DictReader(io.StringIO(csv_text(tables["table_1"])))]
+    assert [f for f in fids if f] == ["25.0"]
+
+
+def test_html_has_every_cell_and_escapes_text(tables):
+    class Cells(HTMLParser):
+        def __init__(self):
+            super().__init__()
+            self.rows, self.open = [], False
+
+        def handle_starttag(self, tag, attrs):
+            if tag == "tr":
+                self.rows.append([])
+            self.open = tag in ("td", "th")
+            if self.open:
+                self.rows[-1].append("")
+
+        def handle_data(self, data):
+            if self.open:
+                self.rows[-1][-1] += data.rstrip("\n")
+
+        def handle_endtag(self, tag):
+            self.open = self.open and tag not in ("td", "th")
+
+    for name, frame in tables.items():
+        shown = display(name, frame)
+        page = html_page(name, frame)
+        parser = Cells()
+        parser.feed(page)
+        assert [r for r in parser.rows if len(r) == len(shown.header)] == [shown.header, *shown.rows]
+        assert "<li>" in page or not shown.notes
+    odd = html_page("study_odd", tables["settings"].assign(study="<b> & co"))
+    assert odd.count("Settings of the study &lt;b&gt; &amp; co") == 2
+    assert "<b>" not in odd
+
+
+@pytest.mark.slow
+def test_latex_compiles(tables, tmp_path):
+    program = shutil.which("pdflatex")
+    if program is None:
+        pytest.skip("no LaTeX")
+    body = "\n".join(latex(name, frame) + r"\clearpage" for name, frame in tables.items())
+    packages = r"\documentclass{article}\usepackage{booktabs,graphicx}"
+    (tmp_path / "t.tex").write_text(f"{packages}\n\\begin{{document}}\n{body}\n\\end{{document}}\n")
+    command = [program, "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
+    out = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert out.returncode == 0, out.stdout[-2000:]
+    assert (tmp_path / "t.pdf").is_file()
+    assert "Overfull \\hbox" not in out.stdout, "a table is wider than its page"

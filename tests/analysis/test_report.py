@@ -1,8 +1,14 @@
 """The report: one file, offline, small, also of empty and half-done studies."""
 
+import base64
+import gzip
+import io
 import json
 import re
+import shutil
+import subprocess
 
+import pandas as pd
 import pytest
 
 from analysis.load import Results, load, records, write_parquet
@@ -31,7 +37,7 @@ def test_renders_whatever_is_there(synthetic, tmp_path, n):
             section = page.split(f'<h3 id="{name}">')[1].split("<h3")[0].split("</section>")[0]
             rows = re.findall(r"<tr>(?!<th)", section)
             assert len(rows) == len(frame)
-    assert page.count('class="plot"') == {0: 0, 1: 4, 60: 7}[n]
+    assert page.count('class="plot"') == {0: 0, 1: 8, 60: 11}[n]
     for text in re.findall(r'<script type="application/json">(.*?)</script>', page, flags=re.S):
         figure = json.loads(text)
         assert figure["data"]
@@ -152,3 +158,93 @@ def test_scores_of_kept_models_are_shown_with_their_protocol(study, row) -> None
     page = report_html(load(folder))
     assert "Scores of kept models" in page and "31.2" in page and "30 to 32.5" in page and "9000" in page
     assert "no IS: &lt;nothing&gt;" in page
+
+
+def downloads(page: str) -> dict[str, pd.DataFrame]:
+    """Files that the page offers, by name."""
+    found = {}
+    for kind, content, file in re.findall(r'href="data:([a-z/]+);base64,([^"]*)" download="([^"]+)"', page):
+        data = base64.b64decode(content)
+        assert file.endswith({"text/csv": ".csv", "application/gzip": ".csv.gz"}[kind])
+        found[file] = pd.read_csv(io.BytesIO(gzip.decompress(data) if file.endswith(".gz") else data))
+    return found
+
+
+def test_every_figure_carries_its_data_and_what_made_it(synthetic):
+    results = load(synthetic(60))
+    page = without_plotly(report_html(results))
+    figures = re.findall(r'<figure class="plot".*?</figure>', page, flags=re.S)
+    assert len(figures) == 11
+    for figure in figures:
+        assert len(downloads(figure)) == 1
+        assert re.search(r"<pre[^>]*>results = load\(.*?analysis\.\w+\.\w+\(", figure, flags=re.S)
+    files = downloads(page)
+    rows = {t["trial_id"]: t for t in records(results.trials)}
+    outcomes = files["synthetic_outcomes.csv"]
+    assert [f"{i:05d}" for i in outcomes["trial_id"]] == list(rows)
+    assert outcomes["outcome"].tolist() == [t["outcome"] for t in rows.values()]
+    tradeoff = files["synthetic_tradeoff_fd_buffer.csv"]
+    assert tradeoff["quality"].tolist() == pytest.approx([t["fd_buffer_best"] for t in rows.values()], rel=1e-6)
+    survival = files["synthetic_survival_initial.csv"]
+    assert list(survival.columns)[:3] == ["trace", "x", "y"]
+    assert survival["y"].between(0, 1).all()
+    assert {"training", "anytime"} <= {f.split("_")[1].split(".")[0] for f in files}
+
+
+def test_what_to_run_and_equal_times_are_in_the_report(synthetic, study, row):
+    page = without_plotly(report_html(load(synthetic(60))))
+    advice = re.search(r'<dl class="advice">(.*?)</dl>', page, flags=re.S)
+    assert advice is not None
+    assert "up to 56% may fail" in advice[1]
+    assert "FD (buffer) at equal wall time" in page
+    assert "Wall time to equal FD (buffer)" in page
+    pending = report_html(load(study([row("t1", "pending")])))
+    assert '<dl class="advice">' not in pending
+
+
+def test_reachable_by_keyboard(synthetic):
+    page = without_plotly(report_html(load(synthetic(12))))
+    assert '<a class="skip" href="#main">' in page
+    for box in re.findall(r'<div class="scroll"[^>]*>', page):
+        assert 'tabindex="0"' in box
+    assert not re.search(r"onclick|tabindex=\"[1-9]", page)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1400, 420])
+def test_a_browser_draws_every_figure_without_an_error(synthetic, tmp_path, width):
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium")
+    page = report_html(load(synthetic(24)))
+    probe = """<script>
+var errors = [];
+window.addEventListener("error", function (e) { errors.push(e.message); });
+window.addEventListener("load", function () { setTimeout(function () {
+  var boxes = Array.prototype.slice.call(document.querySelectorAll(".plot .canvas"));
+  var wide = boxes.filter(function (b) { return b.querySelector("svg").getBoundingClientRect().width > b.clientWidth + 1; });
+  var drawn = boxes.filter(function (b) { return b.querySelector("svg.main-svg"); });
+  var over = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+  document.title = JSON.stringify({ errors: errors, boxes: boxes.length, drawn: drawn.length, wide: wide.length, over: over });
+}, 1500); });
+</script>"""
+    inner = tmp_path / "report.html"
+    inner.write_text(page.replace("<head>", "<head>" + probe, 1), encoding="utf-8")
+    # A window of a browser without a screen is never narrower than some 500 pixels; a frame is.
+    outer = tmp_path / "frame.html"
+    outer.write_text(
+        f'<iframe width="{width}" height="3000" src="report.html"></iframe><script>setInterval(function () '
+        "{ document.title = frames[0].document.title; }, 200)</script>"
+    )
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000", "--dump-dom"]
+    command += [
+        "--allow-file-access-from-files",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        f"--window-size={width + 100},3000",
+    ]
+    out = subprocess.run([*command, outer.as_uri()], capture_output=True, text=True, timeout=240, check=True)
+    title = re.search(r"<title>(\{.*?\})</title>", out.stdout)
+    assert title is not None, out.stdout[:2000]
+    got = json.loads(title[1])
+    plots = page.count('class="plot"')
+    assert got == {"errors": [], "boxes": plots, "drawn": plots, "wide": 0, "over": 0}

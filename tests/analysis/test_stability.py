@@ -4,12 +4,21 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from analysis.load import records
 from analysis.stability import (
+    compute_by,
     compute_ledger,
+    decisions,
     divergence_by,
+    garwood,
+    hazard,
+    hazard_bins,
+    holm,
+    logrank_lines,
     logrank_p,
+    logrank_pairs,
     saved_seconds,
     seeds_needed,
     seeds_note,
@@ -161,9 +170,11 @@ def test_ledger_accounts_for_every_second(make_results, row):
         row("a", **time),
         row("b", "diverged", saved_seconds=30.0, **time),
         row("c", "collapsed", saved_seconds=3.0, **time),
-        row("d", "running", **time),
+        row("d", "running", lost_seconds=2.5, **time),
         row("e", "failed", **(time | {"seconds": None, "evaluation_seconds": None, "replayed_seconds": None})),
-    ]
+        row("f", "pruned", iterations_done=100, seconds_per_iteration=0.02, seconds=0.0, train_seconds=0.0,
+            evaluation_seconds=0.0, replayed_seconds=0.0),
+    ]  # fmt: skip
     frame = make_results(trials).trials
     ledger = {r["category"]: r for r in records(compute_ledger(frame))}
     seconds = {name: r["seconds"] for name, r in ledger.items()}
@@ -175,16 +186,174 @@ def test_ledger_accounts_for_every_second(make_results, row):
         "open": 6.0,
         "evaluation": 8.0,
         "replayed": 4.0,
+        "lost": 2.5,
         "other": 4.0,
-        "spent": 46.0,
-        "saved": 33.0,
+        "spent": 48.5,
+        "saved": 43.0,
     }
-    assert ledger["spent"]["gpu_seconds"] == 23.0
-    assert ledger["diverged"]["share"] == pytest.approx(6 / 46)
-    assert saved_seconds(frame) == 33.0
+    assert ledger["spent"]["gpu_seconds"] == 24.25
+    assert ledger["diverged"]["share"] == pytest.approx(6 / 48.5)
+    assert saved_seconds(frame) == 43.0
 
 
 def test_ledger_of_nothing(make_results):
     ledger = records(compute_ledger(make_results([]).trials))
     assert {r["seconds"] for r in ledger} == {0.0}
     assert {r["share"] for r in ledger} == {None}
+
+
+def test_pruned_and_collapsed_trials_are_censored_where_they_ended_and_named(make_results, row):
+    trials = [
+        row("a", "diverged", iteration=10),
+        row("b", "pruned", iterations_done=5),
+        row("c", "pruned", iterations_done=20),
+        row("d", "collapsed", iteration=30),
+        row("e", "failed", iterations_done=7),
+        row("f", "interrupted", iterations_done=9),
+        row("g", iterations_done=40),
+    ]
+    (curve,) = survival(make_results(trials).trials)
+    assert curve.censored.tolist() == [5, 7, 9, 20, 30, 40]
+    assert curve.survival[-1] == pytest.approx(1 - 1 / 4)  # four trials were left at iteration 10
+    assert curve.informative == (("pruned", 2), ("collapsed", 1))
+    assert curve.remark.startswith("2 pruned, 1 collapsed: ")
+    (quiet,) = survival(make_results([row("a", "diverged", iteration=10), row("g")]).trials)
+    assert (quiet.informative, quiet.remark) == ((), "")
+
+
+def test_holm_by_hand():
+    # Ascending 0.01, 0.02, 0.03, 0.04 times 4, 3, 2, 1 is 0.04, 0.06, 0.06, 0.04; the last must not fall below.
+    assert holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.6, 0.5]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_logrank_of_three_groups_is_pairwise_and_corrected(make_results, row):
+    ends = {1: (5, 6, 9, 12), 2: (30, None, None, 11), 5: (None, None, None, None)}
+    trials = [
+        row(
+            f"{k}-{i}",
+            sampling_steps=k,
+            **({"iterations_done": 100} if t is None else {"outcome": "diverged", "iteration": t}),
+        )
+        for k, times in ends.items()
+        for i, t in enumerate(times)
+    ]
+    tests = logrank_pairs(make_results(trials).trials, "sampling_steps")
+    assert [(t.first, t.second) for t in tests] == [("1", "2"), ("1", "5"), ("2", "5")]
+
+    def censored(k):
+        return stats.CensoredData.right_censored(
+            [100 if t is None else t for t in ends[k]], [t is None for t in ends[k]]
+        )
+
+    raw = [stats.logrank(censored(a), censored(b)) for a, b in ((1, 2), (1, 5), (2, 5))]
+    assert [t.p for t in tests] == pytest.approx([r.pvalue for r in raw])
+    assert [t.p_holm for t in tests] == pytest.approx(holm([r.pvalue for r in raw]))
+    assert tests[0].statistic == pytest.approx(raw[0].statistic) and tests[0].statistic > 0
+    assert (tests[1].trials, tests[1].events) == ((4, 4), (4, 0))
+    assert logrank_lines(tests)[-1] == "p values of 3 pairs, corrected by Holm's method"
+    assert len(logrank_lines(tests)) == 4
+
+
+def test_a_pair_without_a_divergence_is_not_tested_and_not_corrected_for(make_results, row):
+    trials = [row(f"{n}{i}", "diverged" if n == "a" else "completed", initial=n, iteration=5 + i if n == "a" else None)
+              for n in "abc" for i in range(3)]  # fmt: skip
+    tests = {(t.first, t.second): t for t in logrank_pairs(make_results(trials).trials, "initial")}
+    assert tests["b", "c"].p is None
+    assert tests["a", "b"].p_holm == pytest.approx(2 * tests["a", "b"].p)
+    assert logrank_lines(list(tests.values()))[-1] == "1 pairs without a divergence were not tested"
+
+
+def test_hazard_by_hand(seven):
+    # At risk in iterations 0..t of a divergence at t, 0..n-1 of one censored at n; three events make one bin of 40.
+    (only,) = records(hazard(seven))
+    assert (only["start"], only["end"], only["events"], only["at_risk"]) == (0, 40, 3, 7)
+    assert only["exposure"] == 11 + 11 + 31 + 20 + 15 + 40 + 40
+    assert only["rate"] == pytest.approx(3 / 168)
+    # Garwood's bounds solve P(N >= 3) = 0.025 and P(N <= 3) = 0.025.
+    assert stats.poisson.sf(2, only["low"] * 168) == pytest.approx(0.025)
+    assert stats.poisson.cdf(3, only["high"] * 168) == pytest.approx(0.025)
+
+
+def test_hazard_bins_follow_the_events_and_account_for_every_iteration(make_results, row):
+    early = [row(f"e{i}", "diverged", iteration=10 + i) for i in range(5)]
+    late = [row(f"l{i}", "diverged", iteration=500 + i, sampling_steps=5) for i in range(5)]
+    kept = [row(f"k{i}", iterations_done=600, sampling_steps=5) for i in range(3)]
+    trials = make_results([*early, *late, *kept]).trials
+    bins = records(hazard(trials))
+    assert [(b["start"], b["end"], b["events"]) for b in bins] == [(0, 257, 5), (257, 600, 5)]
+    assert sum(b["exposure"] for b in bins) == sum(11 + i for i in range(5)) + sum(501 + i for i in range(5)) + 1800
+    assert [b["at_risk"] for b in bins] == [13, 8]
+    by = records(hazard(trials, "sampling_steps"))
+    assert [(b["value"], b["start"], b["events"], b["exposure"] > 0) for b in by] == [
+        ("2", 0, 5, True),
+        ("2", 257, 0, False),
+        ("5", 0, 0, True),
+        ("5", 257, 5, True),
+    ]
+    assert by[1]["rate"] is None
+    assert by[2]["rate"] == 0 and by[2]["high"] == pytest.approx(-math.log(0.025) / (257 * 8))
+
+
+def test_hazard_bins_never_part_one_iteration_and_nothing_has_none(make_results):
+    assert hazard_bins(np.array([7] * 20), 100) == [0, 100]
+    assert hazard_bins(np.array([], dtype=np.int64), 0) == [0, 1]
+    assert hazard_bins(np.arange(1000), 1000) == [0, 166, 333, 500, 666, 833, 1000]
+    assert len(hazard(make_results([]).trials)) == 0
+    assert garwood(0) == (0.0, pytest.approx(-math.log(0.025)))
+
+
+def test_seeds_are_decided_exactly_where_the_interval_is_on_one_side():
+    for k, n in ((0, 3), (1, 3), (2, 7), (1, 11)):
+        more = seeds_needed(k, n, 0.1)
+        size = n + more
+        for events in {k * size // n, -(-k * size // n)}:
+            bounds = stats.binomtest(events, size).proportion_ci(0.95, "wilson")
+            assert bounds.high < 0.1 or bounds.low > 0.1
+        before = [
+            stats.binomtest(e, size - 1).proportion_ci(0.95, "wilson")
+            for e in {k * (size - 1) // n, -(-k * (size - 1) // n)}
+        ]
+        assert any(b.low <= 0.1 <= b.high for b in before)
+    assert seeds_needed(3, 4, 0.1) == 0
+    assert (seeds_needed(1, 1, 0.1), seeds_needed(2, 2, 0.1)) == (1, 0)
+    assert seeds_note(1, 1) == "1/1, at least 21% at 95%: 1 more seed at this rate would decide about 10%"
+    assert seeds_needed(1, 10, 0.1) is None
+    assert seeds_note(1, 10).endswith("undecided about 10%, and no number of seeds at this rate would decide")
+    assert seeds_note(1001, 10_000).endswith("not even 100,000 seeds at this rate would decide")
+    assert seeds_note(0, 0) == "no trial has been judged"
+
+
+def test_decisions_per_setting(make_results, row):
+    trials = (
+        [row(f"a{i}", "diverged", setting_id="a", seed=i) for i in range(4)]
+        + [row(f"b{i}", setting_id="b", seed=i) for i in range(3)]
+        + [row(f"c{i}", "diverged" if i == 0 else "completed", setting_id="c", seed=i) for i in range(10)]
+        + [row("d", "pruned", setting_id="d")]
+        + [row(f"e{i}", setting_id="e", seed=i) for i in range(35)]
+    )
+    got = {r["setting_id"]: r for r in records(decisions(make_results(trials).trials, ["setting_id"]))}
+    assert {s: (r["verdict"], r["more_seeds"]) for s, r in got.items()} == {
+        "a": ("above", 0),
+        "b": ("undecided", 32),
+        "c": ("undecided", None),
+        "d": ("undecided", None),
+        "e": ("below", 0),
+    }
+    assert got["d"]["note"] == "no trial has been judged"
+
+
+def test_compute_by_setting_adds_up_to_the_ledger(synthetic):
+    from analysis.load import load
+
+    trials = load(synthetic(30)).trials
+    frame = compute_by(trials)
+    assert len(frame) == 10
+    assert frame["trials"].sum() == 30
+    assert (frame["spent"].diff().dropna() <= 0).all()
+    for r in records(compute_ledger(trials)):
+        assert frame[r["category"]].sum() == pytest.approx(r["seconds"])
+        assert frame[f"gpu_{r['category']}"].sum() == pytest.approx(r["gpu_seconds"])
+    assert list(compute_by(trials, ["initial"])["initial"].sort_values()) == ["gaussian", "uniform"]
+    assert len(compute_by(trials.iloc[:0])) == 0

@@ -6,10 +6,10 @@ import math
 import pytest
 
 from analysis.aggregate import spread, wilson
-from analysis.load import read_parquet, records
+from analysis.load import load, read_parquet, records
 from analysis.published import published_results
 from analysis.render import display
-from analysis.tables import ROWS, TABLE_COLUMNS, build_tables, numbers_of, write_tables
+from analysis.tables import ROWS, TABLE_COLUMNS, build_tables, numbers_of, study_tables, write_tables
 
 
 def cells(results, table: str, model: str) -> dict:
@@ -265,18 +265,70 @@ def test_settings_that_differ_in_a_field_without_a_column_are_told_apart(make_re
 
 
 def test_two_runs_give_identical_bytes(synthetic, tmp_path):
-    from analysis.load import load
-
     results = load(synthetic(24))
     first, second = write_tables(results, tmp_path / "a"), write_tables(results, tmp_path / "b")
     names = [p.name for p in first]
     assert names == [p.name for p in second]
-    assert set(names) == {f"table_{n}.{s}" for n in range(1, 7) for s in ("parquet", "md", "tex")} | {
-        "settings.parquet",
-        "settings.md",
-    }
+    kinds = ("parquet", "md", "tex", "html", "csv")
+    tables = (*(f"table_{n}" for n in range(1, 7)), "settings", "study_synthetic")
+    assert set(names) == {f"{table}.{kind}" for table in tables for kind in kinds}
     for a, b in zip(first, second, strict=True):
         assert a.read_bytes() == b.read_bytes()
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == sorted(names)
     for name, rows in ROWS.items():
         assert len(read_parquet(tmp_path / "a" / f"{name}.parquet", TABLE_COLUMNS[name])) == rows
+
+
+def test_differences_from_published_values_have_an_interval(make_results, paper_row):
+    trials = [paper_row(f"t{i}", seed=i, fid_buffer_best=v) for i, v in enumerate((24.7, 26.7, 25.7))]
+    got = cells(make_results(trials), "table_1", "M-EBM(K=5)")
+    assert got["fid_difference"] == pytest.approx(3.0)  # 25.7 measured, 22.7 published
+    # sd 1, t of two degrees of freedom 4.30265
+    assert got["fid_difference_low"] == pytest.approx(3 - 4.30265 / math.sqrt(3), abs=1e-4)
+    assert got["fid_difference_high"] == pytest.approx(3 + 4.30265 / math.sqrt(3), abs=1e-4)
+    assert got["inception_score_difference"] is None
+    one = cells(make_results(trials[:1]), "table_1", "M-EBM(K=5)")
+    assert (one["fid_difference"], one["fid_difference_low"]) == (pytest.approx(2.0), None)
+    shown = display("table_1", build_tables(make_results(trials))["table_1"])
+    row = dict(zip(shown.header, next(r for r in shown.rows if r[0] == "M-EBM(K=5)"), strict=True))
+    assert row["FID difference"] == "+3.00 [+0.52, +5.48]"
+    assert "IS difference" not in row
+    assert any(note.startswith("Difference: measured less published") for note in shown.notes)
+    assert "Protocols of the measured numbers: paper-mebm." in shown.notes
+
+
+@pytest.mark.parametrize(
+    ("merge", "expected", "said"),
+    [
+        ("all", 23.0, None),
+        ("newest", 26.0, "the newest of 3 studies; not old, middle"),
+        ("best", 20.0, "the best of 3 studies; not new, middle"),
+    ],
+)
+def test_which_of_many_studies_fills_a_row(study, paper_row, merge, expected, said):
+    folders = [
+        study([paper_row("t1", fid_buffer_best=fid, ended_at=f"2025-01-0{day}T00:00:00Z")], name=name)
+        for name, fid, day in (("old", 20.0, 1), ("new", 26.0, 3), ("middle", 23.0, 2))
+    ]
+    tables = build_tables(load(*folders), merge)
+    (row,) = [r for r in records(tables["table_1"]) if r["model"] == "M-EBM(K=5)"]
+    assert row["fid_mean"] == pytest.approx(expected)
+    assert (said in (row["comparable_reason"] or "")) if said else "studies;" not in (row["comparable_reason"] or "")
+    assert row["trial_ids"].count("/t1") == (3 if merge == "all" else 1)
+
+
+def test_a_study_without_a_fid_is_not_the_best(study, paper_row):
+    folders = [
+        study([paper_row("t1", isc_buffer_best=9.0)], name="a"),
+        study([paper_row("t1", fid_buffer_best=30.0)], name="b"),
+    ]
+    table = build_tables(load(*folders), "best")["table_1"]
+    assert next(r for r in records(table) if r["model"] == "M-EBM(K=5)")["studies"] == "b"
+
+
+def test_one_table_per_study(study, row):
+    results = load(study([row("t1")], name="a"), study([row("t1"), row("t2", setting_id="s2")], name="b"))
+    tables = study_tables(results)
+    assert {name: len(frame) for name, frame in tables.items()} == {"study_a": 1, "study_b": 2}
+    assert display("study_b", tables["study_b"]).caption == "Settings of the study b"
+    assert study_tables(None) == {}

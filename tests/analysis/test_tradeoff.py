@@ -1,10 +1,23 @@
 """Quality against time: the front by brute force, nothing dropped."""
 
+import math
+
 import numpy as np
 import pytest
+from scipy import stats
 
 from analysis.load import load, records
-from analysis.tradeoff import measured_metrics, pareto, published_points, tradeoff, without_value
+from analysis.tradeoff import (
+    cost_points,
+    iso_cost,
+    mean_interval,
+    measured_metrics,
+    pareto,
+    published_points,
+    settings_front,
+    tradeoff,
+    without_value,
+)
 
 
 def brute_force(points: np.ndarray, directions: tuple[str, ...]) -> list[bool]:
@@ -112,3 +125,130 @@ def test_published_points_are_the_papers_own_rows():
     assert points["M-EBM(K=20)"]["minutes_per_epoch"] is None
     assert len(published_points("fd_buffer")) == 0
     assert records(published_points("isc_buffer"))[0]["quality"] == 6.02
+
+
+def test_mean_interval_is_students():
+    values = [1.0, 2.0, 4.0]
+    mean, low, high = mean_interval(values)
+    expected = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
+    assert mean == pytest.approx(7 / 3)
+    assert (low, high) == pytest.approx(expected)
+    assert mean_interval([3.0]) == (3.0, None, None)
+
+
+@pytest.fixture
+def seeds(row):
+    """Trials of one setting: a quality and a time per seed; None stands for a trial that diverged without a value."""
+
+    def make(setting, qualities, pace, **values):
+        return [
+            row(
+                f"{setting}{i}",
+                "diverged" if quality is None else "completed",
+                setting_id=setting,
+                seed=i,
+                fd_buffer_best=quality,
+                fd_buffer_protocol=None if quality is None else "p",
+                seconds_per_iteration=pace,
+                **({"step_size": float(ord(setting[0]))} | values),
+            )
+            for i, quality in enumerate(qualities)
+        ]
+
+    return make
+
+
+def front(results, **options):
+    return {r["setting_id"]: r for r in records(settings_front(results.trials, "fd_buffer", **options))}
+
+
+def test_front_probability_of_clear_and_of_equal_settings(make_results, seeds):
+    trials = [
+        *seeds("a", [1.0, 1.1, 0.9], 2.0),  # best, slow: on every front
+        *seeds("b", [5.0, 5.1, 4.9], 1.0),  # fastest: on every front
+        *seeds("c", [9.0, 9.1, 8.9], 3.0),  # beaten in both whatever the seeds
+        *seeds("d", [5.0, 5.1, 4.9], 1.0),  # as b: the better draw of two is on the front
+    ]
+    got = front(make_results(trials))
+    assert got["a"]["front_probability"] == 1.0
+    assert got["c"]["front_probability"] == 0.0
+    assert 0.4 < got["b"]["front_probability"] < 0.7
+    assert 0.4 < got["d"]["front_probability"] < 0.7
+    assert [got[s]["on_front"] for s in "abcd"] == [True, True, False, True]
+    assert got["a"]["trial_ids"] == "demo/a0, demo/a1, demo/a2"
+    assert got["a"]["quality_high"] == pytest.approx(mean_interval([1.0, 1.1, 0.9])[2])
+
+
+def test_front_probability_is_the_exact_chance_of_a_small_case(make_results, seeds):
+    # Two seeds each, one setting against another of the same time: of the means 1, 3, 5 (chances 1/4, 1/2, 1/4) around
+    # 3, stretched by sqrt(2), against a constant 2 that varies by nothing it wins where the mean is the smallest.
+    got = front(make_results([*seeds("a", [1.0, 5.0], 1.0), *seeds("b", [2.0, 2.0], 1.0)]), draws=20_000)
+    assert got["a"]["front_probability"] == pytest.approx(1 / 4, abs=4 * math.sqrt(3 / 16 / 20_000))
+    assert got["b"]["front_probability"] == pytest.approx(3 / 4, abs=4 * math.sqrt(3 / 16 / 20_000))
+
+
+def test_a_setting_that_often_diverges_is_seldom_on_the_front(make_results, seeds):
+    got = front(make_results([*seeds("a", [1.0, None, None], 1.0), *seeds("b", [2.0, 2.1, 1.9], 2.0)]), draws=20_000)
+    # A draw of three without the one that completed has the chance (2/3)^3.
+    assert got["a"]["front_probability"] == pytest.approx(1 - 8 / 27, abs=0.015)
+    assert got["b"]["front_probability"] == pytest.approx(8 / 27, abs=0.015)
+    assert (got["a"]["completed"], got["a"]["ended_badly"]) == (1, 2)
+    never = front(make_results([*seeds("a", [None, None], 1.0), *seeds("b", [2.0], 2.0)]))
+    assert never["a"]["front_probability"] == 0.0
+    assert never["a"]["quality"] is None
+    assert never["a"]["cost"] == 1.0
+
+
+def test_one_seed_borrows_the_spread_of_others_and_says_so(make_results, seeds):
+    alone = front(make_results([*seeds("a", [1.0], 1.0), *seeds("b", [1.1], 1.0)]))
+    assert {r["spread_from"] for r in alone.values()} == {"nothing"}
+    assert (alone["a"]["front_probability"], alone["b"]["front_probability"]) == (1.0, 0.0)
+    assert alone["a"]["quality_low"] is None
+    got = front(make_results([*seeds("a", [1.0], 1.0), *seeds("b", [1.1], 1.0), *seeds("c", [8.0, 9.0], 4.0)]))
+    assert [got[s]["spread_from"] for s in "abc"] == ["other settings", "other settings", "own seeds"]
+    assert 0.2 < got["b"]["front_probability"] < 0.5 < got["a"]["front_probability"] < 0.8
+
+
+def test_fronts_of_other_protocols_devices_and_larger_is_better(make_results, seeds):
+    trials = [*seeds("a", [1.0], 1.0), *seeds("b", [2.0], 2.0, hardware="Other"), *seeds("c", [3.0], 3.0)]
+    trials[2] |= {"fd_buffer_protocol": "q"}
+    assert {r["on_front"] for r in front(make_results(trials)).values()} == {True}
+    right = [t | {"accuracy_best": t["fd_buffer_best"] / 10, "seconds_per_iteration": 1.0} for t in trials]
+    right = [t | {"hardware": "x"} for t in right]
+    frame = settings_front(make_results(right).trials, "accuracy")
+    assert {r["setting_id"]: r["front_probability"] for r in records(frame)} == {"a": 0.0, "b": 0.0, "c": 1.0}
+    with pytest.raises(KeyError):
+        settings_front(make_results(right).trials, "nonsense")
+    assert len(settings_front(make_results([]).trials, "accuracy")) == 0
+
+
+def test_the_same_trials_give_the_same_probabilities(synthetic):
+    trials = load(synthetic(24)).trials
+    assert settings_front(trials, "fd_buffer").equals(settings_front(trials, "fd_buffer"))
+
+
+def test_cost_of_the_best_value_and_nothing_dropped(make_results, row):
+    trials = [
+        row("a", fd_buffer_best=1.0, fd_buffer_best_epoch=3, seconds_per_iteration=0.5),
+        row("b", "diverged", fd_buffer_best=3.0, fd_buffer_best_epoch=0, iterations_done=40),
+        row("c", "diverged", iterations_done=7),
+        row("d", "failed", seconds_per_iteration=None),
+    ]
+    got = [
+        (r["trial_id"], r["quality"], r["iterations"], r["seconds"])
+        for r in records(cost_points(make_results(trials).trials, "fd_buffer"))
+    ]
+    assert got == [("a", 1.0, 300, 150.0), ("b", 3.0, 40, 0.4), ("c", None, 7, 0.07)]
+
+
+def test_along_a_line_of_equal_cost_the_cost_is_equal_and_inside_the_frame():
+    lines = iso_cost([3.0, 90.0, 4000.0], (10.0, 1000.0), (0.1, 20.0))
+    assert lines[0][0] == 5.0
+    assert len(lines) >= 3
+    for level, iterations, paces in lines:
+        assert [i * p for i, p in zip(iterations, paces, strict=True)] == pytest.approx([level, level])
+        assert 10.0 <= iterations[0] < iterations[1] <= 1000.0
+        assert 0.1 * (1 - 1e-9) <= min(paces) <= max(paces) <= 20.0 * (1 + 1e-9)
+    assert iso_cost([], (1.0, 2.0), (1.0, 2.0)) == []
+    with pytest.raises(ValueError, match="> 0"):
+        iso_cost([1.0], (0.0, 2.0), (1.0, 2.0))

@@ -1,0 +1,411 @@
+"""Which field matters: how much each searched field tells about quality, time and divergence, and which act together.
+
+Two models predict a trial's result from its setting: a small random forest, and a linear (for divergence: logistic)
+one. Both are scored on settings they have not seen (cross-validation by setting, so that seeds of one setting never
+stand on both sides), as the share of the spread they explain. A field's importance is half of what its values, drawn
+anew from all trials, add to the squared error of held-out settings (permutation importance, Breiman 2001): half, as
+then it is the share of the spread that comes from the field, its interactions included (Jansen 1999), and an
+interaction counts for each of its fields. Where a model's skill is no better than chance it has no importances to show,
+and that is said.
+
+An importance is about the settings a study tried: a field that a sampler kept near one value looks unimportant.
+PED-ANOVA is Optuna's (`optuna.importance.PedAnovaImportanceEvaluator` on the study's `optuna.db`), not computed here.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import Counter
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+from scipy import stats
+from sklearn import config_context
+from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import GroupKFold
+
+from analysis.aggregate import ENDED_BADLY, JUDGED, Trial
+from analysis.grouping import sort_key
+from analysis.load import records, typed_frame
+from analysis.words import symbol, text
+from trainables.schema import METRIC_BY_NAME, Column, Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+    from numpy.typing import NDArray
+
+FEWEST_TRIALS = 10
+FEWEST_SETTINGS = 5
+"""Settings below which held-out settings say nothing."""
+FOLDS = 5
+REPEATS = 10
+"""Times a field's values are drawn anew."""
+CHANCE_P = 0.05
+TREES = 50
+_RIDGE = 0.1
+"""Ridge of the linear model, in squared standard deviations of a feature: enough for indicators that add up to 1."""
+MOST_PAIRED = 4
+"""Most important fields whose pairs are looked at."""
+_GRID_ROWS = 40
+"""Rows at which interactions are computed."""
+_DECADE = 10.0
+
+Kind = Literal["quality", "time", "divergence"]
+
+IMPORTANCE_COLUMNS: tuple[Column, ...] = (
+    Column("field", "string", "the setting"),
+    Column("model", "string", "forest or linear"),
+    Column("importance", "float64", "share of the spread that comes from the field; null at chance"),
+    Column("se", "float64", "its standard error over settings"),
+    Column("direction", "float64", "linear model: change of the target per sd of the field; null for text and forests"),
+)
+PAIR_COLUMNS: tuple[Column, ...] = (
+    Column("first", "string", "a setting"),
+    Column("second", "string", "another"),
+    Column("share", "float64", "share of their joint effect that is no sum of the two (Friedman's H squared)"),
+    Column("strength", "float64", "standard deviation of that part, in the target's units"),
+)
+
+
+@dataclass(frozen=True)
+class Skill:
+    """How well a model predicts settings it has not seen."""
+
+    model: str
+    share: float
+    """1 - squared error / that of predicting the training mean: R squared, or Brier's skill score; below 0 is worse."""
+    p: float
+    """One-sided p value, over settings, that the mean is as good (t test of the differences of squared errors)."""
+
+    @property
+    def better_than_chance(self) -> bool:
+        """Whether its importances mean anything."""
+        return self.share > 0 and self.p < CHANCE_P
+
+    def __str__(self) -> str:
+        """The skill in words."""
+        verdict = "" if self.better_than_chance else ", no better than chance"
+        return f"{self.model} explains {self.share:.0%} of held-out settings (p = {self.p:.2g}){verdict}"
+
+
+@dataclass(frozen=True)
+class Importance:
+    """What the fields tell about one target."""
+
+    target: str
+    """The metric, seconds_per_iteration, or divergence."""
+    label: str
+    trials: int
+    settings: int
+    skills: tuple[Skill, ...]
+    fields: pd.DataFrame
+    """`IMPORTANCE_COLUMNS`, those of most importance to the forest first."""
+    pairs: pd.DataFrame
+    """`PAIR_COLUMNS`, strongest first; no rows where the forest is at chance."""
+    refusal: str
+    """Why there is nothing to show; empty where there is."""
+    remarks: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """The result in words."""
+        if self.refusal:
+            return [f"{self.label}: {self.refusal}", *self.remarks]
+        best = max((s for s in self.skills if s.better_than_chance), key=lambda s: s.share)
+        rows = [r for r in records(self.fields) if r["model"] == best.model]
+        rows.sort(key=lambda r: -r["importance"])
+        shown = ", ".join(f"{symbol(r['field'])} {max(0.0, r['importance']):.0%}" for r in rows[:5])
+        lines = [f"{self.label}: {shown} ({best}; {self.trials} trials, {self.settings} settings)"]
+        lines += [str(s) for s in self.skills if s is not best]
+        for r in records(self.pairs)[:1]:
+            lines.append(
+                f"strongest interaction: {symbol(r['first'])} with {symbol(r['second'])}, "
+                f"{r['share']:.0%} of their joint effect"
+            )
+        return [*lines, *self.remarks]
+
+
+class _Model(Protocol):
+    def fit(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> Any: ...
+
+    def predict(self, x: NDArray[np.float64]) -> NDArray[np.float64]: ...
+
+
+def importances(trials: pd.DataFrame, fields: Sequence[str], metric: str | None, seed: int = 0) -> list[Importance]:
+    """Importances of the fields for quality (where a metric is given), time per iteration, and divergence.
+
+    Args:
+        trials: `TRIAL_COLUMNS` of one study.
+        fields: Settings that were varied.
+        metric: Name of a metric, or None.
+        seed: Of folds, forests and permutations; the same trials and seed give the same numbers.
+    """
+    kinds: list[Kind] = ["quality", "time", "divergence"] if metric is not None else ["time", "divergence"]
+    # A good part of the time of a small forest is scikit-learn's checks of the same arguments again and again.
+    with config_context(assume_finite=True, skip_parameter_validation=True):
+        return [importance(trials, fields, kind, metric, seed) for kind in kinds]
+
+
+def importance(
+    trials: pd.DataFrame, fields: Sequence[str], kind: Kind, metric: str | None = None, seed: int = 0
+) -> Importance:
+    """Importances of the fields for one target.
+
+    Args:
+        trials: `TRIAL_COLUMNS` of one study.
+        fields: Settings that were varied.
+        kind: quality (best `metric` of completed trials), time (per iteration), or divergence (whether a judged trial
+            diverged or collapsed).
+        metric: Name of a metric where `kind` is quality.
+        seed: See `importances`.
+    """
+    rows, y, label, remarks = _target(records(trials), kind, metric)
+    name = {"quality": str(metric), "time": "seconds_per_iteration", "divergence": "divergence"}[kind]
+    varied = [f for f in fields if len({text(t[f]) for t in rows}) > 1]
+    groups = _numbers([f"{t['study']}/{t['setting_id']}" for t in rows])
+    settings = len(set(groups.tolist()))
+
+    def result(refusal: str, skills: Sequence[Skill] = (), found: Any = (), pairs: Any = ()) -> Importance:
+        frames = typed_frame(found, IMPORTANCE_COLUMNS), typed_frame(pairs, PAIR_COLUMNS)
+        return Importance(name, label, len(rows), settings, tuple(skills), *frames, refusal, tuple(remarks))
+
+    if refusal := _refuse(len(rows), settings, varied, y, kind):
+        return result(refusal)
+    # Time and a distance are ratios: twice as much is twice as much wherever it starts.
+    ratio = kind != "divergence" and bool((y > 0).all()) and float(y.max() / y.min()) >= 2
+    if ratio:
+        y = np.log(y)
+        remarks.append(f"{label} taken on a log scale, as a ratio")
+    skills = []
+    found: list[dict[str, Any]] = []
+    for model in ("forest", "linear"):
+        columns = _columns(rows, varied, one_hot=model == "linear")
+        skill, scores = _permuted(model, kind, columns, y, groups, seed)
+        skills.append(skill)
+        slopes = _slopes(kind, columns, y) if model == "linear" else {}
+        for field in varied:
+            mean, se = scores[field] if skill.better_than_chance else (None, None)
+            direction = slopes.get(field) if skill.better_than_chance else None
+            found.append({"field": field, "model": model, "importance": mean, "se": se, "direction": direction})
+    if not any(s.better_than_chance for s in skills):
+        words = "; ".join(str(s) for s in skills)
+        return result(f"no importances: {words} ({len(rows)} trials, {settings} settings)", skills)
+    order = {f: -max(float(r["importance"] or 0.0) for r in found if r["field"] == f) for f in varied}
+    found.sort(key=lambda r: order[r["field"]])
+    ranked = sorted(varied, key=lambda f: order[f])
+    pairs = _pairs(kind, _columns(rows, varied, one_hot=False), y, ranked, seed) if skills[0].better_than_chance else []
+    return result("", skills, found, pairs)
+
+
+def _target(rows: Sequence[Trial], kind: Kind, metric: str | None) -> tuple[list[Trial], Any, str, list[str]]:
+    """The trials that have the target, its values, its name in words, and what was left out."""
+    remarks = []
+    if kind == "divergence":
+        judged = [t for t in rows if t["outcome"] in JUDGED]
+        if pruned := sum(t["outcome"] == Outcome.PRUNED for t in rows):
+            remarks.append(f"{pruned} pruned trials are left out: whether they would have diverged is not known")
+        y = np.array([float(t["outcome"] in ENDED_BADLY) for t in judged])
+        return judged, y, "divergence or collapse", remarks
+    if kind == "time":
+        chosen = [t for t in rows if t["seconds_per_iteration"]]
+        label, column, condition = "time per iteration", "seconds_per_iteration", "hardware"
+    else:
+        if metric is None:
+            raise ValueError("the importance for quality needs the name of a metric")
+        info = METRIC_BY_NAME[metric]
+        column, condition = f"{metric}_best", info.protocol_column
+        # The best of a diverged trial says how far it came, not how good its setting is.
+        chosen = [t for t in rows if t["outcome"] == Outcome.COMPLETED and t[column] is not None]
+        label = f"{info.label} of completed trials"
+    kinds = Counter(t[condition] for t in chosen)
+    if len(kinds) > 1:
+        most = max(kinds, key=lambda k: kinds[k])
+        remarks.append(f"{len(chosen) - kinds[most]} trials of another {condition.rpartition('_')[2]} are left out")
+        chosen = [t for t in chosen if t[condition] == most]
+    return chosen, np.array([float(t[column]) for t in chosen]), label, remarks
+
+
+def _refuse(trials: int, settings: int, varied: Sequence[str], y: NDArray[np.float64], kind: Kind) -> str:
+    if trials < FEWEST_TRIALS:
+        return f"too few trials for importances: {trials}, {FEWEST_TRIALS} needed"
+    if settings < FEWEST_SETTINGS:
+        return f"too few settings for importances: {settings}, {FEWEST_SETTINGS} needed"
+    if not varied:
+        return "no field was varied"
+    if kind == "divergence" and min(y.sum(), (1 - y).sum()) < 2:
+        return f"{int(y.sum())} of {trials} diverged or collapsed: nothing to tell apart"
+    return "all values are the same" if float(np.ptp(y)) == 0 else ""
+
+
+# ------------------------------------------------------------------------------------------------------ features
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Features of the trials, and which columns belong to a field."""
+
+    features: NDArray[np.float64]
+    of: dict[str, list[int]]
+    numeric: frozenset[str]
+
+
+def _columns(rows: Sequence[Trial], fields: Sequence[str], *, one_hot: bool) -> _Columns:
+    """Features of the fields: numbers on a log scale where they span a decade; a missing number has its own column.
+
+    Args:
+        rows: Trials.
+        fields: Settings.
+        one_hot: Text as an indicator per value and numbers standardised, as a linear model needs; else as its rank.
+    """
+    parts: list[NDArray[np.float64]] = []
+    of: dict[str, list[int]] = {}
+    numeric = set()
+    for field in fields:
+        values = [t[field] for t in rows]
+        known = [v for v in values if v is not None]
+        if known and all(isinstance(v, (int, float)) for v in known):
+            numeric.add(field)
+            numbers = np.array([math.nan if v is None else float(v) for v in values])
+            low, high = np.nanmin(numbers), np.nanmax(numbers)
+            scaled = np.log(numbers) if low > 0 and high / low >= _DECADE else numbers
+            missing = np.isnan(scaled)
+            filled = np.where(missing, np.nanmean(scaled), scaled)
+            own = [(filled - filled.mean()) / (filled.std() or 1.0)]
+            own += [missing.astype(np.float64)] if missing.any() else []
+        elif one_hot:
+            own = [np.array([float(text(v) == c) for v in values]) for c in dict.fromkeys(text(v) for v in values)]
+        else:
+            ranks = {v: i for i, v in enumerate(sorted(set(values), key=sort_key))}
+            own = [np.array([float(ranks[v]) for v in values])]
+        of[field] = list(range(len(parts), len(parts) + len(own)))
+        parts += own
+    return _Columns(np.column_stack(parts), of, frozenset(numeric))
+
+
+def _numbers(names: Sequence[str]) -> NDArray[np.int64]:
+    order = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    return np.array([order[name] for name in names], dtype=np.int64)
+
+
+# -------------------------------------------------------------------------------------------------------- models
+
+
+class _Classifier:
+    """A classifier as a model of the probability."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+        self._only: float | None = None
+
+    def fit(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> _Classifier:
+        self._only = float(y[0]) if np.ptp(y) == 0 else None
+        if self._only is None:
+            self._inner.fit(x, y > 0.5)
+        return self
+
+    def predict(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        if self._only is not None:
+            return np.full(len(x), self._only)
+        return np.asarray(self._inner.predict_proba(x)[:, 1], dtype=np.float64)
+
+
+def _make(model: str, kind: Kind, seed: int) -> _Model:
+    forest: dict[str, Any] = {"n_estimators": TREES, "min_samples_leaf": 2, "random_state": seed, "n_jobs": 1}
+    if kind == "divergence":
+        return _Classifier(RandomForestClassifier(**forest) if model == "forest" else LogisticRegression(max_iter=1000))
+    made: _Model = RandomForestRegressor(**forest) if model == "forest" else Ridge(alpha=_RIDGE)
+    return made
+
+
+def _permuted(
+    model: str, kind: Kind, columns: _Columns, y: NDArray[np.float64], groups: NDArray[np.int64], seed: int
+) -> tuple[Skill, dict[str, tuple[float, float]]]:
+    """Held-out skill, and each field's importance with its standard error over settings."""
+    rng = np.random.default_rng(seed)
+    x = columns.features
+    base, own = np.empty(len(y)), np.empty(len(y))
+    lost = {field: np.empty(len(y)) for field in columns.of}
+    folds = GroupKFold(min(FOLDS, len(set(groups.tolist()))), shuffle=True, random_state=seed)
+    for train, test in folds.split(x, y, groups):
+        fitted = _make(model, kind, seed)
+        fitted.fit(x[train], y[train])
+        base[test] = (y[test] - y[train].mean()) ** 2
+        own[test] = (y[test] - fitted.predict(x[test])) ** 2
+        for field, at in columns.of.items():
+            changed = np.repeat(x[None, test], REPEATS, axis=0)
+            # Drawn from all trials: a fold of few settings has too few values of its own to shuffle.
+            changed[:, :, at] = x[rng.integers(len(x), size=(REPEATS, len(test)))][:, :, at]
+            predicted = fitted.predict(changed.reshape(-1, x.shape[1])).reshape(REPEATS, -1)
+            lost[field][test] = ((y[test] - predicted) ** 2).mean(axis=0) - own[test]
+            lost[field][test] /= 2
+    spread = base.mean()
+    skill = Skill(model, float(1 - own.mean() / spread), _p_better(base - own, groups))
+    return skill, {f: _mean_se(values / spread, groups) for f, values in lost.items()}
+
+
+def _by_group(values: NDArray[np.float64], groups: NDArray[np.int64]) -> NDArray[np.float64]:
+    return np.bincount(groups, weights=values) / np.bincount(groups)
+
+
+def _p_better(gain: NDArray[np.float64], groups: NDArray[np.int64]) -> float:
+    """P value that the mean gain over settings is at most 0: seeds of one setting are one observation."""
+    by_setting = _by_group(gain, groups)
+    if float(np.ptp(by_setting)) == 0:
+        return 0.0 if by_setting[0] > 0 else 1.0
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Precision loss", category=RuntimeWarning)
+        return float(stats.ttest_1samp(by_setting, 0.0, alternative="greater").pvalue)
+
+
+def _mean_se(values: NDArray[np.float64], groups: NDArray[np.int64]) -> tuple[float, float]:
+    by_setting = _by_group(values, groups)
+    return float(values.mean()), float(by_setting.std(ddof=1) / math.sqrt(len(by_setting)))
+
+
+def _slopes(kind: Kind, columns: _Columns, y: NDArray[np.float64]) -> dict[str, float]:
+    """Change of the target (divergence: of its log-odds) per standard deviation of each numeric field."""
+    model = LogisticRegression(max_iter=1000) if kind == "divergence" else Ridge(alpha=_RIDGE)
+    model.fit(columns.features, y > 0.5 if kind == "divergence" else y)
+    weights = np.ravel(model.coef_)
+    return {f: float(weights[columns.of[f][0]]) for f in columns.of if f in columns.numeric}
+
+
+def _pairs(
+    kind: Kind, columns: _Columns, y: NDArray[np.float64], ranked: Sequence[str], seed: int
+) -> list[dict[str, Any]]:
+    """Interactions of the most important fields in the forest (Friedman and Popescu 2008, H squared of a pair).
+
+    Partial dependences are taken at the trials' own settings, centred; the part of a pair's that is no sum of the two
+    single ones is its interaction.
+    """
+    fitted = _make("forest", kind, seed)
+    fitted.fit(columns.features, y)
+    rng = np.random.default_rng(seed)
+    rows = columns.features
+    if len(rows) > _GRID_ROWS:
+        rows = rows[np.sort(rng.choice(len(rows), _GRID_ROWS, replace=False))]
+    n = len(rows)
+
+    def dependence(fields: Sequence[str]) -> NDArray[np.float64]:
+        at = [i for f in fields for i in columns.of[f]]
+        grid = np.repeat(rows[None], n, axis=0)  # one copy of the rows for every setting of the fields
+        grid[:, :, at] = rows[:, None, at]
+        values = fitted.predict(grid.reshape(n * n, -1)).reshape(n, n).mean(axis=1)
+        return np.asarray(values - values.mean(), dtype=np.float64)
+
+    top = ranked[:MOST_PAIRED]
+    single = {f: dependence([f]) for f in top}
+    found = []
+    for first, second in combinations(top, 2):
+        joint = dependence([first, second])
+        rest = joint - single[first] - single[second]
+        whole = float((joint**2).sum())
+        share = float((rest**2).sum()) / whole if whole > 0 else 0.0
+        strength = float(np.sqrt((rest**2).mean()))
+        found.append({"first": first, "second": second, "share": share, "strength": strength})
+    return sorted(found, key=lambda r: -float(r["strength"]))

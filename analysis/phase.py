@@ -1,0 +1,391 @@
+"""Phase diagram over two fields: where trials ended, the estimated stable region, its edge, and what nobody tried.
+
+"Bad" is a trial that diverged or collapsed, of those that were judged (completed, diverged, collapsed); a trial that
+was cut off or failed is drawn and not counted. The region is a logistic regression (scikit-learn's, ridge) of ending
+badly on both fields and their product, a number on a log scale where its values span a decade. Its band is Laplace's
+approximation with the ridge penalty as a Gaussian prior, so it widens away from the trials and stays finite where they
+are perfectly separated (a bootstrap would call those certain). It knows one edge (curved by the product): islands and
+holes are not in it, which is why every trial and the count of each cell stand beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise, product
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import stats
+from scipy.special import expit, log_expit, logit
+from sklearn.linear_model import LogisticRegression
+
+from analysis.aggregate import ENDED_BADLY, JUDGED, Trial, wilson
+from analysis.figure_data import Axis, axis, outcome_fields
+from analysis.load import Results, records, typed_frame
+from analysis.summary import varied_or_all
+from analysis.words import symbol, text
+from trainables.schema import Column
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+    from numpy.typing import NDArray
+
+FEWEST_TRIALS = 10
+"""Judged trials below which no region is estimated."""
+FEWEST_OF_KIND = 2
+"""Trials that must have ended well, and badly, for an edge between them to be estimated."""
+WORST_P = 0.05
+"""P value of the likelihood-ratio test from which the two fields explain nothing, and no region is shown."""
+PRIOR_SD = 2.5
+"""Standard deviation of the prior on a slope, per standard deviation of its feature (scale of Gelman et al. 2008)."""
+INTERCEPT_SD = 10.0
+"""The same of the intercept."""
+DECADE = 10.0
+"""Ratio of largest to smallest from which a positive number is taken on a log scale."""
+_Z = 1.959963984540054
+_FINE = 41
+_BINS = 6
+
+CELL_COLUMNS: tuple[Column, ...] = (
+    Column("x", "string", "the cell's value or range of the first field, in words"),
+    Column("y", "string", "the same of the second"),
+    Column("x_low", "float64", "left edge on the first field's axis"),
+    Column("x_high", "float64", "right edge"),
+    Column("y_low", "float64", "lower edge on the second field's axis"),
+    Column("y_high", "float64", "upper edge"),
+    Column("trials", "int64", "trials in the cell, whatever became of them"),
+    Column("judged", "int64", "of which completed, diverged or collapsed"),
+    Column("bad", "int64", "of which diverged or collapsed"),
+    Column("rate", "float64", "bad / judged; null without judged trials", "fraction"),
+    Column("low", "float64", "lower bound of its 95% Wilson interval", "fraction"),
+    Column("high", "float64", "upper bound of it", "fraction"),
+    Column("state", "string", "unexplored, unjudged, good (all ended well), bad (none did) or mixed"),
+)
+
+
+@dataclass(frozen=True)
+class Surface:
+    """Estimated probability of ending badly over a grid of positions, with its 95% band; arrays of shape (y, x)."""
+
+    x: NDArray[np.float64]
+    """Positions on the first field's axis."""
+    y: NDArray[np.float64]
+    probability: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+    def region(self, limit: float) -> NDArray[np.int64]:
+        """-1 where the whole band lies below `limit` (stable), 1 where above it (not), 0 where undecided."""
+        return np.where(self.high < limit, -1, np.where(self.low > limit, 1, 0)).astype(np.int64)
+
+
+EDGE_COLUMNS: tuple[Column, ...] = (
+    Column("x", "float64", "position on the first field's axis"),
+    Column("y", "float64", "position on the second's at which the probability is the limit; null outside the range"),
+    Column("y_low", "float64", "lowest position whose band holds the limit; null where none does"),
+    Column("y_high", "float64", "highest position whose band holds the limit"),
+)
+
+
+@dataclass(frozen=True)
+class PhaseDiagram:
+    """Everything a phase diagram shows."""
+
+    x: Axis
+    y: Axis
+    limit: float
+    """Probability of ending badly at the edge of the stable region."""
+    cells: pd.DataFrame
+    """`CELL_COLUMNS`."""
+    surface: Surface | None
+    edge: pd.DataFrame
+    """`EDGE_COLUMNS`; no rows without a surface, or where a field is of text, which has no order."""
+    judged: int
+    bad: int
+    left_out: int
+    """Trials that were not judged, or whose value of a field is missing."""
+    refusal: str
+    """Why no region was estimated; empty where one was."""
+
+    def lines(self) -> list[str]:
+        """What the diagram supports, in words."""
+        states = self.cells["state"].value_counts()
+        counts = wilson(self.bad, self.judged).of("diverged or collapsed")
+        lines = [self.refusal or counts]
+        unexplored = int(states.get("unexplored", 0))
+        if unexplored:
+            lines.append(f"{unexplored} of {len(self.cells)} cells hold no trial")
+        if self.surface is not None:
+            region = self.surface.region(self.limit)
+            shares = [float((region == kind).mean()) for kind in (-1, 0, 1)]
+            lines.append(
+                f"of the range tried, {shares[0]:.0%} is below a rate of {self.limit:.0%} at 95%, {shares[2]:.0%} "
+                f"above, {shares[1]:.0%} undecided (logistic model)"
+            )
+        if self.left_out:
+            lines.append(f"{self.left_out} trials that were cut off, failed or lack a value are drawn, not counted")
+        return lines
+
+
+def phase_fields(results: Results, study: str) -> tuple[str, str]:
+    """K and alpha if the study varied both, else its two numeric fields of most values, else those of the outcomes."""
+    varied = varied_or_all(results, study)
+    if {"sampling_steps", "step_size"} <= set(varied):
+        return "sampling_steps", "step_size"
+    trials = records(results.trials[results.trials["study"] == study])
+    counts = {f: len({t[f] for t in trials} - {None}) for f in varied if _numeric([t[f] for t in trials])}
+    ranked = sorted((f for f in counts if counts[f] > 1), key=lambda f: (f != "sampling_steps", -counts[f]))
+    return (ranked[0], ranked[1]) if len(ranked) > 1 else outcome_fields(results, study)
+
+
+def phase(trials: pd.DataFrame, x: str, y: str, limit: float = 0.5) -> PhaseDiagram:
+    """The phase diagram of trials over two fields.
+
+    Args:
+        trials: `TRIAL_COLUMNS`.
+        x: A setting.
+        y: Another.
+        limit: Probability of ending badly at the edge of the stable region. At one half the edge is where the likelier
+            end changes, which few trials can show; at a few percent it takes many.
+    """
+    rows = records(trials)
+    horizontal, vertical = axis([t[x] for t in rows], x), axis([t[y] for t in rows], y)
+    cells = _cells(rows, horizontal, vertical)
+    judged = [t for t in rows if t["outcome"] in JUDGED and t[x] is not None and t[y] is not None]
+    bad = sum(t["outcome"] in ENDED_BADLY for t in judged)
+    refusal, surface = refuse(len(judged), bad), None
+    if not refusal:
+        surface, p = _surface(rows, judged, horizontal, vertical)
+        if p > WORST_P:
+            refusal = (
+                f"no edge to estimate: {symbol(x)} and {symbol(y)} do not explain which trials ended badly "
+                f"(likelihood-ratio p = {p:.2g}, {wilson(bad, len(judged)).of('bad')})"
+            )
+            surface = None
+    ordered = _numeric([t[x] for t in rows]) and _numeric([t[y] for t in rows])
+    edge = _edge(surface, limit) if surface is not None and ordered else []
+    return PhaseDiagram(
+        horizontal,
+        vertical,
+        limit,
+        typed_frame(cells, CELL_COLUMNS),
+        surface,
+        typed_frame(edge, EDGE_COLUMNS),
+        len(judged),
+        bad,
+        len(rows) - len(judged),
+        refusal,
+    )
+
+
+def refuse(judged: int, bad: int) -> str:
+    """Why no region can be estimated from so many trials; empty where it can."""
+    if judged < FEWEST_TRIALS:
+        return f"too few trials for a region: {judged} judged, {FEWEST_TRIALS} needed"
+    good = judged - bad
+    if min(bad, good) < FEWEST_OF_KIND:
+        which = f"{bad} of {judged} diverged or collapsed" if bad < good else f"{good} of {judged} completed"
+        return f"no edge to estimate: {which}; {wilson(bad, judged).of('bad')}"
+    return ""
+
+
+# --------------------------------------------------------------------------------------------------------- cells
+
+
+def _cells(rows: Sequence[Trial], x: Axis, y: Axis) -> list[dict[str, Any]]:
+    """Every combination of the fields' values, or of bins where a field has many, with its trials."""
+    columns, lines = _bins(rows, x), _bins(rows, y)
+    members: dict[tuple[int, int], list[Trial]] = {}
+    for trial in rows:
+        key = (_bin_of(x.position(trial[x.field]), columns), _bin_of(y.position(trial[y.field]), lines))
+        members.setdefault(key, []).append(trial)
+    found = []
+    for (i, (x_name, left, right)), (j, (y_name, bottom, top)) in product(enumerate(columns), enumerate(lines)):
+        group = members.get((i, j), [])
+        judged = [t for t in group if t["outcome"] in JUDGED]
+        bad = sum(t["outcome"] in ENDED_BADLY for t in judged)
+        rate = wilson(bad, len(judged))
+        found.append(
+            {"x": x_name, "y": y_name, "x_low": left, "x_high": right, "y_low": bottom, "y_high": top}
+            | {"trials": len(group), "judged": len(judged), "bad": bad}
+            | {"rate": rate.rate, "low": rate.low, "high": rate.high, "state": _state(len(group), len(judged), bad)}
+        )
+    return found
+
+
+def _state(trials: int, judged: int, bad: int) -> str:
+    if not trials:
+        return "unexplored"
+    if not judged:
+        return "unjudged"
+    return "good" if bad == 0 else "bad" if bad == judged else "mixed"
+
+
+def _bins(rows: Sequence[Trial], place: Axis) -> list[tuple[str, float, float]]:
+    """Name and edges of the cells along an axis."""
+    if place.discrete:
+        return [(label, i - 0.5, i + 0.5) for i, label in enumerate(place.labels)]
+    positions = [place.position(t[place.field]) for t in rows]
+    edges = [float(v) for v in np.linspace(min(positions), max(positions), _BINS + 1)]
+    names = [f"{10**e if place.logarithmic else e:.3g}" for e in edges]
+    return [(f"{a} to {b}", low, high) for (a, b), (low, high) in zip(pairwise(names), pairwise(edges), strict=True)]
+
+
+def _bin_of(position: float, bins: Sequence[tuple[str, float, float]]) -> int:
+    uppers = [high for _, _, high in bins]
+    return min(int(np.searchsorted(uppers, position, side="right")), len(bins) - 1)
+
+
+# --------------------------------------------------------------------------------------------------------- model
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A field as features: one standardised number, or an indicator per value of a field of text."""
+
+    categories: tuple[str, ...]
+    """Values in words where the field is of text; empty for a number."""
+    logarithmic: bool
+    mean: float
+    sd: float
+
+    @classmethod
+    def of(cls, values: Sequence[Any]) -> Encoder:
+        """The encoder of a field, from its values."""
+        if not _numeric(values):
+            return cls(tuple(dict.fromkeys(text(v) for v in values)), False, 0.0, 1.0)
+        numbers = np.array([float(v) for v in values])
+        low, high = numbers.min(), numbers.max()
+        logarithmic = bool(low > 0 and high / low >= DECADE)
+        scaled = np.log(numbers) if logarithmic else numbers
+        return cls((), logarithmic, float(scaled.mean()), float(scaled.std()) or 1.0)
+
+    def __call__(self, values: Sequence[Any]) -> NDArray[np.float64]:
+        """Features of values, shape (n, features)."""
+        if self.categories:
+            return np.array([[float(text(v) == c) for c in self.categories] for v in values])
+        numbers = np.array([float(v) for v in values])
+        return ((np.log(numbers) if self.logarithmic else numbers) - self.mean)[:, None] / self.sd
+
+
+@dataclass(frozen=True)
+class Logistic:
+    """A ridge logistic regression with Laplace's approximation of its posterior."""
+
+    weights: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+
+    @classmethod
+    def fit(cls, features: NDArray[np.float64], bad: NDArray[np.bool_]) -> Logistic:
+        """Fit.
+
+        Args:
+            features: Shape (n, d), standardised.
+            bad: Shape (n,); both values must occur.
+        """
+        design = cls._design(features)
+        # scikit-learn minimises w'w / 2 + C sum(loss): a prior of variance C on every weight. The intercept gets its
+        # own by the size of its column.
+        model = LogisticRegression(C=PRIOR_SD**2, fit_intercept=False, tol=1e-8, max_iter=1000).fit(design, bad)
+        weights = np.asarray(model.coef_[0], dtype=np.float64)
+        p = expit(design @ weights)
+        precision = design.T @ (design * (p * (1 - p))[:, None]) + np.eye(design.shape[1]) / PRIOR_SD**2
+        return cls(weights, np.linalg.inv(precision))
+
+    def __call__(self, features: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Log-odds at features of shape (n, d), and their standard deviation."""
+        design = self._design(features)
+        variance = np.einsum("ij,jk,ik->i", design, self.covariance, design)
+        return design @ self.weights, np.sqrt(variance)
+
+    @staticmethod
+    def _design(features: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.column_stack([np.full(len(features), INTERCEPT_SD / PRIOR_SD), features])
+
+
+def _surface(rows: Sequence[Trial], judged: Sequence[Trial], x: Axis, y: Axis) -> tuple[Surface, float]:
+    """The surface, and the p value of the likelihood-ratio test against one rate for all trials."""
+    # Scales come from all trials, so that the surface covers what was tried.
+    having = [t for t in rows if t[x.field] is not None and t[y.field] is not None]
+    encoders = Encoder.of([t[x.field] for t in having]), Encoder.of([t[y.field] for t in having])
+
+    def features(xs: Sequence[Any], ys: Sequence[Any]) -> NDArray[np.float64]:
+        a, b = encoders[0](xs), encoders[1](ys)
+        return np.column_stack([a, b, (a[:, :, None] * b[:, None, :]).reshape(len(a), -1)])
+
+    seen = features([t[x.field] for t in judged], [t[y.field] for t in judged])
+    bad = np.array([t["outcome"] in ENDED_BADLY for t in judged])
+    model = Logistic.fit(seen, bad)
+    (x_at, x_values), (y_at, y_values) = _grid(having, x), _grid(having, y)
+    pairs = list(product(y_values, x_values))
+    odds, sd = model(features([b for _, b in pairs], [a for a, _ in pairs]))
+    shape = (len(y_at), len(x_at))
+    curves = (expit(v).reshape(shape) for v in (odds, odds - _Z * sd, odds + _Z * sd))
+    return Surface(np.array(x_at), np.array(y_at), *curves), likelihood_ratio_p(model, seen, bad)
+
+
+def likelihood_ratio_p(model: Logistic, features: NDArray[np.float64], bad: NDArray[np.bool_]) -> float:
+    """P value that one rate for all trials explains them as well (chi-squared; the ridge makes it conservative)."""
+    odds, _ = model(features)
+    rate = float(bad.mean())
+    base = bad.sum() * math.log(rate) + (~bad).sum() * math.log(1 - rate)
+    fitted = float(np.where(bad, log_expit(odds), log_expit(-odds)).sum())
+    freedom = int(np.linalg.matrix_rank(features - features.mean(axis=0)))
+    return float(stats.chi2.sf(max(0.0, 2 * (fitted - base)), max(freedom, 1)))
+
+
+def _grid(rows: Sequence[Trial], place: Axis) -> tuple[list[float], list[Any]]:
+    """Positions along an axis at which the surface is computed, and the field's values there."""
+    if place.discrete:
+        at = {place.position(t[place.field]): t[place.field] for t in rows}
+        return sorted(at), [at[p] for p in sorted(at)]
+    positions = [place.position(t[place.field]) for t in rows]
+    fine = [float(v) for v in np.linspace(min(positions), max(positions), _FINE)]
+    return fine, [10**v if place.logarithmic else v for v in fine]
+
+
+def _edge(surface: Surface, limit: float) -> list[dict[str, Any]]:
+    """The line where the probability is `limit`, and around it the positions at which the band holds the limit."""
+    found = []
+    for i, x in enumerate(surface.x):
+        low, high = surface.low[:, i], surface.high[:, i]
+        # The ends of what the band leaves open: where a bound crosses the limit, or the range itself.
+        open_at = [float(y) for y in surface.y[(low <= limit) & (high >= limit)]]
+        open_at += [y for bound in (low, high) for y in _crossings(surface.y, bound, limit)]
+        middle = _crossings(surface.y, surface.probability[:, i], limit)
+        found.append(
+            {
+                "x": float(x),
+                "y": middle[0] if middle else None,
+                "y_low": min(open_at, default=None),
+                "y_high": max(open_at, default=None),
+            }
+        )
+    return found
+
+
+def _crossings(at: NDArray[np.float64], probability: NDArray[np.float64], limit: float) -> list[float]:
+    """Positions at which a curve crosses `limit`, straight in its log-odds between grid points."""
+    odds = logit(np.clip(probability, 1e-12, 1 - 1e-12)) - float(logit(limit))
+    return [
+        float(a + (b - a) * u / (u - v))
+        for (a, b), (u, v) in zip(pairwise(at), pairwise(odds), strict=True)
+        if (u < 0) != (v < 0)
+    ]
+
+
+def _numeric(values: Sequence[Any]) -> bool:
+    known = [v for v in values if v is not None]
+    return bool(known) and all(isinstance(v, (int, float)) and math.isfinite(v) for v in known)
+
+
+def phase_caption(diagram: PhaseDiagram) -> str:
+    """What the figure shows, in words for under it."""
+    return (
+        f"Phase diagram over {symbol(diagram.x.field)} and {symbol(diagram.y.field)}: "
+        + "; ".join(diagram.lines())
+        + ". Hatched: no trial."
+    )

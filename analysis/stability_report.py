@@ -1,0 +1,178 @@
+"""What the report shows of stability beyond survival curves: figures with their captions and data, tables, words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from analysis.detector import Replay, recorded, replay_recordings
+from analysis.figure_data import survival_fields
+from analysis.importance import IMPORTANCE_COLUMNS, Importance, importances
+from analysis.load import Results, records, typed_frame
+from analysis.phase import phase, phase_caption, phase_fields
+from analysis.stability import compute_by, decisions, hazard, logrank_lines, logrank_pairs, survival_by
+from analysis.stability_figures import draw_phase, hazard_figure, importance_figure
+from analysis.summary import duration, explanatory_fields, objective, setting_text, varied_or_all
+from analysis.words import symbol, text
+from trainables.schema import CAUSE_TEXT, Cause, Column
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+    import plotly.graph_objects as go
+
+NOTHING = "–"
+_FEWEST_EVENTS = 3
+"""Divergences below which a hazard over training is only its upper bound."""
+_PARTS = ("useful", "diverged", "collapsed", "failed", "open", "evaluation", "replayed", "lost", "other")
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure with what belongs to it."""
+
+    name: str
+    """phase, hazard or importance."""
+    figure: go.Figure
+    caption: str
+    data: pd.DataFrame
+    code: str
+    """The call that gives the data, over `trials` of the study."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table for people."""
+
+    title: str
+    note: str
+    header: list[str]
+    rows: list[list[str]]
+
+
+def stability_drawings(results: Results, study: str) -> list[Drawn]:
+    """Phase diagram, hazard over training, and importances of a study; those that its trials allow."""
+    trials = results.trials[results.trials["study"] == study]
+    if not len(trials):
+        return []
+    x, y = phase_fields(results, study)
+    diagram = phase(trials, x, y)
+    code = f"analysis.phase.phase(trials, {x!r}, {y!r}).cells"
+    drawn = [Drawn("phase", draw_phase(diagram, trials), phase_caption(diagram), diagram.cells, code)]
+    telling = [f for f in explanatory_fields(trials, survival_fields(results, study)) if f is not None][:1]
+    by = telling[0] if telling else None
+    rates = hazard(trials, by)
+    if len(rates) and int(rates["events"].sum()) >= _FEWEST_EVENTS:
+        caption = (
+            "Hazard over training" + (f", by {symbol(by)}" if by else "") + ": divergences per iteration at risk, with "
+            "exact 95% Poisson intervals. A triangle is the upper bound where none diverged; dotted lines part the "
+            "bins, which follow the divergences."
+        )
+        drawn.append(
+            Drawn("hazard", hazard_figure(trials, by), caption, rates, f"analysis.stability.hazard(trials, {by!r})")
+        )
+    found = study_importances(results, study)
+    figure = importance_figure(found)
+    if figure is not None:
+        caption = (
+            "Which field matters: share of the spread between held-out settings that comes from each field, its "
+            "interactions included, with two standard errors. "
+            + " ".join(f"{line[:1].upper()}{line[1:]}." for line in importance_lines(found))
+        )
+        code = "analysis.stability_report.importance_rows(analysis.stability_report.study_importances(results, study))"
+        drawn.append(Drawn("importance", figure, caption, importance_rows(found), code))
+    return drawn
+
+
+def study_importances(results: Results, study: str) -> list[Importance]:
+    """Importances of a study's varied fields for its objective, time and divergence."""
+    trials = results.trials[results.trials["study"] == study]
+    metric = objective(results, study)
+    return importances(trials, varied_or_all(results, study), metric.name if metric is not None else None)
+
+
+def importance_rows(found: Sequence[Importance]) -> pd.DataFrame:
+    """The importances of all targets as one frame: `target`, then `IMPORTANCE_COLUMNS`."""
+    rows = [{"target": i.target, **r} for i in found for r in records(i.fields)]
+    return typed_frame(rows, (Column("target", "string", "what is explained"), *IMPORTANCE_COLUMNS))
+
+
+def importance_lines(found: Sequence[Importance]) -> list[str]:
+    """All importances in words, refusals among them."""
+    return [line for i in found for line in i.lines()]
+
+
+def survival_lines(trials: pd.DataFrame, field: str) -> list[str]:
+    """What to say under a field's survival curves: log-rank tests between its groups, and informative censoring."""
+    lines = logrank_lines(logrank_pairs(trials, field))
+    return lines + [f"{symbol(field)} {c.value}: {c.remark}" for c in survival_by(trials, field) if c.remark]
+
+
+def decision_table(results: Results, study: str, limit: float = 0.1) -> Table:
+    """Every setting's divergence rate, whether it is decided about `limit`, and how many seeds would decide it."""
+    trials = results.trials[results.trials["study"] == study]
+    names = _setting_names(results, study)
+    rows = []
+    for r in records(decisions(trials, ["setting_id"], limit)):
+        seeds = NOTHING if r["more_seeds"] is None else text(r["more_seeds"])
+        rows.append([names[r["setting_id"]], f"{r['diverged']}/{r['trials']}", r["verdict"], seeds, r["note"]])
+    header = ["Setting", "Diverged", f"About {limit:.0%}", "More seeds", "95% Wilson interval, and what would decide"]
+    note = (
+        f"Decided is a setting whose whole interval lies on one side of {limit:.0%}. More seeds: at the rate seen so "
+        "far; a dash where no number would decide."
+    )
+    return Table("Divergence rate of every setting", note, header, rows)
+
+
+def warning_table(results: Results, study: str) -> Table | None:
+    """When the detector warned of every trial, beside the released check; None where no signals were kept."""
+    found, rules = recorded(results.of(study))
+    if not found:
+        return None
+    replay: Replay = replay_recordings(found, None, rules)
+    rows = []
+    for r in records(replay.table()):
+        cause = NOTHING if r["alarm_cause"] is None else CAUSE_TEXT[Cause(r["alarm_cause"])]
+        saved = NOTHING if r["saved_iterations"] is None else text(r["saved_iterations"])
+        time = NOTHING if r["saved_seconds"] is None else duration(r["saved_seconds"])
+        ends = " (recording ends)" if r["cut_short"] and r["alarm_cause"] is not None else ""
+        released = _or_dash(r["released_iteration"]) + ends
+        row = [r["run"].rpartition("/")[2], r["outcome"], r["verdict"], _or_dash(r["alarm_iteration"]), cause]
+        rows.append([*row, released, _or_dash(r["lead"]), saved, time])
+    header = ["Trial", "Outcome", "Verdict", "Alarm", "Cause", "|loss| > 1e5", "Lead", "Saved iterations", "Saved"]
+    return Table("Early warning", "; ".join(" ".join(line.split()) for line in replay.lines()) + ".", header, rows)
+
+
+def compute_table(results: Results, study: str) -> Table:
+    """Where the time of every setting went, most first, and of all in the last row."""
+    trials = results.trials[results.trials["study"] == study]
+    names = _setting_names(results, study)
+    rows = records(compute_by(trials))
+    with_gpu = any(r["gpu_spent"] for r in rows)
+    shown = [p for p in _PARTS if any(r[p] for r in rows)]
+    total = {k: sum(r[k] for r in rows) for k in rows[0] if k != "setting_id"} if rows else {}
+    lines = [
+        [label, text(r["trials"]), *(duration(r[p]) if r[p] else NOTHING for p in (*shown, "spent", "saved"))]
+        + ([duration(r["gpu_spent"])] if with_gpu else [])
+        for label, r in [*((names[r["setting_id"]], r) for r in rows), *([("all", total)] if rows else [])]
+    ]
+    header = [
+        "Setting",
+        "Trials",
+        *(p.capitalize() for p in shown),
+        "Spent",
+        "Saved",
+        *(["GPU time"] if with_gpu else []),
+    ]
+    return Table("Compute of every setting", "Saved was never spent; the other columns add up to spent.", header, lines)
+
+
+def _setting_names(results: Results, study: str) -> dict[str, str]:
+    fields = varied_or_all(results, study)
+    trials: list[dict[str, Any]] = records(results.trials[results.trials["study"] == study])
+    return {t["setting_id"]: setting_text(t, fields) or t["setting_id"] for t in trials}
+
+
+def _or_dash(value: Any) -> str:
+    return NOTHING if value is None else text(value)

@@ -1,0 +1,167 @@
+"""Importances: against functions whose answer is known, refusals in words, no skill claimed on noise."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from analysis.importance import _by_group, _p_better, importance, importances
+from analysis.load import load, records
+from analysis.stability_figures import importance_figure
+
+FIELDS = ("sampling_steps", "step_size", "reinit_probability", "initial")
+
+
+@pytest.fixture
+def drawn(make_results, row):
+    """Builder of n settings over four fields whose results are a function of them, two seeds each."""
+
+    def make(n, quality=None, bad=None, **values):
+        rng = np.random.default_rng(5)
+        trials = []
+        for i in range(n):
+            setting = {
+                "sampling_steps": int(rng.integers(3, 21)),
+                "step_size": float(10 ** rng.uniform(-1, 1)),
+                "reinit_probability": float(rng.uniform(0.05, 0.3)),
+                "initial": str(rng.choice(["gaussian", "uniform"])),
+            }
+            for seed in range(2):
+                result = {} if quality is None else {"fd_buffer_best": float(quality(setting, rng))}
+                pace = 0.002 * setting["sampling_steps"] * (1 + 0.01 * rng.normal())
+                outcome = "diverged" if bad is not None and bad(setting, rng) else "completed"
+                common = {"setting_id": f"s{i}", "seed": seed, "seconds_per_iteration": pace, "fd_buffer_protocol": "p"}
+                trials.append(row(f"t{i}-{seed}", outcome, **setting, **common, **result, **values))
+        return make_results(trials).trials
+
+    return make
+
+
+def by_model(found, model):
+    return {r["field"]: r["importance"] for r in records(found.fields) if r["model"] == model}
+
+
+def test_an_additive_function_is_recovered_as_shares_of_its_variance(drawn):
+    trials = drawn(80, lambda s, _: 100 + 0.35 * s["sampling_steps"] + 12 * s["reinit_probability"])
+    found = importance(trials, FIELDS, "quality", "fd_buffer")
+    assert (found.trials, found.settings, found.refusal) == (160, 80, "")
+    linear = by_model(found, "linear")
+    parts = {"sampling_steps": 0.35, "reinit_probability": 12}
+    whole = trials["fd_buffer_best"].to_numpy(dtype=float).var()
+    for field, slope in parts.items():
+        assert linear[field] == pytest.approx((slope * trials[field].to_numpy(dtype=float)).var() / whole, abs=0.05)
+    assert linear["initial"] == pytest.approx(0, abs=0.01)
+    forest = by_model(found, "forest")
+    assert forest["sampling_steps"] > forest["reinit_probability"] > 0.1 > forest["step_size"]
+    assert {s.model: s.share > 0.9 for s in found.skills} == {"forest": True, "linear": True}
+    assert found.skills[1].share == pytest.approx(1, abs=1e-3)
+    assert records(found.fields)[0]["field"] == "sampling_steps"
+    slopes = {r["field"]: r["direction"] for r in records(found.fields) if r["model"] == "linear"}
+    spread = trials["sampling_steps"].to_numpy(dtype=float).std()
+    assert slopes["sampling_steps"] == pytest.approx(0.35 * spread, rel=0.02) and slopes["initial"] is None
+    assert records(found.pairs)[0]["share"] < 0.1
+
+
+def test_an_interaction_is_found_and_the_linear_model_admits_that_it_sees_nothing(drawn):
+    def crossed(s, rng):
+        return 50 + (1 if s["initial"] == "uniform" else -1) * (1 if s["reinit_probability"] > 0.15 else -1) * 5
+
+    found = importance(drawn(80, crossed), FIELDS, "quality", "fd_buffer")
+    pair = records(found.pairs)[0]
+    assert {pair["first"], pair["second"]} == {"initial", "reinit_probability"}
+    assert pair["share"] > 0.5 and pair["strength"] > 2
+    forest, linear = found.skills
+    assert forest.better_than_chance and not linear.better_than_chance
+    assert set(by_model(found, "linear").values()) == {None}
+    assert "linear explains" in found.lines()[1] and "no better than chance" in found.lines()[1]
+    assert found.lines()[2].startswith("strongest interaction: ")
+
+
+def test_divergence(drawn):
+    trials = drawn(60, bad=lambda s, rng: rng.random() < (0.95 if s["step_size"] > 1 else 0.05))
+    found = importance(trials, FIELDS, "divergence")
+    forest = by_model(found, "forest")
+    assert max(forest, key=forest.get) == "step_size"
+    assert forest["step_size"] > 0.4
+    slope = next(r for r in records(found.fields) if (r["field"], r["model"]) == ("step_size", "linear"))
+    assert slope["direction"] > 1
+
+
+def test_noise_has_no_importances(drawn):
+    trials = drawn(40, lambda s, rng: rng.normal(10, 1), bad=lambda s, rng: rng.random() < 0.5)
+    for kind in ("quality", "divergence"):
+        found = importance(trials, FIELDS, kind, "fd_buffer")
+        assert found.refusal.startswith("no importances: forest explains ")
+        assert "no better than chance" in found.refusal
+        assert len(found.fields) == len(found.pairs) == 0
+    assert importance_figure([found]) is None
+
+
+def test_seeds_of_a_setting_are_one_observation():
+    gain = np.array([1.0, 1.0, -0.5, 2.0, 2.0, 2.0])
+    groups = np.array([0, 0, 1, 2, 2, 2])
+    assert _by_group(gain, groups).tolist() == [1.0, -0.5, 2.0]
+    assert _p_better(gain, groups) == pytest.approx(
+        stats.ttest_1samp([1.0, -0.5, 2.0], 0, alternative="greater").pvalue
+    )
+    # A result that only tells settings apart (a number drawn per setting) is no skill on settings not seen.
+    assert _p_better(np.zeros(4), np.arange(4)) == 1.0
+
+
+def test_a_result_drawn_per_setting_is_not_learnt_through_its_seeds(drawn):
+    draws = {}
+    trials = drawn(40, lambda s, rng: draws.setdefault(s["step_size"], rng.normal(10, 1)))
+    assert importance(trials, FIELDS, "quality", "fd_buffer").refusal.startswith("no importances")
+
+
+def test_refusals_in_words(drawn, make_results, row):
+    few = drawn(4, lambda s, _: 1.0 + s["sampling_steps"])
+    assert importance(few, FIELDS, "time").refusal == "too few trials for importances: 8, 10 needed"
+    seeds = make_results([row(f"t{i}", setting_id=f"s{i % 2}", seed=i, sampling_steps=i % 2) for i in range(12)]).trials
+    assert importance(seeds, FIELDS, "time").refusal == "too few settings for importances: 2, 5 needed"
+    same = make_results([row(f"t{i}", setting_id=f"s{i}") for i in range(12)]).trials
+    assert importance(same, FIELDS, "time").refusal == "no field was varied"
+    calm = drawn(12)
+    assert importance(calm, FIELDS, "divergence").refusal == "0 of 24 diverged or collapsed: nothing to tell apart"
+    assert importance(calm, FIELDS, "divergence").lines()[0].startswith("divergence or collapse: 0 of 24")
+
+
+def test_what_is_left_out_is_said(drawn, make_results, row):
+    trials = drawn(12, lambda s, _: s["sampling_steps"])
+    other = make_results(
+        [row(f"x{i}", setting_id=f"x{i}", fd_buffer_best=99.0, fd_buffer_protocol="q") for i in range(3)]
+    ).trials
+    pruned = make_results([row("p", "pruned", fd_buffer_best=5.0)]).trials
+    import pandas as pd
+
+    both = pd.concat([trials, other, pruned], ignore_index=True)
+    found = importance(both, FIELDS, "quality", "fd_buffer")
+    assert found.trials == 24
+    assert "3 trials of another protocol are left out" in found.remarks
+    assert "1 pruned trials are left out" in importance(both, FIELDS, "divergence").remarks[0]
+
+
+def test_missing_numbers_are_a_value_of_their_own(make_results, row):
+    trials = [
+        row(f"t{i}", setting_id=f"s{i}", gradient_clamp=None if i % 2 else 1.0, sampling_steps=i % 5 + 1,
+            seconds_per_iteration=0.03 if i % 2 else 0.01)
+        for i in range(60)
+    ]  # fmt: skip
+    found = importance(make_results(trials).trials, ("gradient_clamp", "sampling_steps"), "time")
+    assert by_model(found, "linear")["gradient_clamp"] == pytest.approx(1, abs=0.15)
+    assert by_model(found, "forest")["sampling_steps"] == pytest.approx(0, abs=0.1)
+
+
+def test_the_same_seed_gives_the_same_numbers_and_the_figure_shows_them(synthetic):
+    results = load(synthetic(45))
+    fields = ("sampling_steps", "initial", "step_size")
+    first, second = (importances(results.trials, fields, "fd_buffer") for _ in range(2))
+    for a, b in zip(first, second, strict=True):
+        assert a.fields.equals(b.fields) and a.pairs.equals(b.pairs)
+    assert [i.target for i in first] == ["fd_buffer", "seconds_per_iteration", "divergence"]
+    assert by_model(first[1], "linear")["sampling_steps"] > 0.4
+    figure = importance_figure(first)
+    shown = [i for i in first if not i.refusal]
+    assert len(figure.layout.annotations) == len(shown)
+    drawn = sum(len(t.x) for t in figure.data)
+    assert drawn == sum(int(i.fields["importance"].notna().sum()) for i in shown)
+    assert figure.data[0].y[0] == "K"

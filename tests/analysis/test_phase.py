@@ -1,0 +1,219 @@
+"""Phase diagrams: the model against a direct optimisation, refusals in words, cells nobody tried kept apart."""
+
+import numpy as np
+import pytest
+from scipy import stats
+from scipy.optimize import minimize
+from scipy.special import expit
+
+from analysis.load import load, records
+from analysis.phase import (
+    INTERCEPT_SD,
+    PRIOR_SD,
+    Encoder,
+    Logistic,
+    likelihood_ratio_p,
+    phase,
+    phase_caption,
+    phase_fields,
+    refuse,
+)
+from analysis.stability_figures import hazard_figure, phase_figure
+
+
+@pytest.fixture
+def steep(make_results, row):
+    """120 trials over K and alpha that end badly where log(alpha) > log(K) - 0.5, with some noise."""
+    rng = np.random.default_rng(3)
+    trials = []
+    for i in range(120):
+        k, alpha = int(np.exp(rng.uniform(0, np.log(30)))), float(10 ** rng.uniform(-1, 1.3))
+        bad = rng.random() < expit(4 * (np.log(alpha) - np.log(k) + 0.5))
+        values = {"sampling_steps": k, "step_size": alpha, "setting_id": f"s{i}"}
+        trials.append(row(f"t{i}", ("collapsed" if i % 5 == 0 else "diverged") if bad else "completed", **values))
+    trials.append(row("cut", "pruned", sampling_steps=30, step_size=0.1))
+    return make_results(trials, varied=["sampling_steps", "step_size", "initial"])
+
+
+def test_logistic_is_the_penalised_optimum_with_laplaces_covariance():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(40, 2))
+    bad = rng.random(40) < expit(features @ [2.0, -1.0] + 0.5)
+
+    def posterior(w):
+        odds = w[0] + features @ w[1:]
+        prior = (w[0] / INTERCEPT_SD) ** 2 / 2 + (w[1:] ** 2).sum() / PRIOR_SD**2 / 2
+        return np.logaddexp(0, np.where(bad, -odds, odds)).sum() + prior
+
+    best = minimize(posterior, np.zeros(3), tol=1e-12).x
+    eye, step = np.eye(3), 1e-4
+    hessian = np.array(
+        [
+            [
+                sum(a * b * posterior(best + step * (a * eye[i] + b * eye[j])) for a in (1, -1) for b in (1, -1))
+                / (4 * step**2)
+                for j in range(3)
+            ]
+            for i in range(3)
+        ]
+    )
+    at = np.array([[0.3, -1.2], [5.0, 5.0]])
+    odds, sd = Logistic.fit(features, bad)(at)
+    design = np.column_stack([np.ones(2), at])
+    assert odds == pytest.approx(design @ best, abs=1e-3)
+    assert sd == pytest.approx(np.sqrt(np.diag(design @ np.linalg.inv(hessian) @ design.T)), rel=1e-3)
+
+
+def test_the_band_widens_away_from_the_trials_and_stays_finite_when_separated():
+    features = np.linspace(-1, 1, 12)[:, None]
+    odds, sd = Logistic.fit(features, features[:, 0] > 0)(np.array([[0.0], [1.0], [10.0]]))
+    assert np.isfinite(odds).all()
+    assert sd[0] < sd[1] < sd[2]
+    assert odds[0] == pytest.approx(0, abs=0.01)
+
+
+def test_likelihood_ratio_against_chi_squared_by_hand():
+    features = np.array([[-1.0], [1.0]] * 20)
+    bad = np.array([i % 2 == 1 and i < 30 for i in range(40)])  # none at -1, 15 of 20 at 1
+    p = likelihood_ratio_p(Logistic(np.array([-0.25, 1.0]), np.eye(2)), features, bad)
+    odds = np.where(features[:, 0] > 0, 0.0, -2.0)  # the intercept's column is 4
+    fitted = np.log(np.where(bad, expit(odds), expit(-odds))).sum()
+    base = 15 * np.log(15 / 40) + 25 * np.log(25 / 40)
+    assert p == pytest.approx(stats.chi2.sf(2 * (fitted - base), 1))
+
+
+def test_encoder():
+    logarithmic = Encoder.of([0.1, 1.0, 10.0])
+    assert logarithmic.logarithmic
+    assert logarithmic([0.1, 1.0, 10.0])[:, 0].tolist() == pytest.approx([-(1.5**0.5), 0, 1.5**0.5])
+    assert not Encoder.of([2, 5, 10]).logarithmic
+    assert not Encoder.of([0.0, 5.0]).logarithmic
+    assert Encoder.of(["a", "b", "a"])(["b", "a"]).tolist() == [[0, 1], [1, 0]]
+    assert Encoder.of([3, 3])([3]).tolist() == [[0.0]]
+
+
+def test_the_edge_is_found_and_its_band_holds_it(steep):
+    diagram = phase(steep.trials, "sampling_steps", "step_size")
+    assert (diagram.judged, diagram.left_out, diagram.refusal) == (120, 1, "")
+    inside = [e for e in records(diagram.edge) if e["y"] is not None]
+    assert len(inside) > 20
+    for e in inside:
+        assert e["y_low"] < e["y"] < e["y_high"]
+        truth = np.log10(diagram_k(diagram, e["x"])) - 0.5 / np.log(10)
+        assert e["y_low"] - 0.15 < truth < e["y_high"] + 0.15
+    region = diagram.surface.region(0.5)
+    assert {-1, 0, 1} == set(region.ravel().tolist())
+    assert region[0, -1] == -1 and region[-1, 0] == 1  # small alpha at large K is stable, the reverse is not
+    assert (diagram.surface.low <= diagram.surface.probability).all()
+    # A stricter limit leaves less that is certainly below it.
+    assert (diagram.surface.region(0.1) == -1).sum() < (region == -1).sum()
+    assert "of the range tried" in phase_caption(diagram)
+
+
+def diagram_k(diagram, position):
+    return 10**position if diagram.x.logarithmic else position
+
+
+def test_cells_account_for_every_trial_and_tell_unexplored_from_good(make_results, row):
+    trials = [
+        row("a", sampling_steps=1, step_size=1.0),
+        row("b", "diverged", sampling_steps=1, step_size=1.0),
+        row("c", "collapsed", sampling_steps=5, step_size=1.0),
+        row("d", "stopped", sampling_steps=5, step_size=2.0),
+        row("e", sampling_steps=10, step_size=2.0),
+    ]
+    diagram = phase(make_results(trials).trials, "sampling_steps", "step_size")
+    cells = {(c["x"], c["y"]): c for c in records(diagram.cells)}
+    assert {k: c["state"] for k, c in cells.items()} == {
+        ("1", "1"): "mixed",
+        ("1", "2"): "unexplored",
+        ("5", "1"): "bad",
+        ("5", "2"): "unjudged",
+        ("10", "1"): "unexplored",
+        ("10", "2"): "good",
+    }
+    assert sum(c["trials"] for c in cells.values()) == 5
+    assert (cells["10", "2"]["low"], cells["10", "2"]["rate"]) == (0, 0) and cells["10", "2"]["high"] > 0.7
+    assert cells["5", "2"]["rate"] is None
+    assert diagram.refusal == "too few trials for a region: 4 judged, 10 needed"
+    assert diagram.surface is None and len(diagram.edge) == 0
+
+
+def test_bins_of_many_values_hold_every_trial(steep):
+    diagram = phase(steep.trials, "sampling_steps", "step_size")
+    assert diagram.cells["trials"].sum() == 121
+    assert len(diagram.cells) == 36
+    for t in records(steep.trials):
+        x, y = diagram.x.position(t["sampling_steps"]), diagram.y.position(t["step_size"])
+        cells = diagram.cells
+        here = cells[(cells["x_low"] <= x) & (x <= cells["x_high"]) & (cells["y_low"] <= y) & (y <= cells["y_high"])]
+        assert (here["trials"] > 0).any()
+
+
+def test_refusals_in_words(make_results, row):
+    assert refuse(9, 4) == "too few trials for a region: 9 judged, 10 needed"
+    assert refuse(30, 0) == "no edge to estimate: 0 of 30 diverged or collapsed; 0/30 bad, at most 11% at 95%"
+    assert refuse(30, 29).startswith("no edge to estimate: 1 of 30 completed; 29/30 bad")
+    assert refuse(30, 2) == ""
+    # Every cell ends badly half of the time: nothing to see.
+    noise = [
+        row(f"t{i}", "diverged" if i % 2 else "completed", sampling_steps=1 + i // 2 % 3, step_size=1.0 + i // 6 % 3)
+        for i in range(36)
+    ]
+    diagram = phase(make_results(noise).trials, "sampling_steps", "step_size")
+    assert diagram.refusal.startswith("no edge to estimate: K and α do not explain which trials ended badly")
+    assert diagram.surface is None
+    assert diagram.lines()[0] == diagram.refusal
+
+
+def test_a_field_of_text_has_regions_and_no_edge(make_results, row):
+    trials = [
+        row(
+            f"t{i}",
+            "diverged" if i % 2 and i % 7 else "completed",
+            initial=["gaussian", "uniform"][i % 2],
+            sampling_steps=i // 2 % 4,
+        )
+        for i in range(240)
+    ]
+    diagram = phase(make_results(trials).trials, "sampling_steps", "initial")
+    assert diagram.surface is not None and len(diagram.edge) == 0
+    assert diagram.surface.region(0.5).tolist()[0] == [-1] * len(diagram.surface.x)
+
+
+def test_fields_of_the_diagram(steep, make_results, row):
+    assert phase_fields(steep, "demo") == ("sampling_steps", "step_size")
+    fields = ("buffer_size", "reinit_probability", "initial")
+    trials = [
+        row(f"t{i}", buffer_size=1000 * (1 + i % 3), reinit_probability=0.01 * i, initial="ab"[i % 2]) for i in range(8)
+    ]
+    assert phase_fields(make_results(trials, varied=fields), "demo") == ("reinit_probability", "buffer_size")
+    one = make_results([row("t1"), row("t2", initial="uniform")], varied=["initial"])
+    assert set(phase_fields(one, "demo")) == {"initial", "sampling_steps"}
+
+
+def test_figure_draws_every_trial_and_hatches_what_nobody_tried(steep, synthetic):
+    figure = phase_figure(steep, "demo")
+    named = {t.name.split(" (")[0]: t for t in figure.data if t.name}
+    drawn = sum(len(named[o].x) for o in ("completed", "diverged", "collapsed", "pruned"))
+    assert drawn == 121
+    empty = int((phase(steep.trials, "sampling_steps", "step_size").cells["state"] == "unexplored").sum())
+    assert named["no trial"].fillpattern.shape == "/"
+    assert named["no trial"].name == f"no trial ({empty} of 36 cells)"
+    assert len(named["no trial"].x) == 6 * empty
+    assert "edge: 50% end badly" in named and "bad rate below 50% at 95%" in named
+    few = phase_figure(load(synthetic(6)), "synthetic")
+    assert few.layout.annotations[0].text == "too few trials for a region: 6 judged, 10 needed"
+    assert not [t for t in few.data if t.type == "heatmap"]
+
+
+def test_hazard_figure_marks_bins_without_an_event(make_results, row):
+    trials = [row(f"d{i}", "diverged", iteration=10 + i, initial="uniform") for i in range(6)]
+    trials += [row(f"k{i}", iterations_done=100) for i in range(6)]
+    figure = hazard_figure(make_results(trials).trials, "initial")
+    quiet, loud = figure.data
+    assert (quiet.name, loud.name) == ("p0 gaussian (0 diverged)", "p0 uniform (6 diverged)")
+    assert quiet.marker.symbol == ("arrow-bar-down-open",)
+    assert quiet.y[0] == pytest.approx(-np.log(0.025) / 600)
+    assert loud.y[0] == pytest.approx(6 / sum(11 + i for i in range(6)))
+    assert loud.y[0] - loud.error_y.arrayminus[0] > 0

@@ -1,0 +1,201 @@
+"""What to run: the choice by its stated rule, honest numbers, times of the wanted device."""
+
+import pytest
+
+from analysis.aggregate import wilson
+from analysis.load import ResultsError
+from analysis.recommend import pace_on, recommend, survival_text
+
+
+@pytest.fixture
+def trials(row):
+    def make(setting, values, **fields):
+        """A trial per value; None stands for one that diverged."""
+        return [
+            row(
+                f"{setting}{i}",
+                "diverged" if v is None else "completed",
+                setting_id=setting,
+                seed=i,
+                step_size=float(ord(setting[0])),
+                fd_buffer_best=9.0 if v is None else v,
+                fd_buffer_protocol="p",
+                evaluation_seconds=0.0,
+                **fields,
+            )
+            for i, v in enumerate(values)
+        ]
+
+    return make
+
+
+def test_the_best_of_those_that_survive_with_its_evidence(make_results, trials):
+    results = make_results(
+        [*trials("a", [2.0, 2.2, 2.1]), *trials("b", [1.0, None, 1.0]), *trials("c", [3.0, 3.1, 3.2])]
+    )
+    found = recommend(results)
+    assert found.best is not None
+    assert found.best.setting_id == "a"
+    assert found.best.quality == pytest.approx(2.1)
+    # t of 2 degrees of freedom: 4.303 * 0.1 / sqrt(3)
+    assert found.best.low == pytest.approx(2.1 - 4.30265 * 0.1 / 3**0.5, abs=1e-5)
+    assert found.best.trial_ids == ("demo/a0", "demo/a1", "demo/a2")
+    assert (found.best.survival.k, found.best.survival.n) == (3, 3)
+    why = {c.setting_id: c.why_not for c in found.runners_up}
+    assert why["b"] == "1 of 3 trials diverged or collapsed"
+    assert why["c"] == "worse by 1, more than seeds differ"
+    text = "\n".join(found.lines())
+    assert "3 of 3; up to 56% may fail (95%, Wilson)" in text
+    assert "3 seeds, 0 diverged or collapsed: up to 56% may still fail" in text
+    assert "best of 3 settings" in text
+    assert "demo/a0, demo/a1, demo/a2" in text
+
+
+def test_survival_asked_for_changes_the_choice(make_results, trials):
+    results = make_results([*trials("a", [2.0] * 3), *trials("b", [1.0, None, 1.0])])
+    # b's mean counts what the diverged trial had before: (1 + 9 + 1) / 3.
+    assert recommend(results, survival=0.5).best.setting_id == "a"
+    better = make_results([*trials("a", [5.0] * 3), *trials("b", [1.0, None, 1.0])])
+    assert recommend(better, survival=0.5).best.setting_id == "b"
+    assert recommend(better).best.setting_id == "a"
+    assert recommend(better).runners_up[0].setting_id == "b"
+
+
+def test_where_none_survives_often_enough_the_likeliest_and_said_so(make_results, trials):
+    found = recommend(make_results([*trials("a", [1.0, None, None]), *trials("b", [3.0, 3.0, None])]))
+    assert found.best.setting_id == "b"
+    assert "no setting had 90% of its trials survive" in found.warnings[0]
+    assert found.lines()[3].endswith("2 of 3 (1 diverged or collapsed); 6% to 79% may fail (95%, Wilson)")
+
+
+def test_nothing_to_recommend_is_said_with_why(make_results, trials):
+    found = recommend(make_results(trials("a", [None, None])))
+    assert found.best is None
+    assert found.lines()[0].endswith("nothing to recommend")
+    assert "no setting has a completed trial" in found.lines()[1]
+    with pytest.raises(ResultsError, match="no trial to recommend from"):
+        recommend(make_results([]))
+
+
+def test_one_seed_has_the_spread_of_the_others_or_none(make_results, trials):
+    alone = recommend(make_results([*trials("a", [1.0]), *trials("b", [1.5])]))
+    assert (alone.best.low, alone.best.interval_from) == (None, "none")
+    assert "1 trial: no interval" in alone.lines()[1]
+    assert "one seed does not tell whether really" in alone.runners_up[0].why_not
+    assert any("quality is of one training" in w for w in alone.warnings)
+    pooled = recommend(make_results([*trials("a", [1.0]), *trials("b", [1.5, 1.7])]))
+    assert pooled.best.interval_from == "pooled"
+    # sd of (1.5, 1.7) is 0.1414, t of one degree of freedom 12.706
+    assert pooled.best.high == pytest.approx(1 + 12.7062 * 0.141421, abs=1e-4)
+
+
+def test_larger_is_better_for_an_accuracy(make_results, trials, row):
+    rows = [row(f"t{i}", setting_id=str(i), step_size=float(i + 1), accuracy_best=0.5 + i / 10) for i in range(3)]
+    found = recommend(make_results(rows), metric="accuracy")
+    assert (found.best.setting_id, found.best.quality) == ("2", pytest.approx(0.7))
+
+
+def course(trial_id, values):
+    return [
+        {
+            "trial_id": trial_id,
+            "epoch": i,
+            "attempt": 1,
+            "iteration": 100 * i,
+            "seconds": float(i),
+            "train_seconds": 1.0,
+        }
+        | {"fd_buffer": v, "fd_buffer_protocol": "p"}
+        for i, v in enumerate(values)
+    ]
+
+
+def test_within_the_hours_only_what_fits_counts(make_results, trials):
+    # 600 iterations each; b is better at the end and takes ten times as long per iteration.
+    rows = [*trials("a", [2.0], seconds_per_iteration=0.01), *trials("b", [1.0], seconds_per_iteration=0.1)]
+    epochs = course("a0", [9.0, 3.0, 2.5, 2.2, 2.1, 2.05, 2.0]) + course("b0", [9.0, 5.0, 4.0, 3.0, 2.0, 1.5, 1.0])
+    results = make_results(rows, epochs)
+    assert recommend(results).best.setting_id == "b"
+    found = recommend(results, hours=21 / 3600)
+    assert found.best.setting_id == "a"
+    assert found.best.share == 1.0
+    (other,) = found.runners_up
+    # 21 s are 210 of b's iterations: the value of its second epoch.
+    assert (other.quality, other.share) == (4.0, pytest.approx(0.35))
+    assert other.why_not == "worse by 2, one seed does not tell whether really; only 35% of its training fits"
+    assert found.best.hours == pytest.approx(6 / 3600)
+
+
+def test_time_is_measured_there_before_anything_else(make_results, trials):
+    results = make_results(trials("a", [1.0], hardware="NVIDIA H100"))
+    found = recommend(results, "h100")
+    assert found.best.pace.source == "measured"
+    assert "measured on NVIDIA H100" in found.lines()[2]
+
+
+def timing(hardware, seconds, **fields):
+    base = {"method": "m-ebm", "sampling_steps": 2, "dataset": "digits", "network": "conv-16", "norm": "none"}
+    return (
+        base
+        | {
+            "precision": "fp32",
+            "execution": None,
+            "batch_size": 64,
+            "gpus": 1.0,
+            "hardware": hardware,
+            "seconds_per_iteration": seconds,
+        }
+        | fields
+    )
+
+
+def test_time_by_bench_then_scaled_by_what_both_did_then_by_rates_then_as_it_is():
+    own = [timing("NVIDIA T4", 0.4)]
+    same = pace_on(own, [*own, timing("NVIDIA H100", 0.1)], "H100", {})
+    assert (same.source, same.seconds, same.hardware) == ("bench", 0.1, "NVIDIA H100")
+    other = [timing("NVIDIA T4", 1.0, sampling_steps=9), timing("NVIDIA H100", 0.5, sampling_steps=9)]
+    scaled = pace_on(own, [*own, *other], "H100", {"H100": 1.0, "T4": 1.0})
+    assert (scaled.source, scaled.seconds, scaled.factor) == ("scaled", pytest.approx(0.2), pytest.approx(0.5))
+    assert scaled.basis == "1 setting timed on both"
+    rated = pace_on(own, own, "H100", {"H100": 400e12, "T4": 20e12})
+    assert (rated.source, rated.seconds) == ("scaled", pytest.approx(0.02))
+    assert rated.basis == "rates of 20 and 400 TFLOP/s; rough"
+    plain = pace_on(own, own, "H100", {"H100": 400e12})
+    assert (plain.source, plain.seconds, plain.hardware) == ("elsewhere", 0.4, "NVIDIA T4")
+    assert pace_on([timing("NVIDIA T4", None)], own[:0], "H100", {}) is None
+
+
+def test_a_time_of_another_device_and_a_shared_one_are_warned_of(make_results, trials):
+    found = recommend(make_results(trials("a", [1.0], gpus=0.25)), "H100")
+    assert any("nothing was timed on H100" in w and "Test CPU" in w for w in found.warnings)
+    assert any("shared a GPU" in w for w in found.warnings)
+
+
+def test_one_data_set_one_protocol(make_results, trials):
+    rows = [*trials("a", [1.0, 1.0]), *trials("b", [0.1], dataset="cifar10")]
+    with pytest.raises(ResultsError, match=r"2 data sets \(cifar10, digits\); name one with --dataset"):
+        recommend(make_results(rows))
+    assert recommend(make_results(rows), dataset="digits").best.setting_id == "a"
+    with pytest.raises(ResultsError, match="no trial on data set 'x'"):
+        recommend(make_results(rows), dataset="x")
+    with pytest.raises(ResultsError, match="no trial has a 'fid_buffer'; expected one of fd_buffer"):
+        recommend(make_results(rows), dataset="digits", metric="fid_buffer")
+    mixed = [*trials("a", [1.0, 1.0]), *(t | {"fd_buffer_protocol": "q"} for t in trials("b", [0.1]))]
+    found = recommend(make_results(mixed))
+    assert found.best.setting_id == "a"
+    assert any("1 trials were scored under another protocol than p" in w for w in found.warnings)
+
+
+def test_as_plain_values(make_results, trials):
+    shown = recommend(make_results([*trials("a", [1.0, 2.0]), *trials("b", [3.0])]), "H100", 2.0).to_dict()
+    assert (shown["gpu"], shown["hours"], shown["metric"], shown["direction"]) == ("H100", 2.0, "fd_buffer", "minimize")
+    best = shown["recommended"]
+    assert best["survival"] == {"k": 2, "n": 2, "rate": 1.0, "low": wilson(2, 2).low, "high": 1.0}
+    assert best["fields"]["step_size"] == float(ord("a"))
+    assert best["why_not"] is None
+    assert shown["runners_up"][0]["why_not"]
+
+
+def test_survival_in_words():
+    assert survival_text(wilson(0, 0)) == "not known: no trial has ended"
+    assert survival_text(wilson(9, 9)) == "9 of 9; up to 30% may fail (95%, Wilson)"
