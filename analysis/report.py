@@ -33,6 +33,7 @@ from analysis.load import EVALUATIONS_FILE, Results, ResultsError, read_evaluati
 from analysis.recommend import recommend
 from analysis.render import NOTHING, display
 from analysis.stability import compute_ledger, divergence_by, seeds_note
+from analysis.stability_report import compute_table, decision_table, stability_drawings, survival_lines, warning_table
 from analysis.summary import (
     StudySummary,
     duration,
@@ -117,7 +118,7 @@ def _study(results: Results, study: str, index: int) -> dict[str, Any]:
     trials = records(part.trials)
     summary = summarise(part).studies[0]
     figures: dict[str, list[dict[str, Any]]] = {
-        n: [] for n in ("outcomes", "survival", "tradeoff", "settings", "anytime", "training")
+        n: [] for n in ("outcomes", "survival", "stability", "tradeoff", "settings", "anytime", "training")
     }
     metric = objective(part, study)
     place = f'results = load("{study}"); trials = results.trials'
@@ -135,11 +136,15 @@ def _study(results: Results, study: str, index: int) -> dict[str, Any]:
         figures["survival"] = [
             _figure(
                 survival_figure(part.trials, field),
-                f"Share of trials not diverged, by {symbol(field)}",
+                "; ".join([f"Share of trials not diverged, by {symbol(field)}", *survival_lines(part.trials, field)]),
                 f"{study}_survival_{field}",
                 made_by=f"{place}\nanalysis.stability.survival_by(trials, {field!r})",
             )
             for field in survival_fields(part, study)
+        ]
+        figures["stability"] = [
+            _figure(d.figure, d.caption, f"{study}_{d.name}", d.data, f"{place}\n{d.code}")
+            for d in stability_drawings(part, study)
         ]
         figures["tradeoff"] = [
             _figure(
@@ -177,6 +182,7 @@ def _study(results: Results, study: str, index: int) -> dict[str, Any]:
         "remarks": messages(trials, failed=False),
         "cut_off": cut_off(trials),
         "rates": _rates(part, study),
+        "stability_tables": _stability_tables(part, study),
         "grids": [_grid(g) for g in sample_grids(part, study)],
         "exhibits": _exhibits(part, results.folders[study] / FOLDER) if trials else [],
         "scores": _scores(results.folders[study]),
@@ -186,6 +192,11 @@ def _study(results: Results, study: str, index: int) -> dict[str, Any]:
         "total": len(trials),
         "planned": results.manifests[study].get("planned_trials"),
     }
+
+
+def _stability_tables(part: Results, study: str) -> list[Any]:
+    tables = (decision_table(part, study), warning_table(part, study), compute_table(part, study))
+    return [t for t in tables if t is not None and t.rows]
 
 
 _TRIAL = ("study", "trial_id", "setting_id", "seed", "outcome", "cause", "iteration", "iterations_done")

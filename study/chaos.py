@@ -16,6 +16,7 @@ import signal
 import statistics
 import subprocess
 import sysconfig
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -41,8 +42,10 @@ SPACING = 20
 _EARLY = 0.25
 """Share of the kills that do not wait for a journal line: they meet a driver or a worker that is starting."""
 _EARLY_SECONDS = 8.0
-_HANDLED = 3
+_HANDLED = 2
 """Journal lines after its start by which a driver has its signal handlers in place: a trial has started."""
+_PROGRESS = tuple(f'{{"event": "{event}"'.encode() for event in ("start", "report", "checkpoint"))
+"""Beginnings of the journal lines that are counted; others say that a driver lives, not that a study advances."""
 _PHASE_SECONDS = 0.5
 INTERRUPTED = 130
 PATIENCE = 300.0
@@ -344,11 +347,13 @@ class LocalCluster:
         from ray.cluster_utils import Cluster
 
         self._seen: dict[int, str] = {}
+        self._on_term = signal.getsignal(signal.SIGTERM)
         head = {"num_cpus": 1, "num_gpus": 0, "include_dashboard": False}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
         try:
             for _ in range(nodes - 1):
                 self._cluster.add_node(**_NODE)
+            self._answer_sigterm()
         except BaseException:
             self.close()
             raise
@@ -357,6 +362,11 @@ class LocalCluster:
     def address(self) -> str:
         """What a driver joins."""
         return str(self._cluster.address)
+
+    def _answer_sigterm(self) -> None:
+        """A SIGTERM ends us as a Ctrl-C does; every node that is added puts a handler that drains it in place."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
 
     def note(self) -> None:
         """Remember which processes are ours, for `close`."""
@@ -393,12 +403,15 @@ class LocalCluster:
         name = str(node.node_id)[:8]
         self._cluster.remove_node(node, allow_graceful=False)
         self._cluster.add_node(wait=False, **_NODE)
+        self._answer_sigterm()
         return f"{name} with {pid}"
 
     def close(self) -> None:
         """Stop all nodes and see to it that no process of theirs is left."""
         self.note()
         self._cluster.shutdown()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._on_term)
         until = time.monotonic() + 10
         while left := self._left():
             if time.monotonic() > until:
@@ -428,14 +441,14 @@ def _cluster(nodes: int) -> Iterator[LocalCluster]:
 
 
 class Journal:
-    """Counts the lines of a study's journal, reading only what is new."""
+    """Counts the lines of a study's journal that tell of progress, reading only what is new."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "ledger.jsonl"
         self._read = self._lines = 0
 
     def lines(self) -> int:
-        """Lines that are whole."""
+        """Lines of progress so far, only whole ones."""
         try:
             with self._path.open("rb") as file:
                 size = file.seek(0, os.SEEK_END)
@@ -447,7 +460,7 @@ class Journal:
             return 0
         whole = new.rfind(b"\n") + 1
         self._read += whole
-        self._lines += new[:whole].count(b"\n")
+        self._lines += sum(line.startswith(_PROGRESS) for line in new[:whole].splitlines())
         return self._lines
 
 

@@ -342,14 +342,20 @@ def _beside(folders: tuple[Path | str, ...], name: str) -> Path:
 @cli.command()
 @click.argument("folders", nargs=-1, type=PLACE, metavar="[DIR]...")
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder. Default: DIR/tables, or tables.")
-def tables(folders: tuple[Path | str, ...], out: Path | None) -> None:
-    """Write the paper's Tables 1-6, published values beside those of the studies in DIR (Parquet, Markdown, LaTeX)."""
+@click.option(
+    "--merge",
+    type=click.Choice(["all", "newest", "best"]),
+    default="all",
+    help="Which studies fill a row of Tables 1-4 that several have.",
+)
+def tables(folders: tuple[Path | str, ...], out: Path | None, merge: Any) -> None:
+    """Write the paper's Tables 1-6, published beside measured (Parquet, CSV, Markdown, HTML, LaTeX)."""
     from analysis.load import load
     from analysis.tables import write_tables
 
     results = load(*folders) if folders else None
     target = out or _beside(folders, "tables")
-    for path in write_tables(results, target):
+    for path in write_tables(results, target, merge):
         click.echo(path)
 
 

@@ -117,16 +117,18 @@ def test_a_driver_must_end_as_promised(kind, code, complete, wrong):
     assert (judge_exit(kind, code, complete) is not None) is wrong
 
 
-def test_the_journal_counts_whole_lines_and_survives_a_cut(tmp_path):
-    journal, path = Journal(tmp_path), tmp_path / "ledger.jsonl"
+def test_the_journal_counts_whole_lines_of_progress_and_survives_a_cut(tmp_path):
+    def lines(*events, rest=""):
+        text = "".join(f'{{"event": "{event}"}}\n' for event in events)
+        (tmp_path / "ledger.jsonl").write_text(text + rest, encoding="utf-8")
+
+    journal = Journal(tmp_path)
     assert journal.lines() == 0
-    path.write_text("a\nb\nhal", encoding="utf-8")
+    lines("run", "start", "report", "alive", rest='{"event": "rep')
     assert journal.lines() == 2
-    path.write_text("a\nb\n", encoding="utf-8")
-    assert journal.lines() == 2
-    path.write_text("a\nb\nhalf\nc\n", encoding="utf-8")
+    lines("run", "start", "report", "alive", "report", "checkpoint", "end")
     assert journal.lines() == 4
-    path.write_text("a\n", encoding="utf-8")
+    lines("run", "start")
     assert journal.lines() == 1
 
 
@@ -330,7 +332,7 @@ def test_a_study_under_kills_ends_equal_to_a_calm_one(tmp_path, monkeypatch):
     marker = f"MEBM_CHAOS_MARKER={tmp_path}"
     monkeypatch.setenv(*marker.split("=", 1))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # must not keep the nodes from having logical GPUs
-    options = ChaosOptions(kills=10, seed=3, trials=16, epochs=12, kinds=("worker", "node", "driver", "sigusr1"))
+    options = ChaosOptions(kills=10, seed=3, trials=16, epochs=8, kinds=("worker", "node", "driver", "sigusr1"))
     told: list[str] = []
     try:
         result = run_chaos(options, tmp_path / "out", told.append)
@@ -352,13 +354,13 @@ def test_a_study_under_kills_ends_equal_to_a_calm_one(tmp_path, monkeypatch):
     calm = tmp_path / "out" / "calm" / "chaos"
     outcomes = Counter(row["outcome"] for row in pq.read_table(calm / "trials.parquet").to_pylist())
     assert outcomes == {"completed": 12, "diverged": 4}
-    assert pq.read_table(calm / "epochs.parquet").num_rows > 12 * 12
+    assert pq.read_table(calm / "epochs.parquet").num_rows > 12 * 8
 
 
 @pytest.mark.ray
 @pytest.mark.slow
 def test_an_aborted_run_leaves_no_process_behind(tmp_path):
-    """The whole command is interrupted while its study runs."""
+    """The whole command is asked to end while its study runs."""
     marker = f"MEBM_CHAOS_MARKER={tmp_path}"
     process = subprocess.Popen(
         [str(Path(sys.executable).with_name("mebm")), "chaos", "--kills", "10", "--out", str(tmp_path / "out")],
@@ -375,7 +377,7 @@ def test_an_aborted_run_leaves_no_process_behind(tmp_path):
         assert process.poll() is None, process.stderr.read()
         assert journal.lines() >= 5
         assert len(left_over(marker)) > 3
-        process.send_signal(2)
+        process.terminate()
         _, error = process.communicate(timeout=60)
         assert process.returncode == 130, error
         assert gone(marker) == []
