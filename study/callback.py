@@ -30,8 +30,8 @@ log = logging.getLogger("mebm")
 FOR_GOOD = (Outcome.COMPLETED, Outcome.DIVERGED, Outcome.COLLAPSED, Outcome.PRUNED)
 """Ends after which a trial is never trained again."""
 _ALIVE_SECONDS = 60.0
-_WORKER_LOST = "ActorDiedError"
-"""In the trace of a trial whose process or node is gone; an exception in its code has another."""
+_WORKER_LOST = re.compile(r"^The actor\b.*\b(died|dead|unavailable)\b", re.MULTILINE)
+"""In what Ray says of a trial whose process or node is gone; an exception in its code leaves a trace instead."""
 MOST_LOSSES = 20
 """Lost workers and nodes of one trial in one run that do not count as its failures."""
 _EXCEPTION = re.compile(r"[\w.]*(Error|Exception|Exit|Interrupt)\b(\([^)]*\))?:")
@@ -197,7 +197,7 @@ class LedgerCallback(Callback):
         log.warning("%s is started again: %s", trial_id, reason)
         self.ledger.lost(trial_id, reason)
         # A lost worker or node is not the trial's doing: a weekend on a cluster must not use up its restarts.
-        if _WORKER_LOST in trace and not hung and self._lost[trial_id] < MOST_LOSSES:
+        if _WORKER_LOST.search(trace) and not hung and self._lost[trial_id] < MOST_LOSSES:
             self._lost[trial_id] += 1
             trial.run_metadata.num_failures -= 1
 
@@ -226,12 +226,15 @@ def _error_text(trial: Any) -> str:
     """The trace of a trial's last failure. Ray writes it to a local file first and copies it to the storage later."""
     path = trial.error_file
     try:
-        return Path(path).read_text(encoding="utf-8") if path else ""
+        text = Path(path).read_text(encoding="utf-8") if path else ""
     except OSError:
         return ""
+    return text.rpartition("Failure # ")[2]  # Ray appends; what failed before has been told
 
 
 def _reason(trace: str) -> str:
     """The line of a trace that names the exception, such as `ValueError: ...`."""
     named = [line.strip() for line in trace.splitlines() if _EXCEPTION.match(line.strip())]
-    return one_line(named[-1])[:300] if named else "the worker died"
+    if named:
+        return one_line(named[-1])[:300]
+    return "its node was lost" if "node has" in trace or "node is" in trace else "the worker died"

@@ -320,7 +320,7 @@ def _most_at_once(study: StudyConfig, space: Space, folder: Path, mirror: Mirror
 def _close(search: Any, ledger: Ledger, control: Any) -> Ending:
     """Whatever is still open has an end: in the ledger and in Optuna."""
     unfinished = ledger.unfinished()
-    left = bool(unfinished) or search.remaining() > 0
+    left = bool(unfinished) or search.open > 0 or search.remaining() > 0
     signalled = control.interrupted or control.draining
     spent = control.closed() if left and not signalled else None
     for trial_id in unfinished:

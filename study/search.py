@@ -361,6 +361,11 @@ class StudySearch(Searcher):
         self._known_left = max(0, self.space.settings - len(taken))
         return self._known_left
 
+    @property
+    def open(self) -> int:
+        """Trials that have been proposed and have not ended, whether they started or not."""
+        return len(self._live)
+
     def remaining(self) -> int:
         """Trials still to be run: seeds of known settings, and settings not yet proposed."""
         try:

@@ -37,7 +37,7 @@ def test_renders_whatever_is_there(synthetic, tmp_path, n):
             section = page.split(f'<h3 id="{name}">')[1].split("<h3")[0].split("</section>")[0]
             rows = re.findall(r"<tr>(?!<th)", section)
             assert len(rows) == len(frame)
-    assert page.count('class="plot"') == {0: 0, 1: 8, 60: 11}[n]
+    assert page.count('class="plot"') == {0: 0, 1: 9, 60: 14}[n]
     for text in re.findall(r'<script type="application/json">(.*?)</script>', page, flags=re.S):
         figure = json.loads(text)
         assert figure["data"]
@@ -174,7 +174,7 @@ def test_every_figure_carries_its_data_and_what_made_it(synthetic):
     results = load(synthetic(60))
     page = without_plotly(report_html(results))
     figures = re.findall(r'<figure class="plot".*?</figure>', page, flags=re.S)
-    assert len(figures) == 11
+    assert len(figures) == 14
     for figure in figures:
         assert len(downloads(figure)) == 1
         assert re.search(r"<pre[^>]*>results = load\(.*?analysis\.\w+\.\w+\(", figure, flags=re.S)

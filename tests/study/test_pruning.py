@@ -289,11 +289,12 @@ def test_a_sweep_that_prunes(pruned):
     assert (code, err) == (0, "")
     trials = pd.read_parquet(folder / "trials.parquet")
     epochs = pd.read_parquet(folder / "epochs.parquet")
-    assert set(trials["outcome"]) == {"pruned", "completed"}
+    assert "pruned" in set(trials["outcome"])
+    assert set(trials["outcome"]) <= {"pruned", "completed", "collapsed"}  # the last as it is worse than p0 by then
     cut = trials[trials["outcome"] == "pruned"]
     assert set(cut["epochs_done"]) <= {1, 2}
     assert all(cut["message"].str.match(r"rung [12]: \d of \d trials did better, \d go on"))
-    assert set(trials["epochs_done"][trials["outcome"] == "completed"]) == {4}
+    assert set(trials["epochs_done"][trials["outcome"] != "pruned"]) == {4}
     assert f"{len(cut)} pruned" in out
     for trial in trials.to_dict("records"):
         rows = epochs[epochs["trial_id"] == trial["trial_id"]]
