@@ -720,6 +720,8 @@ class Round:
                 code = self._end()
                 if wrong := judge_exit(None, code, complete=False):
                     self._complain(wrong)
+                    if self._complete():  # with a failed trial, which the comparison names
+                        return time.monotonic() - started
                     ended_badly += 1
                     if ended_badly > _ENDS_OF_ITS_OWN:
                         raise RunError("the study does not come to its end")

@@ -78,6 +78,7 @@ def test_the_summary_pairs_sides_of_one_round() -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_both_drivers_run_the_same_study(tmp_path: Path) -> None:
     found = time_scale(20, at_once=2, rounds=1)

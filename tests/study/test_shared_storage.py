@@ -226,6 +226,7 @@ def stored(study, folder):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("sampler", ["grid", "tpe"])
 def test_a_server_that_goes_away_is_waited_for_and_no_point_is_lost_or_doubled(server, tmp_path, sampler):
     study = validate_study(values(server, f"away-{sampler}", sampler, seeds=[0, 1]), "test")
@@ -256,6 +257,7 @@ def test_a_server_that_goes_away_is_waited_for_and_no_point_is_lost_or_doubled(s
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_server_that_goes_away_between_a_proposal_and_its_name_loses_no_point(server, tmp_path):
     study = validate_study(values(server, "unnamed", "grid"), "test")
     driver = Driver(study, tmp_path / "aa", "aa")
@@ -279,6 +281,7 @@ def test_a_server_that_goes_away_between_a_proposal_and_its_name_loses_no_point(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_drivers_that_find_an_empty_database_at_once_all_open_it(server, tmp_path):
     import sqlalchemy
 
@@ -302,6 +305,7 @@ def test_drivers_that_find_an_empty_database_at_once_all_open_it(server, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_wrong_address_is_one_line_without_the_password(server, tmp_path, mebm, write_config, monkeypatch):
     cases = {
         "user": server.url(user="nobody-of-that-name"),
@@ -388,6 +392,7 @@ def wait_for(what, *processes, until=WAIT):
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("sampler", ["grid", "tpe"])
 def test_two_drivers_search_one_study_one_is_killed_and_the_server_restarts(server, tmp_path, sampler):

@@ -27,7 +27,7 @@ from trainables.checkpoint import STATE_FILE, verify_checkpoint
 from trainables.methods import build_trial
 from trainables.schema import Outcome
 
-needs_ray = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
+needs_ray = [pytest.mark.ray, pytest.mark.long, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 LONG = {
     "name": "long",
