@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import click
@@ -83,4 +84,6 @@ def serve(folder: Path, port: int) -> None:
     shown = console.StudyConsole()
     shown.line(f"report of {folder} at http://127.0.0.1:{server.server_address[1]}/ (Ctrl-C ends it)")
     with server:
+        # A shell starts what runs in the background with SIGINT ignored; an interrupt is how this ends.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         server.serve_forever()
