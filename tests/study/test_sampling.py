@@ -201,7 +201,7 @@ def test_a_checkpoint_folder_of_tune(trained, tmp_path):
     (tmp_path / "checkpoint_000001").mkdir()
     trainable.save_checkpoint(str(tmp_path / "checkpoint_000001"))
     trainable.cleanup()
-    assert [p.name for p in (tmp_path / "checkpoint_000001").iterdir()] == ["trial.pt"]
+    assert sorted(p.name for p in (tmp_path / "checkpoint_000001").iterdir()) == ["trial.json", "trial.pt"]
     write(tmp_path / "checkpoint_000001", tmp_path / "a.npz")
     np.testing.assert_array_equal(from_npz(tmp_path / "a.npz"), samples(trained))
 

@@ -358,6 +358,7 @@ def test_a_share_of_a_gpu_is_a_limit_of_its_memory(tmp_path, monkeypatch):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_trial_cannot_take_more_than_its_share_of_a_gpu(tmp_path):
     from trainables.ray_trainable import MebmTrainable
 
