@@ -19,6 +19,7 @@ from study.console import StudyConsole
 from study.errors import one_line
 from study.ledger import Ledger, is_checkpoint
 from trainables.config import TrialConfig
+from trainables.reporting import read_report
 from trainables.schema import Outcome
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ class LedgerCallback(Callback):
     ) -> None:
         """A trial reports an epoch or its verdict."""
         trial_id = trial.config["trial_id"]
-        row, values = result["row"], result["trial"]
+        row, values = read_report(result)
         self.ledger.report(trial_id, row, values, result.get("node_ip"))
         over = Outcome(values["outcome"]).finished
         for logger in self.loggers:

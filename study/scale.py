@@ -1,9 +1,10 @@
 """What this package's driver costs beside Ray Tune's own: a large study whose trials train nothing.
 
 The same study runs on one local cluster of logical GPUs through the whole driver of this package (journal, Optuna
-storage, scheduler, callback, console into a file), and as the script one would write with Ray Tune alone. Trainable,
-number of reports, trials at once, sampler and order of the trials are the same, so what differs is the drivers. Each
-run has a process of its own, because memory that a process once had it seldom gives back.
+storage, scheduler, callback, console into a file), and as the script one would write with Ray Tune alone. The numbers
+of a report, their count, trials at once, sampler and order of the trials are the same; the package sends the numbers of
+a report as one string (see `trainables.reporting`), a script sends them as they are. Each run has a process of its own,
+because memory that a process once had it seldom gives back.
 
 Workers import this module, so nothing here imports torch before a function asks for it.
 """
@@ -26,6 +27,7 @@ from typing import IO, Any
 from ray import tune
 from ray.tune.result import DONE
 
+from trainables.reporting import pack_report
 from trainables.schema import EPOCH_COLUMNS, METRIC_BY_NAME, SETTING_NAMES, TRIAL_COLUMNS, Column, Outcome
 
 EPOCHS = 19
@@ -64,7 +66,7 @@ def _value(column: Column, epoch: int) -> Any:
 
 
 class NoOpTrainable(tune.Trainable):
-    """Reports what a real trial reports, at once, and trains nothing."""
+    """Reports what a real trial reports, at once and the way a real one does, and trains nothing."""
 
     def setup(self, config: dict[str, Any]) -> None:
         """Take the configuration as a trial does."""
@@ -85,7 +87,9 @@ class NoOpTrainable(tune.Trainable):
             "iterations_planned": self._epochs,
             "iterations_per_epoch": 1,
         }
-        return {"row": row, "trial": trial, DONE: last}
+        return {**self.pack(row, trial), DONE: last}
+
+    pack = staticmethod(pack_report)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take on another trial in the same process."""
@@ -97,6 +101,15 @@ class NoOpTrainable(tune.Trainable):
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Nothing to load."""
+
+
+class PlainNoOp(NoOpTrainable):
+    """Reports the same numbers as plain values, as a script does."""
+
+    @staticmethod
+    def pack(row: Mapping[str, Any], trial: Mapping[str, Any]) -> dict[str, Any]:  # type: ignore[override]
+        """The result as Ray Tune documents it."""
+        return {"row": row, "trial": trial}
 
 
 # ---------------------------------------------------------------------------------------------------- one run
@@ -213,7 +226,7 @@ def _run_ray(trials: int, at_once: int, address: str, scratch: Path, *, loggers:
 
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     results = tune.Tuner(
-        tune.with_resources(NoOpTrainable, tune.PlacementGroupFactory([{"CPU": CPUS, "GPU": 1}])),
+        tune.with_resources(PlainNoOp, tune.PlacementGroupFactory([{"CPU": CPUS, "GPU": 1}])),
         param_space={
             "trial": space.trial(point, 0).to_json(),
             "sampling_steps": tune.randint(1, 11),

@@ -24,6 +24,7 @@ from study.config import StudyConfig
 from study.ledger import Ledger
 from study.pruning import Course, verdict
 from trainables.ray_trainable import PULSE
+from trainables.reporting import read_report
 from trainables.schema import METRIC_BY_NAME, Outcome
 
 log = logging.getLogger("mebm")
@@ -189,9 +190,8 @@ class StudyScheduler(FIFOScheduler):
         return {}
 
     def on_trial_result(self, tune_controller: Any, trial: RayTrial, result: dict[str, Any]) -> str:
-        """Ray flattens what it passes to a scheduler: `row/epoch` is the column `epoch`."""
-        row = _unflatten(result, "row")
-        values = _unflatten(result, "trial") or {}
+        """Whether the trial goes on after this report."""
+        row, values = read_report(result)
         self._watch.seen(trial.config["trial_id"])
         ended = self._control.judge(trial.config["trial_id"], row, values)
         return TrialScheduler.STOP if ended else TrialScheduler.CONTINUE
@@ -263,9 +263,3 @@ def _quietly(call: Callable[[], Any]) -> Any:
     except Exception as error:  # whatever it is, it must not end the study
         log.debug("key-value store: %s", error)
         return None
-
-
-def _unflatten(result: Mapping[str, Any], key: str) -> dict[str, Any] | None:
-    """The part of a flattened result below a key; None where the key itself was None."""
-    start = f"{key}/"
-    return {k[len(start) :]: v for k, v in result.items() if k.startswith(start)} or None

@@ -85,6 +85,7 @@ def _run_pairs(study: StudyConfig, cpus: float, gpus: float) -> list[tuple[float
     from study.ledger import Ledger
     from study.space import build_space, setting_id
     from trainables.ray_trainable import MebmTrainable
+    from trainables.reporting import read_report
     from trainables.trainer import Trainer
 
     class Paired(MebmTrainable):
@@ -101,7 +102,8 @@ def _run_pairs(study: StudyConfig, cpus: float, gpus: float) -> list[tuple[float
             away = entered - self._left if self._left is not None else 0.0
             result = super().step()
             wrapped = time.perf_counter() - entered + away
-            if result["row"] is not None and result["row"]["epoch"] > 0 and len(self._pairs) < WRAPPER_PAIRS:
+            row, _ = read_report(result)
+            if row is not None and row["epoch"] > 0 and len(self._pairs) < WRAPPER_PAIRS:
                 started = time.perf_counter()
                 self._bare.train_epoch()
                 self._pairs.append((wrapped, time.perf_counter() - started))

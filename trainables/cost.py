@@ -24,25 +24,21 @@ BYTES = {"fp32": 4, "tf32": 4, "bf16": 2}
 """Bytes of an activation by precision."""
 
 
+_Key = tuple[str, Shape, int, str, str, bool]
+
+
+def _key(config: TrialConfig, shape: Shape, classes: int) -> _Key:
+    return config.network, shape, classes, config.norm, config.definition.energy or "head", config.classifies
+
+
 def _plan(config: TrialConfig, shape: Shape, classes: int) -> tuple[int, int, int, int, int, int]:
-    return _counts(
-        config.network,
-        shape,
-        classes,
-        config.norm,
-        config.definition.energy or "head",
-        config.classifies,
-        config.inner_steps > 1,
-    )
+    return _counts(*_key(config, shape, classes), config.inner_steps > 1)
 
 
-@lru_cache(maxsize=64)
-def _counts(
-    network: str, shape: Shape, classes: int, norm: str, energy: str, classifies: bool, stem: bool
-) -> tuple[int, int, int, int, int, int]:
-    """Of one image: operations of an energy, of the logits, of the first layer; activations; parameters; layers."""
+def _network(network: str, shape: Shape, classes: int, norm: str, energy: str, classifies: bool) -> EnergyModel:
+    """A network without memory."""
     with torch.device("meta"):
-        model = build_network(
+        return build_network(
             network,
             shape,
             classes,
@@ -50,7 +46,20 @@ def _counts(
             energy="logsumexp" if energy == "logsumexp" else "head",
             class_head=True if classifies else None,
         )
-        image = torch.empty(1, *shape)
+
+
+@lru_cache(maxsize=64)
+def _parameters(network: str, shape: Shape, classes: int, norm: str, energy: str, classifies: bool) -> int:
+    return sum(p.numel() for p in _network(network, shape, classes, norm, energy, classifies).parameters())
+
+
+@lru_cache(maxsize=64)
+def _counts(
+    network: str, shape: Shape, classes: int, norm: str, energy: str, classifies: bool, stem: bool
+) -> tuple[int, int, int, int, int, int]:
+    """Of one image: operations of an energy, of the logits, of the first layer; activations; parameters; layers."""
+    model = _network(network, shape, classes, norm, energy, classifies)
+    image = torch.empty(1, *shape, device="meta")
     for module in model.modules():
         if isinstance(module, Dropout):
             module.p = 0.0
@@ -107,8 +116,8 @@ def forward_flops(config: TrialConfig, shape: Shape, classes: int) -> int:
 
 
 def parameters(config: TrialConfig, shape: Shape, classes: int) -> int:
-    """Parameters of the network."""
-    return _plan(config, shape, classes)[4]
+    """Parameters of the network. No pass through it is made: its first one would import a compiler."""
+    return _parameters(*_key(config, shape, classes))
 
 
 def layers(config: TrialConfig, shape: Shape, classes: int) -> int:

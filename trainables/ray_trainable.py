@@ -19,12 +19,11 @@ from trainables.checkpoint import CheckpointError, newest_whole, read_checkpoint
 from trainables.config import TrialConfig
 from trainables.faults import may_pass
 from trainables.recorder import Recorder
+from trainables.reporting import pack_report
 from trainables.schema import Outcome
 from trainables.storage import NotThereError, Store
 from trainables.trial import Trial
 
-ROW, TRIAL = "row", "trial"
-"""Keys of a result: the epoch's columns, and the trial's."""
 PULSE = "mebm-pulse"
 """Namespace of the cluster's key-value store for signs of life: trial id to iteration."""
 _PULSE_SECONDS = 5.0
@@ -90,14 +89,14 @@ class MebmTrainable(tune.Trainable):
         self._broken = f"{type(error).__name__}: {error}"
 
     def step(self) -> dict[str, Any]:
-        """One epoch. The result carries only finite numbers, strings and None."""
+        """One epoch. The result holds a report; see `read_report`."""
         if self._broken is None:
             try:
                 return self._step()
             except Exception as error:
                 self._fail(error)
         failed = {"outcome": Outcome.FAILED.value, "cause": None, "iteration": None, "message": self._broken}
-        return {ROW: None, TRIAL: failed, DONE: True}
+        return {**pack_report(None, failed), DONE: True}
 
     def _step(self) -> dict[str, Any]:
         self._beat(self._trial.trainer.iteration)
@@ -105,7 +104,7 @@ class MebmTrainable(tune.Trainable):
         if report.done and (left := self._recorder.flush()):
             text = f"not in the store: {', '.join(left)}; kept on {socket.gethostname()} in {self._recorder.folder}"
             report.trial["message"] = "; ".join(filter(None, (str(report.trial["message"] or ""), text)))
-        result: dict[str, Any] = {ROW: report.row, TRIAL: report.trial, DONE: report.done}
+        result: dict[str, Any] = {**pack_report(report.row, report.trial), DONE: report.done}
         due = time.monotonic() - self._checkpointed >= self._checkpoint_seconds
         if report.row is not None and due and not report.done:
             result[SHOULD_CHECKPOINT] = True

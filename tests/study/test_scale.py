@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from study.scale import EPOCHS, SIDES, NoOpTrainable, lines, summary, time_scale
+from study.scale import EPOCHS, SIDES, NoOpTrainable, PlainNoOp, lines, summary, time_scale
 from trainables.methods import build_trial
+from trainables.reporting import read_report
 
 
-def no_op() -> NoOpTrainable:
-    trainable = NoOpTrainable.__new__(NoOpTrainable)
+def no_op(kind: type[NoOpTrainable] = NoOpTrainable) -> NoOpTrainable:
+    trainable = kind.__new__(kind)
     trainable.setup({"trial": json.dumps({"epochs": EPOCHS})})
     return trainable
 
@@ -31,19 +32,28 @@ def test_a_trial_that_trains_nothing_reports_what_a_real_one_does() -> None:
     trial = Trial(config)
     real = trial.step()
     trial.close()
-    made = no_op().step()
-    assert made["row"].keys() == dict(real.row or {}).keys()
-    assert made["trial"].keys() == dict(real.trial).keys()
+    row, columns = read_report(no_op().step())
+    assert row is not None
+    assert row.keys() == dict(real.row or {}).keys()
+    assert columns.keys() == dict(real.trial).keys()
+
+
+def test_a_script_reports_the_same_numbers_as_plain_values() -> None:
+    row, columns = read_report(no_op().step())
+    assert no_op(PlainNoOp).step() == {"row": row, "trial": columns, "done": False}
 
 
 def test_it_reports_as_often_as_it_says_and_then_ends_completed() -> None:
     trainable = no_op()
     results = [trainable.step() for _ in range(EPOCHS + 1)]
     assert [r["done"] for r in results] == [False] * EPOCHS + [True]
-    assert [r["row"]["epoch"] for r in results] == list(range(EPOCHS + 1))
-    assert results[-1]["trial"]["outcome"] == "completed"
+    reports = [read_report(r) for r in results]
+    assert [row["epoch"] for row, _ in reports if row is not None] == list(range(EPOCHS + 1))
+    assert reports[-1][1]["outcome"] == "completed"
     trainable.reset_config({"trial": json.dumps({"epochs": 2})})
-    assert trainable.step()["row"]["epoch"] == 0
+    row, _ = read_report(trainable.step())
+    assert row is not None
+    assert row["epoch"] == 0
 
 
 def test_a_worker_that_runs_it_does_not_import_torch() -> None:

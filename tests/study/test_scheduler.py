@@ -13,6 +13,7 @@ from study.config import validate_study
 from study.ledger import Ledger
 from study.scheduler import Control, StudyScheduler, StudyStopper, Watch
 from trainables.methods import build_trial
+from trainables.reporting import pack_report
 from trainables.schema import EPOCH_COLUMNS, Outcome
 
 VALUES = {"iterations_planned": 90, "iterations_per_epoch": 10, "outcome": "running"}
@@ -119,17 +120,17 @@ def test_a_verdict_is_the_trials_own_end_even_while_draining(control):
     assert made.ending == {}
 
 
-def test_rays_flattened_results_are_read(control):
+def test_reports_inside_rays_results_are_read(control):
     made = control()
     made.ledger.start("t0001", build_trial({"dataset": "digits"}), "abcd", 0.0)
     scheduler = StudyScheduler(made)
-    flat = {f"row/{k}": v for k, v in epoch(1).items()} | {f"trial/{k}": v for k, v in VALUES.items()}
-    assert scheduler.on_trial_result(None, ray_trial("t0001"), flat) == TrialScheduler.CONTINUE
+    result = pack_report(epoch(1), VALUES)
+    assert scheduler.on_trial_result(None, ray_trial("t0001"), result) == TrialScheduler.CONTINUE
     made.drain("SIGUSR1")
-    assert scheduler.on_trial_result(None, ray_trial("t0001"), {"row": None, "trial/outcome": "failed"}) == (
+    assert scheduler.on_trial_result(None, ray_trial("t0001"), pack_report(None, {"outcome": "failed"})) == (
         TrialScheduler.CONTINUE
     )
-    assert scheduler.on_trial_result(None, ray_trial("t0001"), flat) == TrialScheduler.STOP
+    assert scheduler.on_trial_result(None, ray_trial("t0001"), result) == TrialScheduler.STOP
 
 
 def test_a_study_that_drains_ends_before_its_budget_and_its_pruning(control):

@@ -51,6 +51,7 @@ from study.search import STABLE, StudySearch, open_storage, reconcile, storage_u
 from study.space import build_space
 from trainables.config import TrialConfig
 from trainables.methods import build_trial
+from trainables.reporting import pack_report
 from trainables.schema import Outcome
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -269,7 +270,7 @@ def test_a_callback_that_raises_aborts_the_run(tmp_path):
             raise OSError("disk")
 
     trial = SimpleNamespace(config={"trial_id": "t0001"}, error_file=None)
-    event = {"iteration": 1, "trials": [], "trial": trial, "result": {"row": None, "trial": {}}}
+    event = {"iteration": 1, "trials": [], "trial": trial, "result": pack_report(None, {})}
     with pytest.raises(OSError, match="disk"):
         CallbackList([Raises()]).on_trial_result(**event)
 

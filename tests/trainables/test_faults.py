@@ -13,7 +13,8 @@ from ray.tune.result import DONE
 
 from trainables.checkpoint import STATE_FILE, write_checkpoint
 from trainables.faults import may_pass
-from trainables.ray_trainable import ROW, TRIAL, MebmTrainable
+from trainables.ray_trainable import MebmTrainable
+from trainables.reporting import read_report
 from trainables.trial import Trial
 
 
@@ -95,9 +96,9 @@ def test_a_bug_is_the_trials_result_and_nobody_starts_it_again(
     monkeypatch.setattr(trainable._trial, "step", bug)
     result = trainable.step()
     assert result[DONE] is True
-    assert result[ROW] is None
-    assert result[TRIAL]["outcome"] == "failed"
-    assert result[TRIAL]["message"].startswith("ValueError: a bug")
+    assert read_report(result)[0] is None
+    assert read_report(result)[1]["outcome"] == "failed"
+    assert read_report(result)[1]["message"].startswith("ValueError: a bug")
     with pytest.raises(RuntimeError, match="a trial that failed has no state"):
         trainable.save_checkpoint(str(tmp_path))
     trainable.cleanup()
@@ -107,8 +108,8 @@ def test_a_setting_that_cannot_be_built_fails_as_a_result(config: dict[str, Any]
     # Without jitter the covariance of digits is singular: its corners never vary.
     trainable = bare(config | {"trial": quick(covariance_jitter=0.0).to_json()})
     result = trainable.step()
-    assert (result[DONE], result[TRIAL]["outcome"]) == (True, "failed")
-    assert "not positive definite" in result[TRIAL]["message"]
+    assert (result[DONE], read_report(result)[1]["outcome"]) == (True, "failed")
+    assert "not positive definite" in read_report(result)[1]["message"]
     trainable.load_checkpoint("/nowhere")  # what a failed trial is asked for next raises nothing else
     trainable.cleanup()
 
@@ -131,7 +132,7 @@ def test_an_error_of_the_machine_is_raised_for_ray(
 def rows(trainable: MebmTrainable, count: int) -> list[dict[str, Any]]:
     found = []
     for _ in range(count):
-        row = trainable.step()[ROW]
+        row = read_report(trainable.step())[0]
         assert row is not None
         found.append({k: v for k, v in row.items() if "seconds" not in k})
     return found
@@ -176,8 +177,8 @@ def test_a_checkpoint_of_another_trial_is_refused_as_a_result(
     write_checkpoint(folder, Trial(quick(seed=9), digits).state_dict())
     trainable = bare(config | {"resume_from": [str(folder)]})
     result = trainable.step()
-    assert (result[DONE], result[TRIAL]["outcome"]) == (True, "failed")
-    assert "another trial configuration" in result[TRIAL]["message"]
+    assert (result[DONE], read_report(result)[1]["outcome"]) == (True, "failed")
+    assert "another trial configuration" in read_report(result)[1]["message"]
     trainable.cleanup()
 
 
@@ -196,7 +197,7 @@ def test_a_worker_that_takes_on_another_trial_trains_it_as_a_fresh_one_does(conf
 
 def test_a_worker_that_failed_takes_on_another_trial(config: dict[str, Any], quick: Any) -> None:
     used = bare(config | {"trial": quick(covariance_jitter=0.0).to_json()})
-    assert used.step()[TRIAL]["outcome"] == "failed"
+    assert read_report(used.step())[1]["outcome"] == "failed"
     used.reset_config(config)
-    assert used.step()[TRIAL]["outcome"] == "running"
+    assert read_report(used.step())[1]["outcome"] == "running"
     used.cleanup()
