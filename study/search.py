@@ -218,6 +218,7 @@ class MemoryCopy:
             m.number: (t._trial_id, _still(m)) for t, m in zip(trials, mine, strict=True) if not m.state.is_finished()
         }
         self._changed: dict[int, None] = {}
+        self._broke_off = False
 
     def changed(self, trial: optuna.Trial) -> None:
         """A trial is to be written on."""
@@ -231,14 +232,27 @@ class MemoryCopy:
         """
         while self._changed:
             number = next(iter(self._changed))
+            if self._broke_off:
+                self._look_for(number)
+            self._broke_off = True
             self._write(self.study.get_trials(deepcopy=False)[number])
+            self._broke_off = False
             del self._changed[number]
+
+    def _look_for(self, number: int) -> None:
+        """A trial that was added just before the storage went away is not added again. Numbers are the same there."""
+        stored = self._storage.get_all_trials(self._study_id, deepcopy=False)
+        if number not in self._there and number < len(stored):
+            self._there[number] = stored[number]._trial_id, _still(stored[number])
 
     def _write(self, trial: FrozenTrial) -> None:
         if trial.number not in self._there:
             trial_id = self._storage.create_new_trial(self._study_id, template_trial=trial)
         else:
             trial_id, before = self._there[trial.number]
+            if self._storage.get_trial(trial_id).state.is_finished():  # written before the storage went away
+                del self._there[trial.number]
+                return
             if before.state is TrialState.WAITING:
                 self._storage.set_trial_state_values(trial_id, TrialState.RUNNING)
             for name in trial.params.keys() - before.params.keys():

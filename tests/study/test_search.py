@@ -352,6 +352,62 @@ def test_a_storage_that_is_away_is_waited_for_and_told_later(driver, monkeypatch
     assert next(t.state for t in run.trials()) is TrialState.COMPLETE
 
 
+@pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
+def test_a_storage_of_one_driver_that_fails_anywhere_holds_the_same_in_the_end(tmp_path, monkeypatch, done):
+    """Whichever call fails, before it has written or after: what is written later is what would have been."""
+    study = make_study(search={**make_study().search.model_dump(), "trials": 2})
+    calm = Driver(study, tmp_path / "calm")
+    proposed = calm.run_all()
+    expected = [stored(t) for t in calm.trials()]
+    assert len(expected) == len(proposed) == 4
+
+    calls, fails_at = 0, None
+
+    def breaking(name):
+        real = getattr(optuna.storages.RDBStorage, name)
+
+        def call(*arguments, **options):
+            nonlocal calls
+            calls += 1
+            result = real(*arguments, **options) if done and calls == fails_at else None
+            if calls == fails_at:
+                raise OperationalError("", {}, Exception("disk I/O error"))
+            return real(*arguments, **options) if result is None else result
+
+        monkeypatch.setattr(optuna.storages.RDBStorage, name, call)
+
+    def run(number, n):
+        nonlocal calls, fails_at
+        driver = Driver(study, tmp_path / f"s{number}")
+        calls, fails_at = 0, n
+        ended = driver.run_all()
+        driver.search.abandon("interrupted")
+        return driver, ended
+
+    for name in ("create_new_trial", "set_trial_param", "set_trial_user_attr", "set_trial_system_attr",
+                 "set_trial_intermediate_value", "set_trial_state_values"):  # fmt: skip
+        breaking(name)
+    run(0, None)
+    total = calls
+    assert total > 2 * len(expected)
+    for number in range(1, total + 1):
+        driver, ended = run(number, number)
+        while len(ended) < len(proposed):  # a proposal waits while the storage is away
+            assert isinstance(config := driver.propose(), dict)
+            driver.end(config)
+            ended.append(config)
+        assert [c["trial"] for c in ended] == [c["trial"] for c in proposed], number
+        driver.search.abandon("interrupted")
+        fails_at = None
+        assert [stored(t) for t in driver.trials()] == expected, f"call {number} of {total}"
+
+
+def stored(trial):
+    """What a storage holds of a trial, without clocks and names that are drawn."""
+    attributes = {k: v for k, v in trial.user_attrs.items() if k != "token"}
+    return trial.state, trial.values, trial.params, attributes, trial.system_attrs, trial.intermediate_values
+
+
 def test_a_variable_in_the_address_of_a_shared_storage_is_replaced(monkeypatch):
     study = make_study(search={**make_study().search.model_dump(), "storage": "postgresql://me:${MEBM_TEST_PW}@h/db"})
     with pytest.raises(UserError, match="MEBM_TEST_PW is not set"):
