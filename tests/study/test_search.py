@@ -393,7 +393,8 @@ def test_a_storage_of_one_driver_that_fails_anywhere_holds_the_same_in_the_end(t
     for number in range(1, total + 1):
         driver, ended = run(number, number)
         while len(ended) < len(proposed):  # a proposal waits while the storage is away
-            assert isinstance(config := driver.propose(), dict)
+            config = driver.propose()
+            assert isinstance(config, dict)
             driver.end(config)
             ended.append(config)
         assert [c["trial"] for c in ended] == [c["trial"] for c in proposed], number
