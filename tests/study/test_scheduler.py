@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 from ray.tune.experiment import Trial as RayTrial
-from ray.tune.schedulers import TrialScheduler
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from study import scheduler as module
 from study.config import validate_study
@@ -253,3 +253,24 @@ def test_a_trial_whose_worker_is_gone_already_is_left_to_ray(control, clock, pul
         made.look_after([ray_trial("t0001", actor=None)], lambda *_: None)
         clock.now += 3
     assert killed == []
+
+
+def test_a_trial_that_waits_for_its_worker_is_not_chosen_in_every_turn(control, clock):
+    """With Ray's FIFO it is, and whatever worker becomes free is put in place of the one being started for it."""
+
+    def waiting(name, status=RayTrial.PENDING):
+        return SimpleNamespace(trial_id=f"ray-{name}", status=status, config={"trial_id": name})
+
+    trials = [waiting("t0003"), waiting("t0002"), waiting("t0001", RayTrial.RUNNING)]
+    controller = SimpleNamespace(get_live_trials=lambda: trials, get_trials=lambda: trials)
+    assert [FIFOScheduler().choose_trial_to_run(controller) for _ in range(2)] == trials[:1] * 2
+    scheduler = StudyScheduler(control())
+    assert [scheduler.choose_trial_to_run(controller) for _ in range(3)] == [trials[1], trials[0], None]
+    trials.append(waiting("t0004"))
+    assert scheduler.choose_trial_to_run(controller) is trials[3]
+    trials[1].status = RayTrial.RUNNING
+    assert scheduler.choose_trial_to_run(controller) is None
+    trials[1].status = RayTrial.PENDING  # its worker was lost
+    assert scheduler.choose_trial_to_run(controller) is trials[1]
+    clock.now += 61
+    assert scheduler.choose_trial_to_run(controller) is trials[1]  # nothing that waits is forgotten
