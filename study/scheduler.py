@@ -202,7 +202,7 @@ class StudyScheduler(FIFOScheduler):
         Also, FIFO looks through all trials of the study in every turn, and this only through the live ones.
         """
         now = time.monotonic()
-        waiting = [t for t in tune_controller.get_live_trials() if t.status == RayTrial.PENDING]
+        waiting: list[RayTrial] = [t for t in tune_controller.get_live_trials() if t.status == RayTrial.PENDING]
         self._offered = {t.trial_id: self._offered[t.trial_id] for t in waiting if t.trial_id in self._offered}
         due = [t for t in waiting if now - self._offered.get(t.trial_id, -math.inf) >= _START_SECONDS]
         if not due:
