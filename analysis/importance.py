@@ -1,4 +1,4 @@
-"""Which field matters: how much each searched field tells about quality, time and divergence, and which act together.
+"""Which field matters: how much each searched field tells about quality, time and divergence.
 
 Two models predict a trial's result from its setting: a small random forest, and a linear (for divergence: logistic)
 one. Both are scored on settings they have not seen (cross-validation by setting, so that seeds of one setting never
@@ -6,7 +6,7 @@ stand on both sides), as the share of the spread they explain. A field's importa
 anew from all trials, add to the squared error of held-out settings (permutation importance, Breiman 2001): half, as
 then it is the share of the spread that comes from the field, its interactions included (Jansen 1999), and an
 interaction counts for each of its fields. Where a model's skill is no better than chance it has no importances to show,
-and that is said.
+and that is said. Which fields act together is `analysis.interactions`.
 
 An importance is about the settings a study tried: a field that a sampler kept near one value looks unimportant.
 PED-ANOVA is Optuna's (`optuna.importance.PedAnovaImportanceEvaluator` on the study's `optuna.db`), not computed here.
@@ -18,7 +18,6 @@ import math
 import warnings
 from collections import Counter
 from dataclasses import dataclass
-from itertools import combinations
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -48,12 +47,8 @@ REPEATS = 10
 """Times a field's values are drawn anew."""
 CHANCE_P = 0.05
 TREES = 50
-_RIDGE = 0.1
+RIDGE = 0.1
 """Ridge of the linear model, in squared standard deviations of a feature: enough for indicators that add up to 1."""
-MOST_PAIRED = 4
-"""Most important fields whose pairs are looked at."""
-_GRID_ROWS = 40
-"""Rows at which interactions are computed."""
 _DECADE = 10.0
 
 Kind = Literal["quality", "time", "divergence"]
@@ -64,12 +59,6 @@ IMPORTANCE_COLUMNS: tuple[Column, ...] = (
     Column("importance", "float64", "share of the spread that comes from the field; null at chance"),
     Column("se", "float64", "its standard error over settings"),
     Column("direction", "float64", "linear model: change of the target per sd of the field; null for text and forests"),
-)
-PAIR_COLUMNS: tuple[Column, ...] = (
-    Column("first", "string", "a setting"),
-    Column("second", "string", "another"),
-    Column("share", "float64", "share of their joint effect that is no sum of the two (Friedman's H squared)"),
-    Column("strength", "float64", "standard deviation of that part, in the target's units"),
 )
 
 
@@ -106,8 +95,6 @@ class Importance:
     skills: tuple[Skill, ...]
     fields: pd.DataFrame
     """`IMPORTANCE_COLUMNS`, those of most importance to the forest first."""
-    pairs: pd.DataFrame
-    """`PAIR_COLUMNS`, strongest first; no rows where the forest is at chance."""
     refusal: str
     """Why there is nothing to show; empty where there is."""
     remarks: tuple[str, ...]
@@ -122,18 +109,19 @@ class Importance:
         shown = ", ".join(f"{symbol(r['field'])} {max(0.0, r['importance']):.0%}" for r in rows[:5])
         lines = [f"{self.label}: {shown} ({best}; {self.trials} trials, {self.settings} settings)"]
         lines += [str(s) for s in self.skills if s is not best]
-        for r in records(self.pairs)[:1]:
-            lines.append(
-                f"strongest interaction: {symbol(r['first'])} with {symbol(r['second'])}, "
-                f"{r['share']:.0%} of their joint effect"
-            )
         return [*lines, *self.remarks]
 
 
-class _Model(Protocol):
-    def fit(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> Any: ...
+class Model(Protocol):
+    """What can be fitted and predicts."""
 
-    def predict(self, x: NDArray[np.float64]) -> NDArray[np.float64]: ...
+    def fit(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> Any:
+        """Learn from features (n, d) and targets (n,)."""
+        ...
+
+    def predict(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Targets (n,) of features (n, d)."""
+        ...
 
 
 def importances(trials: pd.DataFrame, fields: Sequence[str], metric: str | None, seed: int = 0) -> list[Importance]:
@@ -164,27 +152,25 @@ def importance(
         metric: Name of a metric where `kind` is quality.
         seed: See `importances`.
     """
-    rows, y, label, remarks = _target(records(trials), kind, metric)
+    rows, y, label, remarks = target_values(records(trials), kind, metric)
     name = {"quality": str(metric), "time": "seconds_per_iteration", "divergence": "divergence"}[kind]
     varied = [f for f in fields if len({text(t[f]) for t in rows}) > 1]
-    groups = _numbers([f"{t['study']}/{t['setting_id']}" for t in rows])
+    groups = group_numbers([f"{t['study']}/{t['setting_id']}" for t in rows])
     settings = len(set(groups.tolist()))
 
-    def result(refusal: str, skills: Sequence[Skill] = (), found: Any = (), pairs: Any = ()) -> Importance:
-        frames = typed_frame(found, IMPORTANCE_COLUMNS), typed_frame(pairs, PAIR_COLUMNS)
-        return Importance(name, label, len(rows), settings, tuple(skills), *frames, refusal, tuple(remarks))
+    def result(refusal: str, skills: Sequence[Skill] = (), found: Any = ()) -> Importance:
+        frame = typed_frame(found, IMPORTANCE_COLUMNS)
+        return Importance(name, label, len(rows), settings, tuple(skills), frame, refusal, tuple(remarks))
 
-    if refusal := _refuse(len(rows), settings, varied, y, kind):
+    if refusal := refusal_for(len(rows), settings, varied, y, kind):
         return result(refusal)
-    # Time and a distance are ratios: twice as much is twice as much wherever it starts.
-    ratio = kind != "divergence" and bool((y > 0).all()) and float(y.max() / y.min()) >= 2
-    if ratio:
+    if is_ratio(kind, y):
         y = np.log(y)
         remarks.append(f"{label} taken on a log scale, as a ratio")
     skills = []
     found: list[dict[str, Any]] = []
     for model in ("forest", "linear"):
-        columns = _columns(rows, varied, one_hot=model == "linear")
+        columns = features_of(rows, varied, one_hot=model == "linear")
         skill, scores = _permuted(model, kind, columns, y, groups, seed)
         skills.append(skill)
         slopes = _slopes(kind, columns, y) if model == "linear" else {}
@@ -197,12 +183,10 @@ def importance(
         return result(f"no importances: {words} ({len(rows)} trials, {settings} settings)", skills)
     order = {f: -max(float(r["importance"] or 0.0) for r in found if r["field"] == f) for f in varied}
     found.sort(key=lambda r: order[r["field"]])
-    ranked = sorted(varied, key=lambda f: order[f])
-    pairs = _pairs(kind, _columns(rows, varied, one_hot=False), y, ranked, seed) if skills[0].better_than_chance else []
-    return result("", skills, found, pairs)
+    return result("", skills, found)
 
 
-def _target(rows: Sequence[Trial], kind: Kind, metric: str | None) -> tuple[list[Trial], Any, str, list[str]]:
+def target_values(rows: Sequence[Trial], kind: Kind, metric: str | None) -> tuple[list[Trial], Any, str, list[str]]:
     """The trials that have the target, its values, its name in words, and what was left out."""
     remarks = []
     if kind == "divergence":
@@ -230,7 +214,16 @@ def _target(rows: Sequence[Trial], kind: Kind, metric: str | None) -> tuple[list
     return chosen, np.array([float(t[column]) for t in chosen]), label, remarks
 
 
-def _refuse(trials: int, settings: int, varied: Sequence[str], y: NDArray[np.float64], kind: Kind) -> str:
+def is_ratio(kind: Kind, y: NDArray[np.float64]) -> bool:
+    """Whether a target is taken on a log scale.
+
+    Time and a distance are ratios: twice as much is twice as much wherever it starts.
+    """
+    return kind != "divergence" and bool((y > 0).all()) and float(y.max() / y.min()) >= 2
+
+
+def refusal_for(trials: int, settings: int, varied: Sequence[str], y: NDArray[np.float64], kind: Kind) -> str:
+    """Why there is nothing to learn from, in words; empty where there is."""
     if trials < FEWEST_TRIALS:
         return f"too few trials for importances: {trials}, {FEWEST_TRIALS} needed"
     if settings < FEWEST_SETTINGS:
@@ -246,7 +239,7 @@ def _refuse(trials: int, settings: int, varied: Sequence[str], y: NDArray[np.flo
 
 
 @dataclass(frozen=True)
-class _Columns:
+class Features:
     """Features of the trials, and which columns belong to a field."""
 
     features: NDArray[np.float64]
@@ -254,7 +247,7 @@ class _Columns:
     numeric: frozenset[str]
 
 
-def _columns(rows: Sequence[Trial], fields: Sequence[str], *, one_hot: bool) -> _Columns:
+def features_of(rows: Sequence[Trial], fields: Sequence[str], *, one_hot: bool) -> Features:
     """Features of the fields: numbers on a log scale where they span a decade; a missing number has its own column.
 
     Args:
@@ -284,10 +277,11 @@ def _columns(rows: Sequence[Trial], fields: Sequence[str], *, one_hot: bool) -> 
             own = [np.array([float(ranks[v]) for v in values])]
         of[field] = list(range(len(parts), len(parts) + len(own)))
         parts += own
-    return _Columns(np.column_stack(parts), of, frozenset(numeric))
+    return Features(np.column_stack(parts), of, frozenset(numeric))
 
 
-def _numbers(names: Sequence[str]) -> NDArray[np.int64]:
+def group_numbers(names: Sequence[str]) -> NDArray[np.int64]:
+    """Names as numbers from 0 in the order of their first appearance."""
     order = {name: i for i, name in enumerate(dict.fromkeys(names))}
     return np.array([order[name] for name in names], dtype=np.int64)
 
@@ -314,16 +308,17 @@ class _Classifier:
         return np.asarray(self._inner.predict_proba(x)[:, 1], dtype=np.float64)
 
 
-def _make(model: str, kind: Kind, seed: int) -> _Model:
+def make_model(model: str, kind: Kind, seed: int) -> Model:
+    """An unfitted forest or linear model of a number, or of the probability to end badly."""
     forest: dict[str, Any] = {"n_estimators": TREES, "min_samples_leaf": 2, "random_state": seed, "n_jobs": 1}
     if kind == "divergence":
         return _Classifier(RandomForestClassifier(**forest) if model == "forest" else LogisticRegression(max_iter=1000))
-    made: _Model = RandomForestRegressor(**forest) if model == "forest" else Ridge(alpha=_RIDGE)
+    made: Model = RandomForestRegressor(**forest) if model == "forest" else Ridge(alpha=RIDGE)
     return made
 
 
 def _permuted(
-    model: str, kind: Kind, columns: _Columns, y: NDArray[np.float64], groups: NDArray[np.int64], seed: int
+    model: str, kind: Kind, columns: Features, y: NDArray[np.float64], groups: NDArray[np.int64], seed: int
 ) -> tuple[Skill, dict[str, tuple[float, float]]]:
     """Held-out skill, and each field's importance with its standard error over settings."""
     rng = np.random.default_rng(seed)
@@ -332,7 +327,7 @@ def _permuted(
     lost = {field: np.empty(len(y)) for field in columns.of}
     folds = GroupKFold(min(FOLDS, len(set(groups.tolist()))), shuffle=True, random_state=seed)
     for train, test in folds.split(x, y, groups):
-        fitted = _make(model, kind, seed)
+        fitted = make_model(model, kind, seed)
         fitted.fit(x[train], y[train])
         base[test] = (y[test] - y[train].mean()) ** 2
         own[test] = (y[test] - fitted.predict(x[test])) ** 2
@@ -344,17 +339,18 @@ def _permuted(
             lost[field][test] = ((y[test] - predicted) ** 2).mean(axis=0) - own[test]
             lost[field][test] /= 2
     spread = base.mean()
-    skill = Skill(model, float(1 - own.mean() / spread), _p_better(base - own, groups))
-    return skill, {f: _mean_se(values / spread, groups) for f, values in lost.items()}
+    skill = Skill(model, float(1 - own.mean() / spread), p_better(base - own, groups))
+    return skill, {f: mean_se(values / spread, groups) for f, values in lost.items()}
 
 
-def _by_group(values: NDArray[np.float64], groups: NDArray[np.int64]) -> NDArray[np.float64]:
+def by_group(values: NDArray[np.float64], groups: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Means of the values by group, in the groups' order."""
     return np.bincount(groups, weights=values) / np.bincount(groups)
 
 
-def _p_better(gain: NDArray[np.float64], groups: NDArray[np.int64]) -> float:
+def p_better(gain: NDArray[np.float64], groups: NDArray[np.int64]) -> float:
     """P value that the mean gain over settings is at most 0: seeds of one setting are one observation."""
-    by_setting = _by_group(gain, groups)
+    by_setting = by_group(gain, groups)
     if float(np.ptp(by_setting)) == 0:
         return 0.0 if by_setting[0] > 0 else 1.0
     with warnings.catch_warnings():
@@ -362,50 +358,15 @@ def _p_better(gain: NDArray[np.float64], groups: NDArray[np.int64]) -> float:
         return float(stats.ttest_1samp(by_setting, 0.0, alternative="greater").pvalue)
 
 
-def _mean_se(values: NDArray[np.float64], groups: NDArray[np.int64]) -> tuple[float, float]:
-    by_setting = _by_group(values, groups)
+def mean_se(values: NDArray[np.float64], groups: NDArray[np.int64]) -> tuple[float, float]:
+    """Mean of the values, and its standard error over groups."""
+    by_setting = by_group(values, groups)
     return float(values.mean()), float(by_setting.std(ddof=1) / math.sqrt(len(by_setting)))
 
 
-def _slopes(kind: Kind, columns: _Columns, y: NDArray[np.float64]) -> dict[str, float]:
+def _slopes(kind: Kind, columns: Features, y: NDArray[np.float64]) -> dict[str, float]:
     """Change of the target (divergence: of its log-odds) per standard deviation of each numeric field."""
-    model = LogisticRegression(max_iter=1000) if kind == "divergence" else Ridge(alpha=_RIDGE)
+    model = LogisticRegression(max_iter=1000) if kind == "divergence" else Ridge(alpha=RIDGE)
     model.fit(columns.features, y > 0.5 if kind == "divergence" else y)
     weights = np.ravel(model.coef_)
     return {f: float(weights[columns.of[f][0]]) for f in columns.of if f in columns.numeric}
-
-
-def _pairs(
-    kind: Kind, columns: _Columns, y: NDArray[np.float64], ranked: Sequence[str], seed: int
-) -> list[dict[str, Any]]:
-    """Interactions of the most important fields in the forest (Friedman and Popescu 2008, H squared of a pair).
-
-    Partial dependences are taken at the trials' own settings, centred; the part of a pair's that is no sum of the two
-    single ones is its interaction.
-    """
-    fitted = _make("forest", kind, seed)
-    fitted.fit(columns.features, y)
-    rng = np.random.default_rng(seed)
-    rows = columns.features
-    if len(rows) > _GRID_ROWS:
-        rows = rows[np.sort(rng.choice(len(rows), _GRID_ROWS, replace=False))]
-    n = len(rows)
-
-    def dependence(fields: Sequence[str]) -> NDArray[np.float64]:
-        at = [i for f in fields for i in columns.of[f]]
-        grid = np.repeat(rows[None], n, axis=0)  # one copy of the rows for every setting of the fields
-        grid[:, :, at] = rows[:, None, at]
-        values = fitted.predict(grid.reshape(n * n, -1)).reshape(n, n).mean(axis=1)
-        return np.asarray(values - values.mean(), dtype=np.float64)
-
-    top = ranked[:MOST_PAIRED]
-    single = {f: dependence([f]) for f in top}
-    found = []
-    for first, second in combinations(top, 2):
-        joint = dependence([first, second])
-        rest = joint - single[first] - single[second]
-        whole = float((joint**2).sum())
-        share = float((rest**2).sum()) / whole if whole > 0 else 0.0
-        strength = float(np.sqrt((rest**2).mean()))
-        found.append({"first": first, "second": second, "share": share, "strength": strength})
-    return sorted(found, key=lambda r: -float(r["strength"]))

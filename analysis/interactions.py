@@ -1,0 +1,385 @@
+"""Which fields act together: pairs of settings whose joint effect on quality, time or divergence is no sum of the two.
+
+Two answers stand beside each other. The honest one: a model of single effects (each field's own curve) and the same
+model with one pair's products added both predict settings they have not seen; `gain` is what the pair takes off the
+squared error, as a share of the spread, and its p value is corrected for the number of pairs looked at (Holm 1979). The
+descriptive one: the share of a random forest's spread that is a second-order effect of the pair in a functional ANOVA
+(Hutter, Hoos and Leyton-Brown 2014), with each field's own distribution over the trials. A forest finds some of it in
+noise too, so a pair is called an interaction only where its gain says so.
+
+Time and distances are taken on a log scale: there two fields that each multiply the result do not interact. The model
+of divergence is logistic: there two fields that each multiply the odds do not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+from sklearn import config_context
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import GroupKFold
+
+from analysis.anova import EFFECT_COLUMNS, ForestAnova
+from analysis.importance import (
+    FOLDS,
+    Features,
+    Kind,
+    Skill,
+    features_of,
+    group_numbers,
+    is_ratio,
+    mean_se,
+    p_better,
+    refusal_for,
+    target_values,
+)
+from analysis.load import records, typed_frame
+from analysis.words import brief, symbol, text
+from trainables.schema import Column
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import pandas as pd
+    from numpy.typing import NDArray
+
+LEVEL = 0.05
+"""P value, corrected for the number of pairs, below which a pair is called an interaction."""
+MOST_FIELDS = 6
+"""Fields whose pairs are looked at; of more, those with the largest single effects in the forest."""
+_SHRINK = 1.0
+"""Ridge of the models of single effects and pairs, in squared standard deviations of a column."""
+
+INTERACTION_COLUMNS: tuple[Column, ...] = (
+    Column("first", "string", "a setting"),
+    Column("second", "string", "another"),
+    Column("gain", "float64", "squared error on held-out settings that the pair takes off, as a share of the spread"),
+    Column("gain_se", "float64", "its standard error over settings"),
+    Column("p", "float64", "one-sided p value of a gain, corrected for all pairs (Holm)"),
+    Column("interacts", "bool", f"gain above 0 with p below {LEVEL}"),
+    Column("forest_share", "float64", "second-order share of the forest's spread (functional ANOVA)"),
+    Column("first_share", "float64", "first-order share of `first`"),
+    Column("second_share", "float64", "first-order share of `second`"),
+)
+"""Columns of `Interactions.pairs`."""
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """Which pairs of fields act together on one target."""
+
+    target: str
+    """The metric, seconds_per_iteration, or divergence."""
+    label: str
+    trials: int
+    settings: int
+    single: Skill | None
+    """How well single effects alone predict settings not seen; None where nothing could be fitted."""
+    pairs: pd.DataFrame
+    """`INTERACTION_COLUMNS`, interactions first, then by gain."""
+    effect: pd.DataFrame
+    """`analysis.anova.EFFECT_COLUMNS` of the first of `pairs`."""
+    refusal: str
+    """Why there is nothing to show; empty where there is."""
+    remarks: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """The result in words."""
+        if self.refusal or self.single is None:
+            return [f"{self.label}: {self.refusal}", *self.remarks]
+        rows = records(self.pairs)
+        found = [r for r in rows if r["interacts"]]
+        tried = f"{len(rows)} {'pair' if len(rows) == 1 else 'pairs'}, {self.trials} trials, {self.settings} settings"
+        if not found:
+            best = f"best {pair_name(rows[0])} with {_gain_text(rows[0])}"
+            words = f"no pair adds to single effects on held-out settings ({best}; {tried})"
+        else:
+            named = ", ".join(f"{pair_name(r)} ({_gain_text(r)}, p = {r['p']:.2g})" for r in found[:3])
+            words = f"{named} of the spread on held-out settings beyond single effects, which explain "
+            words += f"{max(0.0, self.single.share):.0%} ({tried})"
+        return [f"{self.label}: {words}", *self.remarks]
+
+
+def pair_name(row: Mapping[str, Any]) -> str:
+    """A pair as people read it, such as "K × p0"."""
+    return f"{symbol(row['first'])} × {symbol(row['second'])}"
+
+
+def _gain_text(row: Mapping[str, Any]) -> str:
+    return f"{row['gain']:+.1%} ± {row['gain_se']:.1%}"
+
+
+def all_interactions(
+    trials: pd.DataFrame, fields: Sequence[str], metric: str | None, seed: int = 0
+) -> list[Interactions]:
+    """Interactions of the fields for quality (where a metric is given), time per iteration, and divergence.
+
+    Args: as of `analysis.importance.importances`.
+    """
+    kinds: list[Kind] = ["quality", "time", "divergence"] if metric is not None else ["time", "divergence"]
+    return [interactions(trials, fields, kind, metric, seed) for kind in kinds]
+
+
+def interactions(
+    trials: pd.DataFrame, fields: Sequence[str], kind: Kind, metric: str | None = None, seed: int = 0
+) -> Interactions:
+    """Interactions of the fields for one target.
+
+    Args:
+        trials: `TRIAL_COLUMNS` of one study.
+        fields: Settings that were varied.
+        kind: quality (best `metric` of completed trials), time (per iteration), or divergence (whether a judged trial
+            diverged or collapsed).
+        metric: Name of a metric where `kind` is quality.
+        seed: Of folds, forest and draws; the same trials and seed give the same numbers.
+    """
+    rows, y, label, remarks = target_values(records(trials), kind, metric)
+    name = {"quality": str(metric), "time": "seconds_per_iteration", "divergence": "divergence"}[kind]
+    varied = [f for f in fields if len({text(t[f]) for t in rows}) > 1]
+    groups = group_numbers([f"{t['study']}/{t['setting_id']}" for t in rows])
+    settings = len(set(groups.tolist()))
+
+    def result(refusal: str, single: Skill | None = None, pairs: Any = (), effect: Any = ()) -> Interactions:
+        frames = typed_frame(pairs, INTERACTION_COLUMNS), typed_frame(effect, EFFECT_COLUMNS)
+        return Interactions(name, label, len(rows), settings, single, *frames, refusal, tuple(remarks))
+
+    if refusal := refusal_for(len(rows), settings, varied, y, kind):
+        return result(refusal.replace("importances", "interactions"))
+    if len(varied) < 2:
+        return result(f"only {symbol(varied[0])} was varied: no pair to look at")
+    ratio = is_ratio(kind, y)
+    if ratio:
+        y = np.log(y)
+        remarks.append(f"{label} taken on a log scale: fields that each multiply it do not interact")
+    with config_context(assume_finite=True, skip_parameter_validation=True):
+        anova = ForestAnova.of(rows, varied, y, kind, seed)
+        chosen = anova.largest(MOST_FIELDS)
+        if len(chosen) < len(varied):
+            remarks.append(f"pairs of the {len(chosen)} fields of {len(varied)} with the largest single effects")
+        pairs, single = _gains(kind, features_of(rows, varied, one_hot=True), y, groups, chosen, seed)
+    for pair in pairs:
+        first, second = pair["first"], pair["second"]
+        pair |= {"forest_share": anova.pair_share(first, second)}
+        pair |= {"first_share": anova.single_share(first), "second_share": anova.single_share(second)}
+    pairs.sort(key=lambda r: (not r["interacts"], -float(r["gain"])))
+    if not pairs[0]["interacts"] and not single.better_than_chance:
+        return result(f"no interactions: single effects ({single}), and no pair adds to them")
+    effect = anova.effect(pairs[0]["first"], pairs[0]["second"], np.exp if ratio else np.asarray)
+    return result("", single, pairs, effect)
+
+
+# ------------------------------------------------------------------------------------- gain on settings not seen
+
+
+def _gains(
+    kind: Kind,
+    columns: Features,
+    y: NDArray[np.float64],
+    groups: NDArray[np.int64],
+    fields: Sequence[str],
+    seed: int,
+) -> tuple[list[dict[str, Any]], Skill]:
+    """What every pair takes off the held-out squared error of single effects, and those effects' own skill."""
+    bases = {f: _basis(columns.features[:, at], numeric=f in columns.numeric) for f, at in columns.of.items()}
+    single = np.column_stack(list(bases.values()))
+    splits = list(
+        GroupKFold(min(FOLDS, len(set(groups.tolist()))), shuffle=True, random_state=seed).split(single, y, groups)
+    )
+    base = np.empty(len(y))
+    for train, test in splits:
+        base[test] = (y[test] - y[train].mean()) ** 2
+    alone = _held_out(kind, single, y, splits)
+    found: list[dict[str, Any]] = []
+    for first, second in combinations(fields, 2):
+        product = (bases[first][:, :, None] * bases[second][:, None, :]).reshape(len(y), -1)
+        less = alone - _held_out(kind, np.column_stack([single, product]), y, splits)
+        gain, se = mean_se(less / base.mean(), groups)
+        found.append({"first": first, "second": second, "gain": gain, "gain_se": se, "p": p_better(less, groups)})
+    for row, p in zip(found, holm([r["p"] for r in found]), strict=True):
+        row |= {"p": p, "interacts": row["gain"] > 0 and p < LEVEL}
+    share = float(1 - alone.mean() / base.mean())
+    return found, Skill("a model of single effects", share, p_better(base - alone, groups))
+
+
+def _basis(columns: NDArray[np.float64], *, numeric: bool) -> NDArray[np.float64]:
+    """Columns of one field's own curve: a number and its square, an indicator for a missing one; text as it is."""
+    if numeric:
+        columns = np.column_stack([columns[:, :1], columns[:, :1] ** 2, columns[:, 1:]])
+    spread = columns.std(axis=0)
+    kept = columns[:, spread > 1e-9]
+    return np.asarray((kept - kept.mean(axis=0)) / kept.std(axis=0), dtype=np.float64)
+
+
+def _held_out(kind: Kind, x: NDArray[np.float64], y: NDArray[np.float64], splits: Sequence[Any]) -> NDArray[np.float64]:
+    """Squared error of every trial (of its probability, for divergence) by models that have not seen its setting."""
+    lost = np.empty(len(y))
+    for train, test in splits:
+        if kind != "divergence":
+            predicted = Ridge(alpha=_SHRINK).fit(x[train], y[train]).predict(x[test])
+        elif np.ptp(y[train]) == 0:
+            predicted = np.full(len(test), y[train][0])
+        else:
+            fitted = LogisticRegression(C=1 / _SHRINK, solver="newton-cholesky").fit(x[train], y[train] > 0.5)
+            predicted = fitted.predict_proba(x[test])[:, 1]
+        lost[test] = (y[test] - predicted) ** 2
+    return lost
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """P values corrected for their number by Holm's method, in their order."""
+    order = sorted(range(len(p)), key=lambda i: p[i])
+    corrected, running = [0.0] * len(p), 0.0
+    for rank, i in enumerate(order):
+        running = max(running, min(1.0, (len(p) - rank) * p[i]))
+        corrected[i] = running
+    return corrected
+
+
+# ----------------------------------------------------------------------------------------------------- drawing
+
+_CYCLE = ("#2f8fce", "#e05f00", "#009e73", "#c869a0")
+_GREY = "#8c8c8c"
+
+
+def interaction_rows(found: Sequence[Interactions]) -> pd.DataFrame:
+    """The pairs of all targets as one frame: `target`, then `INTERACTION_COLUMNS`."""
+    rows = [{"target": i.target, **r} for i in found for r in records(i.pairs)]
+    return typed_frame(rows, (Column("target", "string", "what is explained"), *INTERACTION_COLUMNS))
+
+
+def interaction_caption(found: Sequence[Interactions]) -> str:
+    """What the figure shows, and the result in words."""
+    said = " ".join(f"{line[:1].upper()}{line[1:]}." for i in found for line in i.lines())
+    return (
+        "Which fields act together: what a pair adds to single effects on held-out settings, with two standard errors, "
+        "and its second-order share of a forest's spread; beside it the pair's joint effect (dotted: what the single "
+        f"effects alone would give; open: no trial near). {said}"
+    )
+
+
+def interaction_figure(found: Sequence[Interactions]) -> go.Figure | None:
+    """Pairs of every target and the joint effect of its first pair; None where all were refused."""
+    shown = [i for i in found if not i.refusal]
+    if not shown:
+        return None
+    titles = [t for i in shown for t in (i.label, _effect_title(i))]
+    # Room for the ticks below a row and the two titles above the next one, whatever the number of rows.
+    height = 90 + 330 * len(shown)
+    figure = make_subplots(
+        rows=len(shown),
+        cols=2,
+        column_widths=[0.42, 0.58],
+        horizontal_spacing=0.16,
+        vertical_spacing=110 / height if len(shown) > 1 else 0.0,
+        subplot_titles=titles,
+    )
+    for row, result in enumerate(shown, start=1):
+        _add_pairs(figure, result, row, named=row > 1)
+        _add_effect(figure, result, row)
+    figure.update_annotations(font={"size": 13})
+    return figure.update_layout(height=height, showlegend=True, barmode="overlay", legend={"y": 1 + 45 / height})
+
+
+def _effect_title(result: Interactions) -> str:
+    first = records(result.pairs)[0]
+    return f"{pair_name(first)}: " + ("interaction" if first["interacts"] else "no interaction")
+
+
+def _add_pairs(figure: go.Figure, result: Interactions, row: int, *, named: bool) -> None:
+    pairs = records(result.pairs)
+    names = [pair_name(p) for p in pairs]
+    figure.add_bar(
+        x=[p["forest_share"] for p in pairs],
+        y=names,
+        orientation="h",
+        name="share of the forest's spread",
+        legendgroup="forest",
+        showlegend=not named,
+        marker={"color": _GREY, "opacity": 0.45, "line": {"width": 0}},
+        hovertext=[
+            f"{pair_name(p)}: {p['forest_share']:.1%} of the forest's spread; alone {symbol(p['first'])} "
+            f"{p['first_share']:.1%}, {symbol(p['second'])} {p['second_share']:.1%}"
+            for p in pairs
+        ],
+        hoverinfo="text",
+        row=row,
+        col=1,
+    )
+    figure.add_scatter(
+        x=[p["gain"] for p in pairs],
+        y=names,
+        mode="markers",
+        name="gain on held-out settings",
+        legendgroup="gain",
+        showlegend=not named,
+        marker={
+            "size": 10,
+            "color": [_CYCLE[1] if p["interacts"] else _CYCLE[0] for p in pairs],
+            "symbol": ["diamond" if p["interacts"] else "circle-open" for p in pairs],
+        },
+        error_x={"type": "data", "array": [2 * p["gain_se"] for p in pairs], "thickness": 1.4, "color": _GREY},
+        hovertext=[f"{pair_name(p)}: gain {_gain_text(p)}, p = {p['p']:.2g}" for p in pairs],
+        hoverinfo="text",
+        row=row,
+        col=1,
+    )
+    figure.add_vline(x=0, line={"width": 1, "color": _GREY}, row=row, col=1)
+    figure.update_yaxes(autorange="reversed", row=row, col=1)
+    figure.update_xaxes(tickformat=".0%", row=row, col=1)
+
+
+def _add_effect(figure: go.Figure, result: Interactions, row: int) -> None:
+    effect = records(result.effect)
+    first, second = effect[0]["first"], effect[0]["second"]
+    for index, value in enumerate(dict.fromkeys(r["second_value"] for r in effect)):
+        part = [r for r in effect if r["second_value"] == value]
+        colour, x = _CYCLE[index % len(_CYCLE)], [short(r["first_value"]) for r in part]
+        figure.add_scatter(
+            x=x,
+            y=[r["sum"] for r in part],
+            mode="lines",
+            showlegend=False,
+            line={"color": colour, "width": 1.2, "dash": "dot"},
+            hoverinfo="skip",
+            row=row,
+            col=2,
+        )
+        figure.add_scatter(
+            x=x,
+            y=[r["predicted"] for r in part],
+            mode="lines+markers",
+            name=f"{symbol(second)} {short(value)}",
+            showlegend=True,
+            legendgroup=f"{second} {value}",
+            line={"color": colour, "width": 2},
+            marker={"size": 8, "color": colour, "symbol": ["circle" if r["trials"] else "circle-open" for r in part]},
+            hovertext=[_effect_text(r) for r in part],
+            hoverinfo="text",
+            row=row,
+            col=2,
+        )
+    figure.update_xaxes(type="category", title_text=symbol(first), row=row, col=2)
+    if result.target == "divergence":
+        figure.update_yaxes(tickformat=".0%", row=row, col=2)
+
+
+def short(label: str) -> str:
+    """A number in three digits; text as it is."""
+    try:
+        return f"{float(label):.3g}"
+    except ValueError:
+        return label
+
+
+def _effect_text(row: Mapping[str, Any]) -> str:
+    tried = "no trial near" if not row["trials"] else f"{row['trials']} trials near"
+    first, second = symbol(row["first"]), symbol(row["second"])
+    return (
+        f"{first} {row['first_value']}, {second} {row['second_value']}: {brief(row['predicted'])}; "
+        f"single effects alone {brief(row['sum'])} ({tried})"
+    )
