@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 import os
 from dataclasses import dataclass
@@ -18,7 +19,31 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from PIL import Image
 
+from analysis.intact import BENCH_FILE as BENCH_FILE  # they are read here
+from analysis.intact import (
+    EPOCHS,
+    MANIFEST,
+    TRIALS,
+    about_folder,
+    about_others,
+    check_epochs,
+    check_signals,
+    check_trials,
+    counted,
+    fewer_epochs,
+    first_line,
+    is_study,
+    mending,
+    missing_file,
+    plural,
+    printable,
+    read_manifest,
+    shared_trials,
+)
+from analysis.intact import EVALUATIONS_FILE as EVALUATIONS_FILE
+from analysis.migrate import VERSION_KEY, VersionError, may_lack, settings_from_config, table_version
 from analysis.remote import Remote, is_url
 from analysis.remote import ResultsError as ResultsError  # it is raised here
 from trainables.schema import (
@@ -28,19 +53,14 @@ from trainables.schema import (
     SCHEMA_VERSION,
     SIGNAL_COLUMNS,
     TRIAL_COLUMNS,
-    Cause,
     Column,
-    Outcome,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-MANIFEST = "manifest.json"
-TRIALS = "trials.parquet"
-EPOCHS = "epochs.parquet"
-BENCH_FILE = "bench.parquet"
-EVALUATIONS_FILE = "evaluations.parquet"
+log = logging.getLogger("mebm")
+
 _SMALL = (MANIFEST, TRIALS, EPOCHS, BENCH_FILE, EVALUATIONS_FILE)
 """What of a study in a store is always read; the rest is brought when it is asked for."""
 
@@ -59,14 +79,15 @@ _TYPES_MAPPER: dict[pa.DataType, Any] = {
 
 
 def arrow_schema(columns: Sequence[Column]) -> pa.Schema:
-    """Arrow schema of a results table; every field carries its meaning and unit as metadata."""
+    """Arrow schema of a results table with its version; every field carries its meaning and unit as metadata."""
     return pa.schema(
         [
             pa.field(
                 c.name, _ARROW_TYPES[c.type], metadata={"meaning": c.meaning, **({"unit": c.unit} if c.unit else {})}
             )
             for c in columns
-        ]
+        ],
+        metadata={VERSION_KEY: str(SCHEMA_VERSION)},
     )
 
 
@@ -124,48 +145,81 @@ def write_table(table: pa.Table, path: Path | str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        pq.write_table(table, temporary, compression="zstd")
+        # Parquet's own checksums: without them a flipped bit is read as another number.
+        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def read_parquet(path: Path | str, columns: Sequence[Column]) -> pd.DataFrame:
+def read_parquet(path: Path | str, columns: Sequence[Column], *, measured: bool = False) -> pd.DataFrame:
     """Read a results table into nullable types, its columns in the order of `columns`; others in the file are left out.
 
+    Args:
+        path: The file, of this schema version or an earlier one.
+        columns: What it has.
+        measured: True for a table that holds no NaN: null is its "not measured".
+
     Raises:
-        ResultsError: No such file, not Parquet, truncated, a column is missing or has another type.
+        ResultsError: No such file, not Parquet, truncated, damaged, a column is missing, there twice or has another
+            type, or its schema version is not known.
     """
     path = Path(path)
     if not path.is_file():
-        raise ResultsError(f"{path}: no such file; expected a Parquet table of a study")
+        raise missing_file(path, "a Parquet table of a study")
     names = [c.name for c in columns]
     try:
-        present = pq.read_schema(path).names
-        missing = [c.name for c in columns if c.name not in present and not c.added]
-        if missing:
-            shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-            raise ResultsError(
-                f"{path}: lacks {len(missing)} of {len(names)} columns ({shown}); "
-                f"expected a table of results schema {SCHEMA_VERSION}"
-            )
-        table = pq.read_table(path, columns=[n for n in names if n in present])
-    except (pa.ArrowException, OSError) as error:
-        raise ResultsError(f"{path}: not a readable Parquet file ({_first_line(error)})") from error
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            version = table_version(file.schema_arrow.metadata)
+            present = file.schema_arrow.names
+            missing = [c.name for c in columns if c.name not in present and not may_lack(version, c)]
+            twice = [n for n in names if present.count(n) > 1]
+            if missing or twice:
+                wrong, what = (missing, "lacks") if missing else (twice, "has twice")
+                shown = ", ".join(wrong[:5]) + (", ..." if len(wrong) > 5 else "")
+                raise ResultsError(
+                    f"{path}: {what} {len(wrong)} of {len(names)} columns ({shown}); "
+                    f"expected a table of results schema {SCHEMA_VERSION}{mending(path.parent)}"
+                )
+            table = file.read([n for n in names if n in present])
+        table.validate(full=True)
+        filled = settings_from_config(table, [n for n in names if n not in present])
+    except VersionError as error:
+        raise ResultsError(f"{path}: {error}") from error
+    except ResultsError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+        raise ResultsError(
+            f"{path}: not a readable Parquet file ({first_line(error)}){mending(path.parent)}"
+        ) from error
     arrays = []
     for column in columns:
-        if column.name not in table.column_names:
-            arrays.append(pa.nulls(len(table), _ARROW_TYPES[column.type]))
-            continue
-        array = table.column(column.name)
-        try:
-            array = array.cast(_ARROW_TYPES[column.type])
-        except pa.ArrowException as error:
-            raise ResultsError(
-                f"{path}: column {column.name} has type {array.type}, but expected {column.type}"
-            ) from error
+        if column.name in table.column_names:
+            array = _cast(table.column(column.name), column, path)
+        elif column.name in filled:
+            array = _cast(filled[column.name], column, path)
+        else:
+            array = pa.nulls(len(table), _ARROW_TYPES[column.type])
+        if measured and pa.types.is_floating(array.type) and (n := pc.sum(pc.is_nan(array)).as_py()):
+            raise ResultsError(f"{path}: column {column.name} holds NaN in {plural(n, 'row')}, but expected null")
         arrays.append(_without_nan(array))
     return _to_pandas(pa.table(arrays, schema=arrow_schema(columns)))
+
+
+def _cast(array: pa.Array | pa.ChunkedArray, column: Column, path: Path) -> pa.Array | pa.ChunkedArray:
+    """An array as its column's type, where that is no more than another width of the same kind."""
+    kind = array.type.value_type if pa.types.is_dictionary(array.type) else array.type
+    number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    fits = {"string": text, "bool": pa.types.is_boolean(kind)}.get(column.type, number) or pa.types.is_null(kind)
+    try:
+        if fits:
+            return array.cast(_ARROW_TYPES[column.type])
+    except pa.ArrowException as error:
+        raise ResultsError(
+            f"{path}: column {column.name} has type {array.type}, but expected {column.type} ({first_line(error)})"
+        ) from error
+    raise ResultsError(f"{path}: column {column.name} has type {array.type}, but expected {column.type}")
 
 
 @dataclass(frozen=True)
@@ -179,6 +233,8 @@ class Results:
         folders: A study's name to its folder; of one in a store, to a temporary copy of its small files, which is there
             as long as this object is.
         bench: One row per timed implementation of `mebm bench`, `BENCH_COLUMNS`.
+        notes: What was left out or cannot be relied on, a line each that names the file and counts; more come when
+            signals or samples are read that are damaged. Each is also a warning of the logger `mebm`.
     """
 
     trials: pd.DataFrame
@@ -186,6 +242,7 @@ class Results:
     manifests: dict[str, dict[str, Any]]
     folders: dict[str, Path]
     bench: pd.DataFrame = dataclasses.field(default_factory=lambda: empty_frame(BENCH_COLUMNS))
+    notes: list[str] = dataclasses.field(default_factory=list)
     _remotes: dict[str, Remote] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
@@ -200,28 +257,65 @@ class Results:
             self.epochs[self.epochs["study"] == study].reset_index(drop=True),
             {study: self.manifests[study]},
             {study: self.folders[study]},
+            notes=self.notes,
             _remotes={study: self._remotes[study]} if study in self._remotes else {},
         )
 
     def _file(self, study: str, name: str) -> Path | None:
         """A file of a study, brought from its store if need be; None where there is none, or it is outside of it."""
         path = self.folders[study] / name
-        if not path.resolve().is_relative_to(self.folders[study].resolve()):
-            return None  # a trial's id is text that somebody wrote
+        try:
+            if not path.resolve().is_relative_to(self.folders[study].resolve()):
+                return None  # a trial's id is text that somebody wrote
+        except (RuntimeError, OSError, ValueError):  # a loop of links, a name too long
+            self.note(f"{path}: cannot be reached; left out")
+            return None
         if not path.is_file() and study in self._remotes:
             self._remotes[study].bring(name)
-        return path if path.is_file() else None
+        if path.is_file():
+            return path
+        if os.path.lexists(path):
+            self.note(f"{path}: is not a file; left out")
+        return None
+
+    def note(self, text: str) -> None:
+        """Say once what is left out."""
+        for remote in self._remotes.values():
+            text = text.replace(str(remote.folder), remote.shown)
+        if text not in self.notes:
+            self.notes.append(text)
+            log.warning("%s", text)
 
     def signals(self, study: str, trial_id: str) -> pd.DataFrame | None:
-        """Recorded signals of a trial (`SIGNAL_COLUMNS`, by iteration); None where none were kept."""
+        """Recorded signals of a trial (`SIGNAL_COLUMNS`, by iteration); None where none were kept, or damaged ones."""
         path = self._file(study, f"signals/{trial_id}.parquet")
         if path is None:
             return None
-        return read_parquet(path, SIGNAL_COLUMNS).sort_values("iteration", kind="stable", ignore_index=True)
+        try:
+            signals = read_parquet(path, SIGNAL_COLUMNS)
+            check_signals(signals, trial_id, path)
+        except ResultsError as error:
+            self.note(f"{error}; left out")
+            return None
+        return signals.sort_values("iteration", kind="stable", ignore_index=True)
 
     def sample_grid(self, study: str, trial_id: str, kind: str) -> Path | None:
-        """PNG with a grid of a trial's samples, `kind` being buffer, fresh or end; None where none was kept."""
-        return self._file(study, f"samples/{trial_id}_{kind}.png")
+        """PNG with a grid of a trial's samples, `kind` being buffer, fresh or end; None for none or a damaged one."""
+        path = self._file(study, f"samples/{trial_id}_{kind}.png")
+        if path is not None and not _is_whole_png(path):
+            self.note(f"{path}: not a whole PNG image; left out")
+            return None
+        return path
+
+
+def _is_whole_png(path: Path) -> bool:
+    """Whether a file is a PNG image from its first byte to its last chunk, by the chunks' checksums."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            image.verify()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # Pillow raises SyntaxError for bad chunks
+        return False
+    return True
 
 
 def current_epochs(epochs: pd.DataFrame) -> pd.DataFrame:
@@ -276,12 +370,16 @@ def find_studies(path: Path | str) -> list[Path]:
         raise ResultsError(f"{path}: no such folder; expected a study's folder or one that holds studies")
     if not path.is_dir():
         raise ResultsError(f"{path}: not a folder; expected a study's folder or one that holds studies")
-    if _is_study(path):
+    if is_study(path):
         return [path]
-    found = sorted(child for child in path.iterdir() if child.is_dir() and _is_study(child))
+    found = [child for child in _children(path) if is_study(child)]
     if not found and not find_benches(path):
         raise ResultsError(f"{path}: not a study folder: neither it nor a folder in it holds {MANIFEST} and {TRIALS}")
     return found
+
+
+def _children(path: Path) -> list[Path]:
+    return sorted(child for child in path.iterdir() if child.is_dir())
 
 
 def load(*paths: Path | str) -> Results:
@@ -312,33 +410,102 @@ def _load(paths: Sequence[Path], copies: Mapping[str, Remote]) -> Results:
     folders: dict[str, Path] = {}
     remotes: dict[str, Remote] = {}
     manifests: dict[str, dict[str, Any]] = {}
-    trials, epochs = [], []
+    trials: dict[str, pd.DataFrame] = {}
+    epochs: dict[str, pd.DataFrame] = {}
+    notes: list[str] = []
     seen: set[Path | str] = set()
-    for folder in (f for path in paths for f in find_studies(path)):
-        remote = next((c.of(folder) for c in copies.values() if folder.is_relative_to(c.folder)), None)
-        place = remote.key if remote else folder.resolve()
-        if place in seen:
-            continue
-        seen.add(place)
-        manifest = _read_manifest(folder / MANIFEST)
-        study = _free_name(str(manifest["study"]), folders)
-        study_trials = _read_trials(folder / TRIALS)
-        study_epochs = read_parquet(folder / EPOCHS, EPOCH_COLUMNS)
-        folders[study], manifests[study] = folder, manifest
-        if remote is not None:
-            remotes[study] = remote
-        study_trials = _with_searched_fields(study_trials, manifest.get("varied") or [])
-        trials.append(study_trials.assign(study=pd.array([study] * len(study_trials), dtype="string")))
-        epochs.append(study_epochs.assign(study=pd.array([study] * len(study_epochs), dtype="string")))
-    benches = list(dict.fromkeys(f.resolve() for path in paths for f in find_benches(path)))
-    return Results(
-        pd.concat(trials, ignore_index=True) if trials else empty_frame(TRIAL_COLUMNS),
-        pd.concat(epochs, ignore_index=True) if epochs else empty_frame(EPOCH_COLUMNS),
+    for path in paths:
+        found = find_studies(path)
+        if found != [path]:
+            idle = [child for child in _children(path) if child not in found and not (child / BENCH_FILE).is_file()]
+            notes += about_others(path, idle)
+        for folder in found:
+            remote = next((c.of(folder) for c in copies.values() if folder.is_relative_to(c.folder)), None)
+            place = remote.key if remote else folder.resolve()
+            if place in seen:
+                continue
+            seen.add(place)
+            manifest = read_manifest(folder / MANIFEST)
+            table, rows, said = _read_study(folder, manifest)
+            if original := _original(folder, str(manifest["study"]), table, trials, folders, manifests):
+                notes.append(f"{folder}: the same {plural(len(table), 'trial')} as {original}; read once")
+                continue
+            notes += said
+            study = _free_name(str(manifest["study"]), folders)
+            folders[study], manifests[study] = folder, manifest
+            if remote is not None:
+                remotes[study] = remote
+            table = _with_searched_fields(table, manifest.get("varied") or [])
+            trials[study] = table.assign(study=pd.array([study] * len(table), dtype="string"))
+            epochs[study] = rows.assign(study=pd.array([study] * len(rows), dtype="string"))
+    results = Results(
+        pd.concat(trials.values(), ignore_index=True) if trials else empty_frame(TRIAL_COLUMNS),
+        pd.concat(epochs.values(), ignore_index=True) if epochs else empty_frame(EPOCH_COLUMNS),
         manifests,
         folders,
-        pd.concat([read_bench(f) for f in benches], ignore_index=True) if benches else empty_frame(BENCH_COLUMNS),
+        _read_benches(paths),
+        [],
         remotes,
     )
+    for text in notes:
+        for copy in copies.values():
+            text = text.replace(str(copy.folder), copy.shown)
+        results.note(text)
+    return results
+
+
+def _read_study(folder: Path, manifest: Mapping[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
+    """A study's trials and epochs, and what is to be said of its folder."""
+    trials = read_parquet(folder / TRIALS, TRIAL_COLUMNS, measured=True)
+    check_trials(trials, folder / TRIALS)
+    epochs = read_parquet(folder / EPOCHS, EPOCH_COLUMNS, measured=True)
+    epochs, notes = check_epochs(epochs, trials, folder / EPOCHS)
+    notes += fewer_epochs(trials, epochs, folder / EPOCHS)
+    names = list(trials["study"].unique())
+    if names and names != [manifest["study"]]:
+        notes.append(f"{folder}: {MANIFEST} is of {printable(manifest['study'])}, its trials of {counted(names)}")
+    return trials, epochs, notes + about_folder(folder, trials)
+
+
+def _original(
+    folder: Path,
+    name: str,
+    table: pd.DataFrame,
+    trials: Mapping[str, pd.DataFrame],
+    folders: Mapping[str, Path],
+    manifests: Mapping[str, Mapping[str, Any]],
+) -> Path | None:
+    """The folder that a folder is a copy of, of those read before; None for a study of its own.
+
+    Raises:
+        ResultsError: it shares some of its trials with another.
+    """
+    for study, other in trials.items():
+        if manifests[study]["study"] != name or not len(table):
+            continue
+        shared = shared_trials(other, table)
+        if len(shared) == len(table) == len(other) and not _differs(other, table):
+            return folders[study]
+        if shared:
+            raise ResultsError(
+                f"{folder}: {len(shared)} of its {plural(len(table), 'trial')} ({counted(shared)}) are also in "
+                f"{folders[study]}, as in an earlier copy; give one of the two"
+            )
+    return None
+
+
+def _differs(one: pd.DataFrame, other: pd.DataFrame) -> bool:
+    """Whether two tables of the same trials are at different points of their study."""
+    names = ["outcome", "iterations_done", "attempts"]
+    rows = [frame.sort_values("trial_id")[names].reset_index(drop=True) for frame in (one, other)]
+    return not rows[0].equals(rows[1])
+
+
+def _read_benches(paths: Sequence[Path]) -> pd.DataFrame:
+    benches = list(dict.fromkeys(f.resolve() for path in paths for f in find_benches(path)))
+    if not benches:
+        return empty_frame(BENCH_COLUMNS)
+    return pd.concat([read_bench(f) for f in benches], ignore_index=True).drop_duplicates(ignore_index=True)
 
 
 def _with_searched_fields(trials: pd.DataFrame, varied: Sequence[Any]) -> pd.DataFrame:
@@ -358,56 +525,12 @@ def _lookup(config: Any, field: str) -> Any:
     return json.dumps(value, sort_keys=True) if isinstance(value, (list, dict)) else value
 
 
-def _is_study(path: Path) -> bool:
-    # Either file is enough, so that a damaged study is named as such and never passed over in silence.
-    return (path / MANIFEST).is_file() or (path / TRIALS).is_file()
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ResultsError(f"{path}: no such file; expected beside {TRIALS} in a study's folder")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ResultsError(f"{path}: not readable as JSON ({_first_line(error)})") from error
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("study"), str) or not manifest["study"]:
-        raise ResultsError(f"{path}: expected a JSON object with the name of the study under the key study")
-    version = manifest.get("schema_version")
-    if version != SCHEMA_VERSION:
-        raise ResultsError(f"{path}: schema_version is {version!r}, but expected {SCHEMA_VERSION}")
-    return manifest
-
-
-def _read_trials(path: Path) -> pd.DataFrame:
-    trials = read_parquet(path, TRIAL_COLUMNS)
-    for name in ("trial_id", "setting_id", "outcome"):
-        if trials[name].isna().any():
-            raise ResultsError(f"{path}: column {name} is null in {int(trials[name].isna().sum())} rows")
-    for name, kind in (("outcome", Outcome), ("cause", Cause), ("alarm_cause", Cause)):
-        known = [member.value for member in kind]
-        unknown = sorted(set(trials[name].dropna()) - set(known))
-        if unknown:
-            raise ResultsError(f"{path}: column {name} holds {unknown[0]!r}, but expected one of {', '.join(known)}")
-    for column in TRIAL_COLUMNS:
-        # A number that is not finite would spoil every mean it enters, and leaving it out would hide it.
-        if column.type == "float64" and trials[column.name].abs().eq(math.inf).any():
-            raise ResultsError(f"{path}: column {column.name} holds an infinite number, but expected finite or null")
-    twice = trials["trial_id"][trials["trial_id"].duplicated()]
-    if len(twice):
-        raise ResultsError(f"{path}: trial_id {twice.iloc[0]} occurs more than once, but expected one row per trial")
-    return trials
-
-
 def _free_name(name: str, taken: Mapping[str, object]) -> str:
     number, candidate = 1, name
     while candidate in taken:
         number += 1
         candidate = f"{name} ({number})"
     return candidate
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]
 
 
 def _table(data: pd.DataFrame | Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> pa.Table:

@@ -141,6 +141,8 @@ class View:
     """
 
     def __init__(self, folder: Path, url: str | None = None) -> None:
+        from study.agreement import doubts
+        from study.folder import load_folder
         from study.journal_reader import JournalReader
 
         self.folder, self.url = folder, url
@@ -148,6 +150,7 @@ class View:
         self._settle()
         self.reader: JournalReader = JournalReader(folder, self.progress.name)
         self.running: bool | None = None
+        self._doubts = doubts(folder, load_folder(folder), self.reader)
         self._trouble = ""
         self._grown_at: float | None = None
         self._update()
@@ -291,7 +294,13 @@ class View:
 
             last = f"last event {utc_text(self.reader.newest)} on {self.reader.host}"
             text = f"no sign of life for {console.duration(age)} ({last}; whether it runs cannot be seen from here)"
-        return f"{text}; {self._trouble}" if self._trouble else text
+        return "; ".join([text, *self.doubts()])
+
+    def doubts(self) -> list[str]:
+        """What does not fit together in the folder, or cannot be read now."""
+        torn = self.reader.torn if not self.running else 0  # while it runs the last line may be being written
+        rest = [f"the last {torn} bytes of its journal are no whole line and are left out"] if torn else []
+        return [*self._doubts, *rest, *([self._trouble] if self._trouble else [])]
 
     # ------------------------------------------------------------------------------------------------- answers
 
@@ -322,6 +331,7 @@ class View:
             "outcomes": {outcome.value: n for outcome, n in self.progress.counts().items()},
             "hours": Hours.of(trials).to_dict(),
             "seconds_left": None if left is None else left.seconds,
+            "doubts": self.doubts(),
             "trials": [{k: v for k, v in trial.items() if v is not None and k != "config"} for trial in trials],
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -81,11 +82,11 @@ def load_folder(folder: Path) -> StudyConfig:
 def _unreadable(path: Path) -> str | None:
     """What is wrong with a `study.yaml`; None where it is a mapping."""
     if not path.is_file():
-        return f"{path}: no such file"
+        return f"{path}: {'is not a file' if os.path.lexists(path) else 'no such file'}"
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        return f"{path}: damaged ({one_line(error)})"
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        return f"{path}: damaged ({one_line(error)[:200]})"
     return None if isinstance(values, dict) and values else f"{path}: damaged (not a mapping)"
 
 
@@ -105,7 +106,9 @@ def recorded_config(folder: Path) -> Mapping[str, Any] | None:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         config: Mapping[str, Any] | None = manifest.get("config")  # that of `mebm train` has none
-    except (ValueError, AttributeError) as error:
+        if config is not None and not isinstance(config, dict):
+            raise ValueError(f"config is {one_line(repr(config))[:60]}, but expected an object")
+    except (ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: damaged ({one_line(error)})") from error
     return config
 
@@ -145,16 +148,31 @@ def refuse_changes(folder: Path, study: StudyConfig) -> None:
     began = recorded_config(folder)
     if began is None:
         return
+    try:
+        difference = change_since(began, study)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / MANIFEST_FILE}: damaged (its config: {type(error).__name__})") from error
+    if difference:
+        raise UserError(f"{folder / STUDY_FILE}: was changed since the study began ({difference})")
+
+
+def change_since(began: Mapping[str, Any], study: StudyConfig) -> str | None:
+    """What of a study was changed since it began that may not change; None where nothing was.
+
+    Args:
+        began: its configuration as a run recorded it.
+        study: as it is now.
+    """
     now = study.model_dump(mode="json")
+    with contextlib.suppress(UserError):  # fields that came later have their defaults
+        began = validate_study(dict(began), MANIFEST_FILE).model_dump(mode="json")
     there = {k: v for k, v in began.items() if k not in FREE}
     here = {k: v for k, v in now.items() if k not in FREE}
     if here["seeds"][: len(there["seeds"])] == there["seeds"]:
         there["seeds"] = here["seeds"]
     if (there["search"]["trials"] or 0) < (here["search"]["trials"] or 0):
         there["search"] = {**there["search"], "trials": here["search"]["trials"]}
-    difference = _difference("", there, here, "when it began", "now")
-    if difference:
-        raise UserError(f"{folder / STUDY_FILE}: was changed since the study began ({difference})")
+    return _difference("", there, here, "when it began", "now")
 
 
 def write_manifest(folder: Path, study: StudyConfig, space: Space) -> None:

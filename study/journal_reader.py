@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from study.errors import UserError
-from study.ledger import JOURNAL, Ledger, decode
+from study.ledger import DAMAGE, JOURNAL, Ledger, damaged
 from trainables.schema import Outcome
 
 _PATIENCE = 3
@@ -37,7 +37,7 @@ class JournalReader(Ledger):
         self.events = self.done_before = self.at_once = 0
         self.gaps: dict[str, float | None] = {}
         self.began = 0.0
-        self._offset = self._number = self._failures = 0
+        self._offset = self._failures = 0
         self._inode: int | None = None
         self._ended: list[str] = []
         super().__init__(folder, study, writable=False)
@@ -89,15 +89,11 @@ class JournalReader(Ledger):
                 if not line.endswith(b"\n"):
                     break  # being written
                 try:
-                    event = decode(line)
-                    self._apply(event)
-                except (ValueError, KeyError, TypeError) as error:
-                    raise UserError(
-                        f"{path}: line {self._number + 1} is damaged ({type(error).__name__}: {error}); what it said "
-                        "cannot be made up, so put back a whole copy of the file, or start the study anew elsewhere"
-                    ) from error
+                    self._read_line(line[:-1])
+                except DAMAGE as error:
+                    raise damaged(path, self._lines + 1, error) from error
                 self._offset += len(line)
-                self._number += 1
+        self.torn = max(0, found.st_size - self._offset)
         return True
 
     def _apply(self, event: Mapping[str, Any]) -> None:

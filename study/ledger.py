@@ -21,7 +21,8 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from analysis.load import to_table, write_table
-from study.errors import UserError
+from analysis.migrate import upgrade_event
+from study.errors import UserError, one_line
 from trainables.config import TrialConfig
 from trainables.schema import ATTEMPT_COLUMNS, EPOCH_COLUMNS, TRIAL_COLUMNS, Outcome
 
@@ -55,20 +56,40 @@ def encode(event: Mapping[str, Any]) -> bytes:
     return f'{body[:-1]}{_CHECK}{zlib.crc32(body.encode()):08x}"}}\n'.encode()
 
 
-def decode(line: bytes) -> dict[str, Any]:
+DAMAGE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+"""What a line that no ledger has written raises when it is decoded or applied."""
+
+
+def decode(line: bytes, before: float | None = None) -> dict[str, Any]:
     """The event of a line.
+
+    Args:
+        line: of the journal.
+        before: time of the event before it, where the line may be of a journal of schema version 1, whose lines have
+            no checksum; None where it may not.
 
     Raises:
         ValueError: not JSON, or its checksum is that of another line.
+        KeyError: it is no event.
     """
     text = line.decode("utf-8")
     event: dict[str, Any] = json.loads(text)
     head, found, tail = text.rpartition(_CHECK)
     if not found:
-        raise ValueError("it has no checksum")
+        if before is None or not isinstance(event, dict) or "t" in event:  # lines of version 1 have no time
+            raise ValueError("it has no checksum")
+        return upgrade_event(event, before)
     if zlib.crc32(f"{head}}}".encode()) != int(tail[:8], 16):
         raise ValueError("its checksum does not match")
     return event
+
+
+def damaged(path: Path, number: int, error: Exception) -> UserError:
+    """What to say of a line that cannot be used."""
+    return UserError(
+        f"{path}: line {number} is damaged ({type(error).__name__}: {one_line(error)[:120]}); what it said cannot be "
+        "made up, so put back a whole copy of the file, or start the study anew elsewhere"
+    )
 
 
 def recorded_runs(folder: Path) -> list[dict[str, Any]]:
@@ -101,6 +122,8 @@ class Ledger:
             study's folder where they are in it.
         settings: number of the setting by trial id.
         runs: what every start of a driver noted: configuration, code, host.
+        torn: bytes at the journal's end that are no whole line.
+        old_lines: how many lines are of schema version 1, which notes neither code nor settings' numbers.
         trouble: why the journal cannot be written at the moment; None where it can. Events wait in memory meanwhile.
         newest: time of the newest event, seconds since the epoch; 0 before the first.
 
@@ -115,6 +138,7 @@ class Ledger:
         self.checkpoints: dict[str, list[str]] = {}
         self.settings: dict[str, int] = {}
         self.runs: list[dict[str, Any]] = []
+        self.old_lines = self.torn = 0
         self.trouble: OSError | None = None
         self.newest = 0.0
         self._rows: dict[str, dict[int, dict[str, Any]]] = {}
@@ -123,6 +147,8 @@ class Ledger:
         self._file: BinaryIO | None = None
         self._size = 0
         self._torn = False  # half a line may stand at the file's end
+        self._lines = 0  # that were read
+        self._endless = b""  # a last line that is whole but for its line break
         self._open: set[tuple[str, int]] = set()  # attempts that run
         self._gpu_seconds = 0.0  # of attempts that ended
         self._spans: list[list[float]] = []  # first and last event of every run
@@ -134,6 +160,10 @@ class Ledger:
             if path.is_file() and path.stat().st_size > whole:
                 with path.open("r+b") as file:  # a line the last driver did not finish
                     file.truncate(whole)
+                    if self._endless:
+                        file.seek(whole)
+                        file.write(self._endless + b"\n")
+                        whole += len(self._endless) + 1
             self._file = path.open("ab", buffering=0)
             self._size = whole
 
@@ -141,15 +171,33 @@ class Ledger:
         """Apply the journal's events; returns the number of bytes that are whole lines."""
         raw = path.read_bytes()
         whole = raw.rfind(b"\n") + 1
-        for number, line in enumerate(raw[:whole].splitlines(), start=1):
+        lines = raw[:whole].split(b"\n")[:-1]
+        for number, line in enumerate(lines, start=1):
             try:
-                self._apply(decode(line))
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(
-                    f"{path}: line {number} is damaged ({type(error).__name__}: {error}); what it said cannot be "
-                    "made up, so put back a whole copy of the file, or start the study anew elsewhere"
-                ) from error
+                self._read_line(line)
+            except DAMAGE as error:
+                raise damaged(path, number, error) from error
+        rest = raw[whole:]
+        self._endless = rest if _is_whole(rest) else rest[:-1] if _is_whole(rest[:-1]) else b""
+        if self._endless:
+            self._read_line(self._endless)
+        self.torn = 0 if self._endless else len(rest)
         return whole
+
+    def _read_line(self, line: bytes) -> None:
+        """Apply a line, unless it is there twice or what it goes on from is missing."""
+        event = decode(line, self.newest if self.old_lines == self._lines else None)
+        trial_id = event.get("trial_id")
+        before = (self.trials.get(str(trial_id)) or {}).get("attempts") or 0
+        if event["event"] == "start" and event["attempt"] != before + 1:
+            raise ValueError(f"attempt {event['attempt']} of {trial_id} after {before}")
+        if event["event"] == "report" and event["row"] is not None:
+            epoch, last = int(event["row"]["epoch"]), self.attempts[event["trial_id"], before]["last_epoch"]
+            if epoch < 0 or (last is not None and epoch <= last):
+                raise ValueError(f"epoch {epoch} of {trial_id} after {last} in one attempt")
+        self._apply(event)
+        self._lines += 1
+        self.old_lines += "crc" not in event
 
     def _write(self, event: dict[str, Any], *, sync: bool = False) -> None:
         event["t"] = time.time()
@@ -392,6 +440,8 @@ class Ledger:
 
     def snapshot(self, *, force: bool = False) -> None:
         """Rewrite the Parquet tables, at most every few seconds and for a small share of the time."""
+        if self._waiting:
+            return  # the tables never know more than the journal
         now = time.monotonic()
         if not force and now - self._snapshot_at < max(_SNAPSHOT_SECONDS, _SNAPSHOT_SHARE * self._snapshot_cost):
             return
@@ -491,6 +541,15 @@ def is_checkpoint(folder: Path, path: Path) -> bool:
     """Whether a path is that of a checkpoint of a study's trials: nothing else is read as one, or deleted."""
     path = path.resolve()
     return path.is_relative_to((folder / "tune").resolve()) and path.name.startswith("checkpoint_")
+
+
+def _is_whole(line: bytes) -> bool:
+    """Whether a line without a line break is whole by its checksum; of one that was cut short that is not so."""
+    try:
+        decode(line)
+    except DAMAGE:
+        return False
+    return True
 
 
 def _row_seconds(row: Mapping[str, Any]) -> float:

@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from study.agreement import behind_tables
 from study.config import StudyConfig
 from study.errors import UserError, one_line
 from study.folder import MANIFEST_FILE, STUDY_FILE, write_study
@@ -24,6 +25,7 @@ from study.ledger import JOURNAL, Ledger
 from study.search import STORAGE
 from trainables.checkpoint import newest_whole
 
+TABLES = ("trials.parquet", "epochs.parquet", "attempts.parquet")
 _PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn")
 
 
@@ -109,6 +111,9 @@ def repair(folder: Path, study: StudyConfig, *, shared: bool) -> list[str]:
         write_study(folder, study)
         done.append(f"{STUDY_FILE} was missing or damaged; written anew from the study's record")
     journal = folder / JOURNAL
+    for name in (STUDY_FILE, MANIFEST_FILE, JOURNAL, STORAGE, *TABLES):
+        if os.path.lexists(folder / name) and not (folder / name).is_file():
+            raise UserError(f"{folder / name}: is not a file; move it away, and run this again")
     if not journal.is_file() or journal.stat().st_size == 0:
         for name in ("trials.parquet", "epochs.parquet"):
             if (folder / name).is_file() and _rows(folder / name):
@@ -116,15 +121,49 @@ def repair(folder: Path, study: StudyConfig, *, shared: bool) -> list[str]:
                     f"{journal}: is {'empty' if journal.is_file() else 'missing'}, but {name} holds results; put the "
                     "journal back, or start the study anew elsewhere"
                 )
+    else:
+        ledger = Ledger(folder, study.name, writable=False)
+        refuse_old_journal(folder, ledger)
+        if gap := behind_tables(folder, ledger):
+            raise UserError(f"{journal}: {gap}; put back a whole copy of it, or start the study anew elsewhere")
+        if ledger.torn:
+            done.append(f"the last {ledger.torn} bytes of {JOURNAL} are no whole line; cut off")
+    done += [f"{name} was damaged; written anew" for name in TABLES if _unreadable(folder / name)]
     if not shared and (text := _repair_storage(folder)):
         done.append(text)
     manifest = folder / MANIFEST_FILE
     if manifest.is_file():
         try:
             json.loads(manifest.read_text(encoding="utf-8"))
-        except ValueError:
+        except (ValueError, RecursionError):
             done.append(f"{MANIFEST_FILE} was damaged; written anew")
     return done
+
+
+def refuse_old_journal(folder: Path, ledger: Ledger) -> None:
+    """A journal of schema version 1 is read, but says too little to go on with: neither code nor settings' numbers.
+
+    Raises:
+        UserError: it is one.
+    """
+    if ledger.old_lines:
+        raise UserError(
+            f"{folder / JOURNAL}: its first {ledger.old_lines} lines are of schema version 1, which does not say with "
+            "which code; status, tables and report read it, but it cannot go on: start the study anew elsewhere"
+        )
+
+
+def _unreadable(path: Path) -> bool:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        return False
+    try:
+        pq.read_table(path, page_checksum_verification=True)
+    except (pa.ArrowException, OSError, ValueError, MemoryError):
+        return True
+    return False
 
 
 def _is_mapping(path: Path) -> bool:
@@ -133,7 +172,7 @@ def _is_mapping(path: Path) -> bool:
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
         return isinstance(found, dict) and bool(found)
-    except (yaml.YAMLError, UnicodeDecodeError):
+    except (yaml.YAMLError, ValueError, RecursionError):
         return False
 
 

@@ -152,7 +152,7 @@ class Recorder:
             columns[name] = pa.nulls(len(values), pa.float64()) if absent else pa.array(values, pa.float64())
         self.signals_path.parent.mkdir(parents=True, exist_ok=True)
         part = self.signals_path.with_suffix(".part")
-        pq.write_table(pa.table(columns), part, compression="zstd")
+        pq.write_table(pa.table(columns), part, compression="zstd", write_page_checksum=True)
         part.replace(self.signals_path)
         self._written = now
         self._publish(self.signals_path, force=force)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Of the tables, the manifest and the journal; `analysis/migrate.py` says what earlier ones looked like."""
 
 ColumnType = Literal["string", "int64", "float64", "bool"]
 
@@ -125,7 +126,7 @@ class Column:
     meaning: str
     unit: str = ""
     added: bool = False
-    """Added after the first release of its schema version: a file without it is read with nulls."""
+    """Added after version 1 of the schema: a file of that version without it is read with nulls."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from study import cli_status, journal_reader
+from study import cli_status
+from study import ledger as ledger_module
 from study.cli_status import View, lock_held
 from study.config import validate_study
 from study.errors import UserError
@@ -184,8 +185,8 @@ def test_looking_at_a_lock_takes_it_from_nobody(folder):
 
 def test_a_growing_journal_is_read_once_and_half_a_line_is_left_for_later(folder, ledger, monkeypatch):
     decoded = []
-    decode = journal_reader.decode
-    monkeypatch.setattr(journal_reader, "decode", lambda line: (decoded.append(line), decode(line))[1])
+    decode = ledger_module.decode
+    monkeypatch.setattr(ledger_module, "decode", lambda line, *old: (decoded.append(line), decode(line, *old))[1])
     ledger.start("t0001", CONFIG, "abcd", 0.0)
     reader = JournalReader(folder, "tiny")
     assert len(decoded) == reader.events == 2
