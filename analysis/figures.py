@@ -2,6 +2,7 @@
 
 A figure carries no colours of its surroundings: `template("light")` or `template("dark")` brings them, so one figure
 serves both. An outcome has a shape as well as a colour (Okabe and Ito's palette, told apart by colour-blind readers).
+A point of a trial carries its id in `ids`, a line of one in `meta["trial"]`: the report filters and explains by them.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def template(scheme: Literal["light", "dark"]) -> go.layout.Template:
         "showline": True,
         "ticks": "outside",
         "tickcolor": line,
-        "title": {"standoff": 10},
+        "title": {"standoff": 10, "font": {"size": 14}},
         "automargin": True,
     }
     return go.layout.Template(
@@ -93,8 +94,9 @@ def outcome_figure(results: Results, study: str, fields: tuple[str, str] | None 
         part = points[points["outcome"] == outcome.value]
         if len(part):
             figure.add_scatter(
-                x=_array(part["x"]),
-                y=_array(part["y"]),
+                x=part["x"].tolist(),
+                y=part["y"].tolist(),
+                ids=part["trial_id"].tolist(),
                 mode="markers",
                 name=f"{outcome.value} ({len(part)})",
                 marker=_marker(colour, shape, 10),
@@ -180,6 +182,7 @@ def tradeoff_figure(results: Results, study: str, metric: str) -> go.Figure:
             figure.add_scatter(
                 x=[1000 * r["seconds_per_iteration"] for r in part],
                 y=[r["quality"] for r in part],
+                ids=[r["trial_id"] for r in part],
                 mode="markers",
                 name=name,
                 legendgroup=name,
@@ -239,6 +242,7 @@ def _add_without_value(figure: go.Figure, unscored: list[dict[str, Any]], by_id:
         figure.add_scatter(
             x=[1000 * r["seconds_per_iteration"] for r in part],
             y=[0.0] * len(part),
+            ids=[r["trial_id"] for r in part],
             yaxis="y2",
             mode="markers",
             name=name,
@@ -327,7 +331,12 @@ def front_figure(results: Results, study: str, metric: str, front: pd.DataFrame 
             "colorscale": _SURE_SCALE,
             "cmin": 0,
             "cmax": 1,
-            "colorbar": {"title": {"text": "on front"}, "tickformat": ".0%", "thickness": 14, "outlinewidth": 0},
+            "colorbar": {
+                "title": {"text": "on front", "side": "right"},
+                "tickformat": ".0%",
+                "thickness": 14,
+                "outlinewidth": 0,
+            },
         },
         height=480,
         showlegend=True,
@@ -428,6 +437,7 @@ def cost_figure(results: Results, study: str, metric: str) -> go.Figure:
             figure.add_scatter(
                 x=[r["iterations"] for r in part],
                 y=[1000 * r["seconds_per_iteration"] for r in part],
+                ids=[r["trial_id"] for r in part],
                 mode="markers",
                 name=name,
                 legendgroup=name,
@@ -461,10 +471,10 @@ def anytime_figure(results: Results, study: str, metric: str) -> go.Figure:
     info = METRIC_BY_NAME[metric]
     courses = anytime(results.of(study), info)
     figure = go.Figure()
-    named: set[str] = set()
-    for c in sorted(courses, key=lambda c: c.trial["outcome"] in ENDED_BADLY):
-        if c.seconds:
-            _add_course(figure, c, info, named)
+    drawn = sorted((c for c in courses if c.seconds), key=lambda c: c.trial["outcome"] in ENDED_BADLY)
+    names = _add_line_legend(figure, [c.trial for c in drawn])
+    for c in drawn:
+        _add_course(figure, c, info, names)
     silent = [c for c in courses if not c.seconds and c.end_seconds]
     for outcome, (colour, shape) in MARKS.items():
         part = [c for c in silent if c.trial["outcome"] == outcome]
@@ -472,6 +482,7 @@ def anytime_figure(results: Results, study: str, metric: str) -> go.Figure:
             figure.add_scatter(
                 x=[c.end_seconds for c in part],
                 y=[0.0] * len(part),
+                ids=[c.trial["trial_id"] for c in part],
                 yaxis="y2",
                 mode="markers",
                 name=f"{outcome.value}, no value yet ({len(part)})",
@@ -495,7 +506,26 @@ def anytime_figure(results: Results, study: str, metric: str) -> go.Figure:
     return figure
 
 
-def _add_course(figure: go.Figure, c: Anytime, info: Metric, named: set[str]) -> None:
+def _add_line_legend(figure: go.Figure, trials: list[Trial]) -> dict[str, str]:
+    """Entries of the legend for lines of trials, and their names by outcome: a line itself is too thin and faint."""
+    names = {}
+    for outcome, (colour, shape) in MARKS.items():
+        count = sum(t["outcome"] == outcome for t in trials)
+        if count:
+            names[outcome.value] = name = f"{outcome.value} ({count})"
+            figure.add_scatter(
+                x=[None],
+                y=[None],
+                mode="lines+markers",
+                name=name,
+                legendgroup=name,
+                line={"color": colour, "width": 2.5},
+                marker=_marker(colour, shape, 9),
+            )
+    return names
+
+
+def _add_course(figure: go.Figure, c: Anytime, info: Metric, names: dict[str, str]) -> None:
     outcome = Outcome(c.trial["outcome"])
     colour, shape = MARKS[outcome]
     # Only where it improves: between improvements the line is level.
@@ -507,17 +537,17 @@ def _add_course(figure: go.Figure, c: Anytime, info: Metric, named: set[str]) ->
     figure.add_scatter(
         x=x,
         y=y,
+        meta={"trial": c.trial["trial_id"]},
         mode="lines+markers",
-        name=outcome.value,
-        legendgroup=outcome.value,
-        showlegend=outcome.value not in named,
+        name=names[outcome.value],
+        legendgroup=names[outcome.value],
+        showlegend=False,
         opacity=0.9 if bad else 0.6,
         line={"color": colour, "width": 1.4, "shape": "hv"},
         marker={"color": colour, "symbol": shape, "size": [0.0] * (len(x) - 1) + [9.0], "line": {"width": 0}},
         hovertext=[f"{hover(c.trial)}<br>{info.label} {b:.3g} after {duration(t)}" for t, b in zip(x, y, strict=True)],
         hoverinfo="text",
     )
-    named.add(outcome.value)
 
 
 _SURVIVAL_SHAPES = {"all trials completed": "circle", "some ended badly": "diamond", "all ended badly": "x"}
@@ -608,7 +638,7 @@ def _quality_axis(values: list[float], info: Metric) -> dict[str, Any]:
         "colorscale": _STEPS_SCALE,
         "reversescale": info.direction == "maximize",
         "colorbar": {
-            "title": {"text": info.label},
+            "title": {"text": info.label, "side": "right"},
             "tickvals": [float(t) for t in tones],
             "ticktext": [f"{v:.2g}" for v in shown],
             "thickness": 14,
@@ -677,26 +707,25 @@ def training_figure(results: Results, study: str, metric: Metric | None) -> go.F
     with_quality = metric is not None and any(len(c.epoch) for c in curves)
     titles = ["energy gap E(x⁺) − E(x⁻)"] + ([metric.label] if metric is not None and with_quality else [])
     figure = make_subplots(rows=len(titles), cols=1, vertical_spacing=0.14)
-    named: set[Outcome] = set()
+    names = _add_line_legend(figure, [c.trial for c in curves])
     # Completed trials first, so that the few that ended badly are drawn over them.
     for curve in sorted(curves, key=lambda c: c.trial["outcome"] in ENDED_BADLY):
-        outcome = Outcome(curve.trial["outcome"])
-        _add_curve(figure, curve, 1, curve.iteration, symlog(curve.energy_gap), outcome not in named)
-        named.add(outcome)
+        _add_curve(figure, curve, 1, curve.iteration, symlog(curve.energy_gap), names)
         if with_quality:
-            _add_curve(figure, curve, 2, curve.epoch, curve.quality, False)
+            _add_curve(figure, curve, 2, curve.epoch, curve.quality, names)
     gaps = np.concatenate([c.energy_gap for c in curves]) if curves else np.array([0.0])
     figure.update_yaxes(title_text=titles[0], row=1, col=1, **_symlog_ticks(gaps))
     figure.update_xaxes(title_text="training iterations", row=1, col=1)
     if with_quality:
-        scale = "log" if metric is not None and metric.direction == "minimize" else "linear"
-        ticks = {"dtick": "D2"} if scale == "log" else {}  # at 1, 2 and 5
-        figure.update_yaxes(title_text=titles[1], type=scale, row=2, col=1, **ticks)
+        values = [v for c in curves for v in c.quality.tolist()]
+        logarithmic = metric is not None and metric.direction == "minimize" and min(values, default=0.0) > 0
+        scale = _log_axis(_frame(values, 0.06)) if logarithmic else {}
+        figure.update_yaxes(title_text=titles[1], row=2, col=1, **scale)
         figure.update_xaxes(title_text="epoch", row=2, col=1)
     return figure.update_layout(height=780 if with_quality else 420, showlegend=True)
 
 
-def _add_curve(figure: go.Figure, curve: TrainingCurve, row: int, x: Any, y: Any, named: bool) -> None:
+def _add_curve(figure: go.Figure, curve: TrainingCurve, row: int, x: Any, y: Any, names: dict[str, str]) -> None:
     if not len(x):
         return
     outcome = Outcome(curve.trial["outcome"])
@@ -707,10 +736,11 @@ def _add_curve(figure: go.Figure, curve: TrainingCurve, row: int, x: Any, y: Any
         # Single precision is finer than a pixel and half the size in the report.
         x=np.asarray(x, dtype=np.int32),
         y=np.asarray(y, dtype=np.float32),
+        meta={"trial": curve.trial["trial_id"]},
         mode="lines+markers" if bad or len(x) == 1 else "lines",
-        name=outcome.value,
-        legendgroup=outcome.value,
-        showlegend=named,
+        name=names[outcome.value],
+        legendgroup=names[outcome.value],
+        showlegend=False,
         opacity=0.9 if bad else 0.55,
         line={"color": colour, "width": 1.3},
         marker={
@@ -776,7 +806,7 @@ def _steps_axis(steps: list[int]) -> dict[str, Any]:
         "cmin": _log2(distinct[0]),
         "cmax": _log2(distinct[-1]) + (1 if len(distinct) == 1 else 0),
         "colorbar": {
-            "title": {"text": "K"},
+            "title": {"text": "K", "side": "right"},
             "tickvals": [_log2(s) for s in shown],
             "ticktext": [str(s) for s in shown],
             "thickness": 14,
@@ -797,7 +827,3 @@ def _corner(words: str) -> dict[str, Any]:
 def _transparent(colour: str, alpha: float) -> str:
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},{alpha})"
-
-
-def _array(column: pd.Series[Any]) -> Any:
-    return column.to_numpy(dtype=np.float64)

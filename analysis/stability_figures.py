@@ -55,8 +55,9 @@ def draw_phase(diagram: PhaseDiagram, trials: pd.DataFrame) -> go.Figure:
         part = points[points["outcome"] == outcome.value]
         if len(part):
             figure.add_scatter(
-                x=part["x"].to_numpy(dtype=np.float64),
-                y=part["y"].to_numpy(dtype=np.float64),
+                x=part["x"].tolist(),
+                y=part["y"].tolist(),
+                ids=part["trial_id"].tolist(),
                 mode="markers",
                 name=f"{outcome.value} ({len(part)})",
                 marker={"color": colour, "symbol": shape, "size": 9, "opacity": 0.9, "line": {"width": 1}},
@@ -85,7 +86,7 @@ def _add_region(figure: go.Figure, diagram: PhaseDiagram) -> None:
     figure.add_heatmap(
         x=surface.x,
         y=surface.y,
-        z=surface.region(diagram.limit),
+        z=surface.region(diagram.limit).astype(np.int8),
         zmin=-1.5,
         zmax=1.5,
         colorscale=[
@@ -97,7 +98,8 @@ def _add_region(figure: go.Figure, diagram: PhaseDiagram) -> None:
             [1, scale[2]],
         ],
         showscale=False,
-        customdata=np.stack([surface.probability, surface.low, surface.high], axis=-1),
+        # A hover shows whole percents; double precision would be most of the figure's bytes in a report.
+        customdata=np.stack([surface.probability, surface.low, surface.high], axis=-1).astype(np.float32),
         hovertemplate="ends badly: %{customdata[0]:.0%} [%{customdata[1]:.0%}, %{customdata[2]:.0%}]"
         "<extra>logistic model</extra>",
     )
@@ -222,24 +224,25 @@ def hazard_figure(trials: pd.DataFrame, by: str | None = None) -> go.Figure:
 def importance_figure(found: Sequence[Importance]) -> go.Figure | None:
     """Importances of the fields by target, forest and linear model beside each other; None where all were refused.
 
-    A row of panels: one bar per field and model that is better than chance, with two standard errors.
+    Panels below each other, which also fit a narrow window: one bar per field and model that is better than chance,
+    with two standard errors.
     """
     shown = [i for i in found if not i.refusal]
     if not shown:
         return None
+    most = max(len(set(i.fields["field"])) for i in shown)
+    panel, gap = 44 * most + 20, 90
+    height = len(shown) * panel + (len(shown) - 1) * gap
     figure = make_subplots(
-        rows=1,
-        cols=len(shown),
-        shared_yaxes=False,
-        horizontal_spacing=0.14 if len(shown) > 1 else 0.0,
+        rows=len(shown),
+        cols=1,
+        vertical_spacing=gap / height if len(shown) > 1 else 0.0,
         subplot_titles=[_panel_title(i) for i in shown],
     )
     named: set[str] = set()
-    most = 1
-    for column, result in enumerate(shown, start=1):
+    for line, result in enumerate(shown, start=1):
         rows = [r for r in records(result.fields) if r["importance"] is not None]
         order = list(dict.fromkeys(r["field"] for r in records(result.fields)))
-        most = max(most, len(order))
         for index, model in enumerate(("forest", "linear")):
             part = {r["field"]: r for r in rows if r["model"] == model}
             if not part:
@@ -256,15 +259,16 @@ def importance_figure(found: Sequence[Importance]) -> go.Figure | None:
                 error_x={"type": "data", "array": [2 * r["se"] for r in bars], "thickness": 1.2, "color": _OPEN},
                 hovertext=[_bar_text(r) for r in bars],
                 hoverinfo="text",
-                row=1,
-                col=column,
+                row=line,
+                col=1,
             )
             named.add(model)
-        figure.update_yaxes(autorange="reversed", row=1, col=column)
-        figure.update_xaxes(tickformat=".0%", row=1, col=column)
-    figure.update_annotations(font={"size": 12})
+        figure.update_yaxes(autorange="reversed", row=line, col=1)
+        figure.update_xaxes(tickformat=".0%", rangemode="tozero", row=line, col=1)
+    figure.update_annotations(font={"size": 12}, x=0, xanchor="left", align="left")
+    legend = {"y": 1 + 60 / height, "yanchor": "bottom"}
     return figure.update_layout(
-        barmode="group", height=190 + 44 * most, showlegend=True, legend={"y": -0.18, "yanchor": "top"}
+        barmode="group", height=height + 150, margin={"t": 110, "b": 40}, showlegend=True, legend=legend
     )
 
 

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from analysis.detector import Replay, recorded, replay_recordings
 from analysis.figure_data import survival_fields
 from analysis.importance import IMPORTANCE_COLUMNS, Importance, importances
+from analysis.interactions import (
+    Interactions,
+    all_interactions,
+    interaction_caption,
+    interaction_figure,
+    interaction_rows,
+)
 from analysis.load import Results, records, typed_frame
 from analysis.phase import phase, phase_caption, phase_fields
 from analysis.stability import compute_by, decisions, hazard, logrank_lines, logrank_pairs, survival_by
@@ -25,6 +33,8 @@ if TYPE_CHECKING:
 NOTHING = "–"
 _FEWEST_EVENTS = 3
 """Divergences below which a hazard over training is only its upper bound."""
+_PHASE_FIELDS = 5
+"""Most fields any two of which have a phase diagram in the report."""
 _PARTS = ("useful", "diverged", "collapsed", "failed", "open", "evaluation", "replayed", "lost", "other")
 
 
@@ -33,12 +43,14 @@ class Drawn:
     """A figure with what belongs to it."""
 
     name: str
-    """phase, hazard or importance."""
+    """phase, hazard, importance, interactions, or phase_ with the two fields of another phase diagram."""
     figure: go.Figure
     caption: str
     data: pd.DataFrame
     code: str
     """The call that gives the data, over `trials` of the study."""
+    label: str = ""
+    """What a phase diagram is over, to choose it by."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +68,7 @@ def stability_drawings(results: Results, study: str) -> list[Drawn]:
     trials = results.trials[results.trials["study"] == study]
     if not len(trials):
         return []
-    x, y = phase_fields(results, study)
-    diagram = phase(trials, x, y)
-    code = f"analysis.phase.phase(trials, {x!r}, {y!r}).cells"
-    drawn = [Drawn("phase", draw_phase(diagram, trials), phase_caption(diagram), diagram.cells, code)]
+    drawn = [_phase("phase", trials, *phase_fields(results, study))]
     telling = [f for f in explanatory_fields(trials, survival_fields(results, study)) if f is not None][:1]
     by = telling[0] if telling else None
     rates = hazard(trials, by)
@@ -82,7 +91,32 @@ def stability_drawings(results: Results, study: str) -> list[Drawn]:
         )
         code = "analysis.stability_report.importance_rows(analysis.stability_report.study_importances(results, study))"
         drawn.append(Drawn("importance", figure, caption, importance_rows(found), code))
+    pairs = study_interactions(results, study)
+    figure = interaction_figure(pairs)
+    if figure is not None:
+        code = "analysis.interactions.interaction_rows(analysis.stability_report.study_interactions(results, study))"
+        drawn.append(Drawn("interactions", figure, interaction_caption(pairs), interaction_rows(pairs), code))
     return drawn
+
+
+def other_phases(results: Results, study: str) -> list[Drawn]:
+    """Phase diagrams over every other two of a study's varied fields, at most `_PHASE_FIELDS`, most telling first."""
+    trials = results.trials[results.trials["study"] == study]
+    if not len(trials):
+        return []
+    first = phase_fields(results, study)
+    varied = [f for f in varied_or_all(results, study) if len(trials[f].unique()) > 1]
+    ranked = dict.fromkeys((*first, *explanatory_fields(trials, varied), *varied))
+    # In the order of the pair that is shown first: of any two the more telling one lies along x.
+    pairs = combinations([f for f in ranked if f in varied][:_PHASE_FIELDS], 2)
+    return [_phase(f"phase_{x}_{y}", trials, x, y) for x, y in pairs if {x, y} != set(first)]
+
+
+def _phase(name: str, trials: pd.DataFrame, x: str, y: str) -> Drawn:
+    diagram = phase(trials, x, y)
+    code = f"analysis.phase.phase(trials, {x!r}, {y!r}).cells"
+    label = f"{symbol(x)} and {symbol(y)}"
+    return Drawn(name, draw_phase(diagram, trials), phase_caption(diagram), diagram.cells, code, label)
 
 
 def study_importances(results: Results, study: str) -> list[Importance]:
@@ -90,6 +124,13 @@ def study_importances(results: Results, study: str) -> list[Importance]:
     trials = results.trials[results.trials["study"] == study]
     metric = objective(results, study)
     return importances(trials, varied_or_all(results, study), metric.name if metric is not None else None)
+
+
+def study_interactions(results: Results, study: str) -> list[Interactions]:
+    """Interactions of a study's varied fields for its objective, time and divergence."""
+    trials = results.trials[results.trials["study"] == study]
+    metric = objective(results, study)
+    return all_interactions(trials, varied_or_all(results, study), metric.name if metric is not None else None)
 
 
 def importance_rows(found: Sequence[Importance]) -> pd.DataFrame:

@@ -136,8 +136,10 @@ def test_training_curves_fall_back_to_epochs(make_results, row):
 
 def test_training_figure_marks_where_a_trial_diverged(sixty):
     figure = training_figure(sixty, "synthetic", METRIC_BY_NAME["fd_buffer"])
-    assert len(figure.data) == 120
-    crosses = [t for t in figure.data if t.marker.symbol == "x" and t.yaxis == "y"]
+    lines = [t for t in figure.data if t.meta is not None]
+    assert len(lines) == 120
+    assert {t.meta["trial"] for t in lines} == set(sixty.trials["trial_id"])
+    crosses = [t for t in lines if t.marker.symbol == "x" and t.yaxis == "y"]
     assert len(crosses) == int((sixty.trials["outcome"] == "diverged").sum())
     assert all(t.marker.size[-1] > 0 and not any(t.marker.size[:-1]) for t in crosses)
 

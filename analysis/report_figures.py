@@ -1,0 +1,257 @@
+"""The figures of a study in the report's page: each with its caption, its data to download, and the call behind it."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from analysis.figure_data import drawn_points, outcome_fields, survival_fields
+from analysis.figures import (
+    anytime_figure,
+    cost_figure,
+    front_figure,
+    outcome_figure,
+    steps_figure,
+    survival_figure,
+    tradeoff_figure,
+    training_figure,
+)
+from analysis.load import Results, records
+from analysis.stability_report import other_phases, stability_drawings, survival_lines
+from analysis.tradeoff import cost_points, measured_metrics, settings_front, tradeoff
+from analysis.words import symbol
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+    from trainables.schema import Metric
+
+_PLAIN_BYTES = 60_000
+"""Most bytes of a figure's data that go into the page as they are; more are compressed."""
+_HOVER_LINES = 3
+"""Lines of `analysis.figure_data.hover` that say which trial a point is: the page knows them once for all figures."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure with what belongs to it; the fields are the arguments of `page_figure`."""
+
+    figure: go.Figure
+    caption: str
+    name: str
+    """The study's name, an underscore, and what it is."""
+    data: pd.DataFrame | None = None
+    """Its data; None where they are what is drawn."""
+    made_by: str = ""
+    label: str = ""
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """Its data, or what is drawn where there is no table behind it."""
+        return drawn_points(_traces(self.figure)) if self.data is None else self.data
+
+
+def study_figures(part: Results, study: str, metric: Metric | None) -> dict[str, list[dict[str, Any]]]:
+    """Every figure of a study as `page_figure` gives it, by section; arguments of `study_drawings`."""
+    return {
+        section: [page_figure(d.figure, d.caption, d.name, d.data, d.made_by, d.label) for d in drawings]
+        for section, drawings in study_drawings(part, study, metric).items()
+    }
+
+
+def study_drawings(part: Results, study: str, metric: Metric | None) -> dict[str, list[Drawing]]:
+    """Every figure of a study, by section of the report: outcomes, phase, survival and so on.
+
+    Args:
+        part: The study alone.
+        study: Its name.
+        metric: Its objective, if it has one.
+    """
+    trials = records(part.trials)
+    figures: dict[str, list[Drawing]] = {
+        n: [] for n in ("outcomes", "phase", "survival", "stability", "tradeoff", "settings", "anytime", "training")
+    }
+    place = f'results = load("{study}"); trials = results.trials'
+    if trials:
+        x, y = outcome_fields(part, study)
+        figures["outcomes"] = [
+            Drawing(
+                outcome_figure(part, study),
+                f"Outcome of every trial over {symbol(x)} and {symbol(y)}",
+                f"{study}_outcomes",
+                part.trials[[*_TRIAL, x, y]],
+                f"{place}\nanalysis.figure_data.outcome_points(trials, {x!r}, {y!r})",
+            )
+        ]
+        figures["survival"] = [
+            Drawing(
+                survival_figure(part.trials, field),
+                "; ".join([f"Share of trials not diverged, by {symbol(field)}", *survival_lines(part.trials, field)]),
+                f"{study}_survival_{field}",
+                made_by=f"{place}\nanalysis.stability.survival_by(trials, {field!r})",
+            )
+            for field in survival_fields(part, study)
+        ]
+        drawn = stability_drawings(part, study)
+        phases = [d for d in drawn if d.name == "phase"]
+        for name, some in (
+            ("phase", [*phases, *other_phases(part, study)]),
+            ("stability", [d for d in drawn if d.name != "phase"]),
+        ):
+            figures[name] = [
+                Drawing(d.figure, d.caption, f"{study}_{d.name}", d.data, f"{place}\n{d.code}", d.label) for d in some
+            ]
+        figures["tradeoff"] = [
+            Drawing(
+                tradeoff_figure(part, study, m.name),
+                f"{m.label} of every trial against time per iteration and K",
+                f"{study}_tradeoff_{m.name}",
+                tradeoff(part.trials, m.name),
+                f"{place}\nanalysis.tradeoff.tradeoff(trials, {m.name!r})",
+            )
+            for m in measured_metrics(part.trials)
+        ]
+        training = training_figure(part, study, metric)
+        if training.data:
+            figures["training"] = [
+                Drawing(
+                    training,
+                    "Course of every trial",
+                    f"{study}_training",
+                    made_by=f"{place}\nanalysis.figure_data.training_curves(results, {study!r}, metric)",
+                )
+            ]
+    if trials and metric is not None:
+        figures |= _settings_figures(part, study, metric, place)
+    return figures
+
+
+_TRIAL = ("study", "trial_id", "setting_id", "seed", "outcome", "cause", "iteration", "iterations_done")
+
+
+def _settings_figures(part: Results, study: str, metric: Metric, place: str) -> dict[str, list[Drawing]]:
+    """Figures of settings and of time, by the study's objective."""
+    front = settings_front(part.trials, metric.name)
+    shown = [
+        Drawing(
+            front_figure(part, study, metric.name, front),
+            f"Mean {metric.label} of every setting against time per iteration, and how surely it is on the front",
+            f"{study}_front_{metric.name}",
+            front,
+            f"{place}\nanalysis.tradeoff.settings_front(trials, {metric.name!r})",
+        )
+    ]
+    if front["sampling_steps"].notna().any():
+        shown.append(
+            Drawing(
+                steps_figure(part, study, metric.name, front),
+                f"Mean {metric.label} of every setting against K",
+                f"{study}_steps_{metric.name}",
+                front,
+                f"{place}\nanalysis.tradeoff.settings_front(trials, {metric.name!r})",
+            )
+        )
+    points = cost_points(part.trials, metric.name)
+    if len(points):
+        shown.append(
+            Drawing(
+                cost_figure(part, study, metric.name),
+                f"What the best {metric.label} of every trial took: along a dotted line training time is equal",
+                f"{study}_cost_{metric.name}",
+                points,
+                f"{place}\nanalysis.tradeoff.cost_points(trials, {metric.name!r})",
+            )
+        )
+    course = anytime_figure(part, study, metric.name)
+    drawn = [
+        Drawing(
+            course,
+            f"Best {metric.label} so far of every trial over time",
+            f"{study}_anytime_{metric.name}",
+            made_by=f"{place}\nanalysis.anytime.anytime(results, METRIC_BY_NAME[{metric.name!r}])",
+        )
+    ]
+    return {"settings": shown, "anytime": drawn if course.data else []}
+
+
+def page_figure(
+    figure: go.Figure,
+    caption: str,
+    name: str = "figure",
+    data: pd.DataFrame | None = None,
+    made_by: str = "",
+    label: str = "",
+) -> dict[str, Any]:
+    """A figure for the page, its data to download, and what made it.
+
+    Args:
+        figure: The figure; the page's own templates and texts replace its.
+        caption: Its caption.
+        name: Of the file to download, without its suffix.
+        data: Its data; what is drawn, where there is no table behind it.
+        made_by: The call that gives the data.
+        label: What it is called where readers choose one figure of several.
+    """
+    link = download(drawn_points(_traces(figure)) if data is None else data, name)
+    # The page brings the template for its colour scheme; plotly's own default would be embedded once per figure.
+    figure.layout.template = None
+    with_trials = _without_what_the_page_knows(figure)
+    return {
+        "caption": caption,
+        "height": figure.layout.height or 450,
+        "json": escape_script(figure.to_json()),
+        "made_by": made_by,
+        "label": label,
+        "trials": with_trials,
+        **link,
+    }
+
+
+def _without_what_the_page_knows(figure: go.Figure) -> bool:
+    """Take from the points and lines of trials the texts that the page writes itself; whether there are any."""
+    found = False
+    for trace in figure.data:
+        if trace.ids is not None:
+            found = True
+        elif trace.meta is not None and "trial" in trace.meta:
+            found = True
+            trace.update(text=None, hovertemplate=None)
+        else:
+            continue
+        if trace.hovertext is not None:
+            own = ["<br>".join(str(text).split("<br>")[_HOVER_LINES:]) for text in trace.hovertext]
+            trace.hovertext = own if any(own) else None
+    return found
+
+
+def _traces(figure: go.Figure) -> list[dict[str, Any]]:
+    """The traces' own arrays: a figure as a dictionary has them encoded."""
+    names = ("name", "x", "y", "text", "hovertext")
+    return [{name: getattr(trace, name, None) for name in names} for trace in figure.data]
+
+
+def download(data: pd.DataFrame, name: str) -> dict[str, str]:
+    """A table as a link that needs no server: CSV in the page itself, compressed where it is long."""
+    content = data.to_csv(index=False, float_format="%.7g", lineterminator="\n").encode()
+    kind, suffix = "text/csv", ".csv"
+    if len(content) > _PLAIN_BYTES:
+        # Without a time in it, so that the same results give the same page.
+        content, kind, suffix = gzip.compress(content, mtime=0), "application/gzip", ".csv.gz"
+    file = re.sub(r"[^A-Za-z0-9_.-]+", "_", name) + suffix
+    return {"href": f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}", "file": file}
+
+
+def script_json(value: Any) -> str:
+    """A value as JSON for a script element of the page."""
+    return escape_script(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False))
+
+
+def escape_script(text_json: str) -> str:
+    """JSON that cannot end the script element it stands in."""
+    # Inside a script element only "<" can end it early; in JSON it occurs in strings alone.
+    return text_json.replace("<", "\\u003c")
