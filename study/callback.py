@@ -19,7 +19,7 @@ from study.console import StudyConsole
 from study.errors import one_line
 from study.ledger import Ledger, is_checkpoint
 from trainables.config import TrialConfig
-from trainables.reporting import read_report
+from trainables.reporting import REPORT, read_report
 from trainables.schema import Outcome
 
 if TYPE_CHECKING:
@@ -178,6 +178,7 @@ class LedgerCallback(Callback):
             log.debug("%s is over (%s): its checkpoints go", trial_id, outcome)
             for path in self.ledger.checkpoints.get(trial_id, []):
                 self._discard(path)
+        _forget(trial)
 
     def _discard(self, path: str) -> None:
         if self.mirror is not None:
@@ -216,6 +217,13 @@ class LedgerCallback(Callback):
         self.ledger.end(trial_id, Outcome.FAILED, message)
         self._show(trial_id, "ended")
         self._ended(trial_id)
+
+
+def _forget(trial: Any) -> None:
+    """Drop what Ray keeps of a trial that is over, for ever: its last report, and averages of the last ones."""
+    metadata = trial.run_metadata
+    metadata.metric_analysis, metadata.metric_n_steps = {}, {}
+    metadata.last_result = {k: v for k, v in metadata.last_result.items() if k != REPORT}
 
 
 def _run_of(checkpoint: str) -> str:

@@ -14,10 +14,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from PIL import Image
+from ray.tune.experiment import Trial as RayTrial
 
 import analysis
 import study
@@ -293,7 +293,7 @@ def test_deleting_checkpoints_stays_in_the_folder(begun, victim, path):
     ledger.report("t0001", row(2), values())
     assert ledger.outcome("t0001") is Outcome.COMPLETED
     callback = LedgerCallback(ledger, None, 0.0)
-    callback.on_trial_complete(1, [], SimpleNamespace(config={"trial_id": "t0001"}))
+    callback.on_trial_complete(1, [], RayTrial("x", config={"trial_id": "t0001"}, stub=True))
     assert (victim / "precious").read_text() == "mine"
     assert (folder / JOURNAL).is_file()
     assert (folder / "study.yaml").is_file()

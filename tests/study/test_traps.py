@@ -282,6 +282,26 @@ def test_a_callback_that_raises_aborts_the_run(tmp_path):
     assert ours.error is first  # the driver raises it once the study is over
 
 
+def test_ray_keeps_every_report_of_a_trial_that_is_over_and_a_study_does_not(tmp_path):
+    from ray.tune.experiment import Trial as RayTrial
+
+    def reported(**result):
+        trial = RayTrial("x", config={"trial_id": "t0001"}, stub=True)
+        for number in range(20):
+            trial.update_last_result({**result, "number": number, TRAINING_ITERATION: number + 1})
+        return trial
+
+    plain = reported(row={"fd_buffer": 1.0})
+    assert len(plain.run_metadata.metric_n_steps["row/fd_buffer"]["10"]) == 10
+    ours = reported(**pack_report({"fd_buffer": 1.0}, {}))
+    assert "row/fd_buffer" not in ours.run_metadata.metric_analysis
+    callback = LedgerCallback(Ledger(tmp_path, "s"), None, 0.0)
+    CallbackList([callback]).on_trial_complete(iteration=1, trials=[], trial=ours)
+    assert callback.error is None
+    assert ours.last_result["number"] == 19
+    assert len(ours.get_json_state()[1]) < len(plain.get_json_state()[1]) / 2
+
+
 def test_every_callback_of_the_ledger_is_safe():
     hooks = [name for name in vars(LedgerCallback) if name.startswith("on_")]
     assert len(hooks) >= 6
