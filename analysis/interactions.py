@@ -13,6 +13,7 @@ of divergence is logistic: there two fields that each multiply the odds do not.
 
 from __future__ import annotations
 
+import html
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
@@ -286,8 +287,14 @@ def interaction_figure(found: Sequence[Interactions]) -> go.Figure | None:
 
 
 def _effect_title(result: Interactions) -> str:
-    first = records(result.pairs)[0]
-    return f"{pair_name(first)}: " + ("interaction" if first["interacts"] else "no interaction")
+    """The pair, whether it is one, and its lines in their colours: a legend of all rows would mix them."""
+    first, effect = records(result.pairs)[0], records(result.effect)
+    lines = ", ".join(
+        f'<span style="color:{_CYCLE[i % len(_CYCLE)]}">{html.escape(short(v))}</span>'
+        for i, v in enumerate(dict.fromkeys(r["second_value"] for r in effect))
+    )
+    verdict = "interaction" if first["interacts"] else "no interaction"
+    return f"{pair_name(first)}: {verdict} ({symbol(effect[0]['second'])}: {lines})"
 
 
 def _add_pairs(figure: go.Figure, result: Interactions, row: int, *, named: bool) -> None:
@@ -330,7 +337,7 @@ def _add_pairs(figure: go.Figure, result: Interactions, row: int, *, named: bool
     )
     figure.add_vline(x=0, line={"width": 1, "color": _GREY}, row=row, col=1)
     figure.update_yaxes(autorange="reversed", row=row, col=1)
-    figure.update_xaxes(tickformat=".0%", row=row, col=1)
+    figure.update_xaxes(tickformat=".2~p", nticks=6, row=row, col=1)
 
 
 def _add_effect(figure: go.Figure, result: Interactions, row: int) -> None:
@@ -354,8 +361,7 @@ def _add_effect(figure: go.Figure, result: Interactions, row: int) -> None:
             y=[r["predicted"] for r in part],
             mode="lines+markers",
             name=f"{symbol(second)} {short(value)}",
-            showlegend=True,
-            legendgroup=f"{second} {value}",
+            showlegend=False,
             line={"color": colour, "width": 2},
             marker={"size": 8, "color": colour, "symbol": ["circle" if r["trials"] else "circle-open" for r in part]},
             hovertext=[_effect_text(r) for r in part],
@@ -364,6 +370,8 @@ def _add_effect(figure: go.Figure, result: Interactions, row: int) -> None:
             col=2,
         )
     figure.update_xaxes(type="category", title_text=symbol(first), row=row, col=2)
+    units = {"divergence": "ends badly", "seconds_per_iteration": "s per iteration"}
+    figure.update_yaxes(title_text=units.get(result.target, "predicted"), row=row, col=2)
     if result.target == "divergence":
         figure.update_yaxes(tickformat=".0%", row=row, col=2)
 

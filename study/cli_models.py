@@ -30,15 +30,31 @@ def with_set(command: F) -> F:
 @click.command()
 @click.argument("folders", nargs=-1, required=True, type=PLACE, metavar="DIR...")
 @click.option(
+    "--only",
+    metavar="NAME,...",
+    help="Figures to make: names of --list, their first words (survival), patterns (phase*), kinds of --kind. "
+    "Default: all that can be made.",
+)
+@click.option(
+    "--format",
+    "formats",
+    default="html,json",
+    metavar="F,...",
+    help="Of html, json, png, svg, pdf, csv. png, svg and pdf need the extra figures and a Chrome or Chromium; "
+    "csv is the data, which is always written as Parquet.",
+)
+@click.option("--list", "listed", is_flag=True, help="Name the figures that can be made, and make none.")
+@click.option(
     "--kind",
     "kinds",
     multiple=True,
     type=click.Choice(["samples", "classes", "histogram", "centres", "tsne", "curves"]),
-    help="What to make; may be given again. Default: all that can be made. samples: 8x8 and, with a class head, 10 per "
+    help="Of the figures of models what to make, and none of the report; may be given again. "
+    "samples: 8x8 and, with a class head, 10 per "
     "class. classes: 100 of highest and lowest p(x) and p(y|x) per class. histogram: log p(x). "
     "centres: mean of p0. tsne: features of x+, x-, x0 of all models, and their energies. curves: quality over epochs.",
 )
-@click.option("--trials", metavar="ID,ID", help="Trials to show: ID or STUDY/ID. Default: --best.")
+@click.option("--trials", metavar="ID,ID", help="Trials to show the models of: ID or STUDY/ID. Default: --best.")
 @click.option(
     "--best",
     multiple=True,
@@ -57,6 +73,9 @@ def with_set(command: F) -> F:
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder. Default: DIR/figures, or figures.")
 def figures(
     folders: tuple[Path | str, ...],
+    only: str | None,
+    formats: str,
+    listed: bool,
     kinds: tuple[str, ...],
     trials: str | None,
     best: tuple[str, ...],
@@ -65,36 +84,48 @@ def figures(
     device: str,
     out: Path | None,
 ) -> None:
-    """Make the paper's figures (1, 2b, 3-17) of the models that completed trials in DIR left, as PNG, HTML and Parquet.
+    """Export the figures of the report, and make the paper's figures (1, 2b, 3-17) of the models that trials left.
 
     \b
     Examples:
-      mebm figures results/m-jem-digits
+      mebm figures results/NAME --out F
+      mebm figures results/NAME --list
+      mebm figures results/NAME --only phase,survival --format svg,pdf
       mebm figures results/NAME --kind tsne --trials t0003,t0007
       mebm figures results/m-ebm results/m-jem results/lse-jem --kind tsne --out joint
-    `mebm report DIR` shows what is in DIR/figures, and one of several DIRs what is in figures beside it.
+    A figure of the report is NAME.html, NAME.json (plotly) and its data NAME.parquet; of several DIRs each study's are
+    in a folder. `mebm report DIR` shows the figures of models in DIR/figures, and one of several DIRs those in figures
+    beside it.
     """
-    from study.exhibits import make_figures
+    from study.figures import Request, list_figures, make_all
 
     one = folders[0] if len(folders) == 1 else None
     target = out or (one / "figures" if isinstance(one, Path) else Path("figures"))
     ids = [part.strip() for part in (trials or "").split(",") if part.strip()]
     if trials is not None and not ids:
         raise UserError(f"--trials {trials!r}: names no trial")
-    made = make_figures(
-        [local_copy(f, models=True) for f in folders],
-        target,
+    places = [local_copy(f, models=not listed) for f in folders]
+    if listed:
+        for name, caption in list_figures(places):
+            click.echo(f"{name:<40} {caption}")
+        return
+    request = Request(
+        only=tuple(dict.fromkeys(word.strip() for word in (only or "").split(",") if word.strip())),
+        formats=formats,
         kinds=kinds,
-        trials=ids,
+        trials=tuple(ids),
         best=best,
         log_p=log_p,
         points=points,
         device=device,
     )
-    for figure in made.figures:
-        more = f" (and {len(figure.files) - 1} more)" if len(figure.files) > 1 else ""
-        click.echo(f"{figure.kind:<10} {target / figure.files[0]}{more}")
-    for note in made.notes:
+    if only is not None and not request.only:
+        raise UserError(f"--only {only!r}: names no figure")
+    made, notes = make_all(places, target, request)
+    for name, files in made:
+        more = f" (and {len(files) - 1} more)" if len(files) > 1 else ""
+        click.echo(f"{name:<10} {target / files[0]}{more}")
+    for note in notes:
         click.echo(f"not made: {note}")
 
 

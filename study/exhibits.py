@@ -51,6 +51,7 @@ def make_figures(
     log_p: LogP | None = None,
     points: int = 200,
     device: str = "auto",
+    required: bool = True,
 ) -> Made:
     """Make figures of the studies in `folders` and add them to the index of `out`.
 
@@ -62,6 +63,7 @@ def make_figures(
         best: metrics, each of which chooses a model of every study and method; empty: FID or FD of the buffer.
         log_p: what stands for log p(x); None: what the paper's figures use, where the model has it.
         points: images per set and model of the t-SNE.
+        required: whether it is a mistake that there is nothing to make at all.
 
     Raises:
         UserError: nothing can be made of a kind that was asked for, or an argument fits no trial.
@@ -90,6 +92,8 @@ def make_figures(
         made += found
     if not made:
         reason = work.notes[0] if work.notes else "no trial has completed"
+        if not required:
+            return Made(out / shown.INDEX, [], work.notes or [f"figures of models: {reason}"])
         raise UserError(f"{_names(folders)}: nothing to show: {reason}")
     if not chosen:
         work.notes.append("figures of models: models/ holds none; a trial leaves one when it completes")

@@ -17,7 +17,7 @@ from analysis.summary import duration
 def test_drawings_have_captions_and_data(synthetic):
     results = load(synthetic(60))
     drawn = {d.name: d for d in stability_drawings(results, "synthetic")}
-    assert list(drawn) == ["phase", "hazard", "importance"]
+    assert list(drawn) == ["phase", "hazard", "importance", "interactions"]
     assert drawn["phase"].caption.startswith("Phase diagram over K and α: ")
     assert drawn["phase"].data["trials"].sum() == 60
     assert drawn["hazard"].data["events"].sum() == int((results.trials["outcome"] == "diverged").sum())
