@@ -357,7 +357,18 @@
       } else {
         point += move[1];
       }
-      Plotly.Fx.hover(item.canvas, [{ curveNumber: found[trace].curve, pointNumber: found[trace].points[point] }], [found[trace].subplot]);
+      var at = { curveNumber: found[trace].curve, pointNumber: found[trace].points[point] };
+      Plotly.Fx.hover(item.canvas, [at], [found[trace].subplot]);
+      // Plotly tells of what a pointer is over, not of what it was told to show.
+      var full = item.canvas._fullData[at.curveNumber], layout = item.canvas._fullLayout;
+      overPoint(item, [{
+        data: item.canvas.data[at.curveNumber],
+        pointNumber: at.pointNumber,
+        x: full.x[at.pointNumber],
+        y: full.y[at.pointNumber],
+        xaxis: layout["xaxis" + full.xaxis.slice(1)],
+        yaxis: layout["yaxis" + full.yaxis.slice(1)]
+      }]);
     });
     function leave() { Plotly.Fx.unhover(item.canvas); hideCard(); }
     item.canvas.addEventListener("blur", function () { if (item.canvas._fullLayout) { leave(); } });

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from analysis.intact import with_checksum
 from analysis.load import Results, load, write_parquet
 from trainables.schema import EPOCH_COLUMNS, SCHEMA_VERSION, SIGNAL_COLUMNS, TRIAL_COLUMNS, Cause, Outcome
 
@@ -105,7 +106,7 @@ def write_study(
         "commit": None,
         "hardware": {"cpus": 2, "gpus": [], "cpu_name": "Test CPU"},
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_text(json.dumps(with_checksum(manifest)))
     write_parquet(trials, TRIAL_COLUMNS, folder / "trials.parquet")
     write_parquet([row | {"study": name} for row in epochs], EPOCH_COLUMNS, folder / "epochs.parquet")
     return folder
@@ -254,3 +255,9 @@ def build_synthetic(folder: Path, n: int, name: str = "synthetic", seed: int = 0
             pixels = rng.integers(0, 255, (82, 82), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / "samples" / f"{trial_id}_{kind}.png")
     return write_study(folder, trials, epochs, name, ("sampling_steps", "initial", "step_size"))
+
+
+@pytest.fixture(scope="session")
+def build_study() -> Callable[[Path, int, str, int], Path]:
+    """`build_synthetic`, for what several tests share."""
+    return build_synthetic
