@@ -55,7 +55,7 @@ def choose(results: Results, trials: Sequence[str] = (), best: Sequence[str] = (
         raise UserError("--trials and --best: give one of them")
     rows = records(results.trials)
     for row in rows:
-        row["path"] = results.folders[row["study"]] / "models" / f"{row['trial_id']}.pt"
+        row["path"] = _model_file(results.folders[row["study"]] / "models", row["trial_id"])
     picked = _named(rows, trials) if trials else _best(rows, best)
     labels = [row["method"] for row in picked]
     labels = _told_apart(labels, [f"{r['method']} {r['trial_id']}" for r in picked])
@@ -69,6 +69,12 @@ def choose(results: Results, trials: Sequence[str] = (), best: Sequence[str] = (
     return found
 
 
+def _model_file(folder: Path, trial_id: str) -> Path | None:
+    """Where a trial's model is; None where its id, text that somebody wrote, names a file elsewhere."""
+    path = folder / f"{trial_id}.pt"
+    return path if path.resolve().parent == folder.resolve() else None
+
+
 def _told_apart(names: list[str], longer: list[str]) -> list[str]:
     return [more if names.count(name) > 1 else name for name, more in zip(names, longer, strict=True)]
 
@@ -79,14 +85,19 @@ def _named(rows: list[dict[str, Any]], wanted: Sequence[str]) -> list[dict[str, 
         found = [r for r in rows if name in (r["trial_id"], f"{r['study']}/{r['trial_id']}")]
         if not found:
             raise UserError(f"--trials {name}: no such trial{nearest(name, [r['trial_id'] for r in rows])}")
-        having = [r for r in found if r["path"].is_file()]
+        having = [r for r in found if _has_model(r)]
         if not having:
+            where = f"({found[0]['path']})" if found[0]["path"] is not None else "(its id is no name of a file)"
             raise UserError(
-                f"--trials {name}: it {found[0]['outcome']} and left no model ({found[0]['path']}); a trial leaves one "
+                f"--trials {name}: it {found[0]['outcome']} and left no model {where}; a trial leaves one "
                 "when it completes"
             )
         picked += [r for r in having if r not in picked]
     return picked
+
+
+def _has_model(row: dict[str, Any]) -> bool:
+    return row["path"] is not None and row["path"].is_file()
 
 
 def _best(rows: list[dict[str, Any]], metrics: Sequence[str]) -> list[dict[str, Any]]:
@@ -96,7 +107,7 @@ def _best(rows: list[dict[str, Any]], metrics: Sequence[str]) -> list[dict[str, 
             raise UserError(f"--best {name}: unknown metric{nearest(name, known)}; metrics: {', '.join(known)}")
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
-        if row["outcome"] == Outcome.COMPLETED and row["path"].is_file():
+        if row["outcome"] == Outcome.COMPLETED and _has_model(row):
             groups.setdefault((row["study"], row["method"]), []).append(row)
     picked: list[dict[str, Any]] = []
     for group in groups.values():

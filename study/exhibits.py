@@ -100,6 +100,9 @@ def make_figures(
     used = {file for e in (*kept, *made) for file in e.files}
     for file in (f for e in replaced for f in e.files if f not in used):
         (out / file).unlink(missing_ok=True)
+        if file.endswith(".html"):  # its other formats
+            for kind in ("json", "png", "svg", "pdf"):
+                (out / file).with_suffix(f".{kind}").unlink(missing_ok=True)
     order = {kind: number for number, kind in enumerate(shown.KINDS)}
     return Made(shown.write_index(out, sorted([*kept, *made], key=lambda e: order[e.kind])), made, work.notes)
 

@@ -15,11 +15,14 @@ from click.testing import CliRunner
 from PIL import Image
 
 from analysis.exhibits import KINDS, read_index
+from analysis.export import figure_drawings
+from analysis.load import load, write_parquet
 from study.cli import cli
 from trainables.datasets import load_dataset, to_float
 from trainables.evaluation import frozen_statistics
 from trainables.exhibits import data_images, initial_draws, load_initial
 from trainables.saved import load_model
+from trainables.schema import TRIAL_COLUMNS
 
 QUICK = (
     "epochs=2",
@@ -76,6 +79,10 @@ def test_every_kind_is_made_and_indexed(shown):
         assert str(folder / exhibit.files[0]) in out
     assert "not made" not in out
     listed = {file for e in made for file in [*e.files, e.data]} | {"figures.json", "plotly.min.js"}
+    listed |= {e.page.replace(".html", ".json") for e in made if e.page}
+    drawn = [name for _, name, _ in figure_drawings(load(folder.parent)) if name != "quality_over_epochs"]
+    assert {"outcomes", "training"} < set(drawn)
+    listed |= {f"{name}.{kind}" for name in drawn for kind in ("html", "json", "parquet")}
     assert {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} == listed
     classes = next(e for e in made if e.kind == "classes")
     assert [p.label for p in classes.pictures[:5]] == [
@@ -255,6 +262,20 @@ def test_trials_without_a_model_are_refused_and_curves_need_none(mebm, copied):
     code, _, err = mebm("figures", copied / "nowhere")
     assert code == 2
     assert "nowhere: no such folder" in err
+
+
+def test_an_id_that_is_a_path_shows_no_file_of_elsewhere(mebm, copied):
+    (copied.parent / "elsewhere.pt").write_bytes((copied / "models" / "t0001.pt").read_bytes())
+    path = copied / "trials.parquet"
+    frame = pd.read_parquet(path)
+    foreign = frame.assign(trial_id="../../elsewhere", fd_buffer_last=0.0)
+    write_parquet(pd.concat([frame, foreign]), TRIAL_COLUMNS, path)
+    code, _, err = mebm("figures", copied, "--trials", "../../elsewhere", "--kind", "samples")
+    assert code == 2
+    assert "left no model (its id is no name of a file)" in err
+    code, _, err = mebm("figures", copied, "--kind", "samples")
+    assert code == 0
+    assert [e.files[0] for e in read_index(copied / "figures")] == ["t0001/samples.png"]
 
 
 def test_a_damaged_model_is_named(mebm, copied):
