@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,19 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
+def with_checksum(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest with the CRC-32 of its content, by which readers know that it is as it was written."""
+    content = {key: value for key, value in manifest.items() if key != "crc"}
+    return {**content, "crc": f"{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"}
+
+
+def about_manifest(manifest: Mapping[str, Any], path: Path) -> list[str]:
+    """What is said of a manifest that is not as it was written; those of schema version 1 have no checksum."""
+    if (manifest["schema_version"] == 1 and "crc" not in manifest) or with_checksum(manifest) == manifest:
+        return []
+    return [f"{path}: was changed since it was written; what it says of seeds, plan and versions may be wrong"]
+
+
 def _name(kind: type) -> str:
     return {str: "a text", list: "a list", int: "a whole number", dict: "an object"}[kind]
 
@@ -202,16 +216,24 @@ def check_epochs(epochs: pd.DataFrame, trials: pd.DataFrame, path: Path) -> tupl
     return epochs, notes
 
 
-def fewer_epochs(trials: pd.DataFrame, epochs: pd.DataFrame, path: Path) -> list[str]:
-    """Trials that are over, of which fewer epochs are recorded than they have done; none where no epoch is."""
+def about_epochs(trials: pd.DataFrame, epochs: pd.DataFrame, path: Path) -> list[str]:
+    """What is said of trials of which epochs are missing, and of those of which there are more than they have done."""
+    done = trials["epochs_done"].fillna(0)
     if not len(epochs):
-        return [f"{path}: holds no epoch, though {plural(n, 'trial')} trained"] if (n := _trained(trials)) else []
-    last = trials["trial_id"].map(epochs.groupby("trial_id")["epoch"].max()).fillna(-1)
-    over = trials["outcome"].isin([o.value for o in Outcome if o.finished and o is not Outcome.FAILED])
-    short = trials["trial_id"][over & (trials["epochs_done"].fillna(0) > last) & (trials["epochs_done"].fillna(0) > 0)]
-    if not len(short):
-        return []
-    return [f"{path}: lacks epochs of {plural(len(short), 'trial')} ({counted(short)})"]
+        trained = int((done > 0).sum())
+        return [f"{path}: holds no epoch, though {plural(trained, 'trial')} trained"] if trained else []
+    each = epochs.groupby("trial_id")["epoch"]
+    last = trials["trial_id"].map(each.max()).fillna(-1)
+    gaps = trials["trial_id"].map(each.nunique()).fillna(0) < last + 1
+    over = trials["outcome"].isin([o.value for o in Outcome if o.finished])
+    short = trials["trial_id"][gaps | (over & (done > last) & (done > 0))]
+    beyond = trials["trial_id"][~gaps & (last > done) & trials["epochs_done"].notna()]
+    notes = [f"{path}: lacks epochs of {plural(len(short), 'trial')} ({counted(short)})"] if len(short) else []
+    if len(beyond):
+        notes.append(
+            f"{path}: newer than {TRIALS}: it holds later epochs of {plural(len(beyond), 'trial')} ({counted(beyond)})"
+        )
+    return notes
 
 
 def shared_trials(first: pd.DataFrame, second: pd.DataFrame) -> list[str]:
@@ -230,10 +252,6 @@ def shared_trials(first: pd.DataFrame, second: pd.DataFrame) -> list[str]:
 
 def _both_null(frame: pd.DataFrame, name: str) -> pd.Series[bool]:
     return frame[name].isna() & frame[f"{name}_2"].isna()
-
-
-def _trained(trials: pd.DataFrame) -> int:
-    return int((trials["epochs_done"].fillna(0) > 0).sum())
 
 
 def _check_keys(frame: pd.DataFrame, names: Sequence[str], path: Path) -> None:

@@ -26,13 +26,14 @@ from analysis.intact import (
     EPOCHS,
     MANIFEST,
     TRIALS,
+    about_epochs,
     about_folder,
+    about_manifest,
     about_others,
     check_epochs,
     check_signals,
     check_trials,
     counted,
-    fewer_epochs,
     first_line,
     is_study,
     mending,
@@ -460,7 +461,8 @@ def _read_study(folder: Path, manifest: Mapping[str, Any]) -> tuple[pd.DataFrame
     check_trials(trials, folder / TRIALS)
     epochs = read_parquet(folder / EPOCHS, EPOCH_COLUMNS, measured=True)
     epochs, notes = check_epochs(epochs, trials, folder / EPOCHS)
-    notes += fewer_epochs(trials, epochs, folder / EPOCHS)
+    notes += about_epochs(trials, epochs, folder / EPOCHS)
+    notes += about_manifest(manifest, folder / MANIFEST)
     names = list(trials["study"].unique())
     if names and names != [manifest["study"]]:
         notes.append(f"{folder}: {MANIFEST} is of {printable(manifest['study'])}, its trials of {counted(names)}")

@@ -18,7 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from trainables.schema import SCHEMA_VERSION, SETTING_NAMES, Column
+from trainables.schema import SCHEMA_VERSION, Column
 
 VERSION_KEY = b"mebm.schema_version"
 """Key of the schema version in the metadata of a Parquet file."""
@@ -70,12 +70,26 @@ def settings_from_config(table: pa.Table, absent: Sequence[str]) -> dict[str, pa
     Returns:
         A column per absent setting that some configuration has; null for trials whose configuration has it not.
     """
-    wanted = [name for name in absent if name in SETTING_NAMES]
-    if not wanted or "config" not in table.column_names:
+    wanted = [name for name in _SAID_BY_CONFIG if name in absent]
+    if not wanted or not {"config", "initial"} <= set(table.column_names):
         return {}
     configs = [_mapping(text) for text in table.column("config").to_pylist()]
-    values = {name: [config.get(name) for config in configs] for name in wanted}
-    return {name: pa.array(found) for name, found in values.items() if any(v is not None for v in found)}
+    chains = [initial is not None for initial in table.column("initial").to_pylist()]
+    found = {}
+    for name in wanted:
+        values = [_text(config.get(name)) for config in configs]
+        if name == "buffer":  # what a method without chains has not is null, not its unused default
+            values = [value if has else None for value, has in zip(values, chains, strict=True)]
+        if any(value is not None for value in values):
+            found[name] = pa.array(values, pa.string())
+    return found
+
+
+_SAID_BY_CONFIG = ("buffer", "optimiser")
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _mapping(text: Any) -> Mapping[str, Any]:

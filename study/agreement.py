@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from analysis.intact import counted, plural
+from analysis.intact import ATTEMPTS, EPOCHS, TRIALS, counted, plural
 from analysis.load import ResultsError, read_parquet, records
 from study.config import StudyConfig
 from study.errors import UserError
 from study.folder import STUDY_FILE, change_since
 from study.ledger import JOURNAL, Ledger
-from trainables.schema import TRIAL_COLUMNS, Outcome
+from trainables.schema import ATTEMPT_COLUMNS, EPOCH_COLUMNS, TRIAL_COLUMNS, Column, Outcome
 
 _OVER = tuple(c for c in TRIAL_COLUMNS if c.name in ("trial_id", "outcome", "attempts"))
+_ENDED = tuple(c for c in ATTEMPT_COLUMNS if c.name in ("trial_id", "attempt", "ended"))
+_EPOCHS = tuple(c for c in EPOCH_COLUMNS if c.name in ("trial_id", "epoch"))
 _FINISHED = tuple(outcome.value for outcome in Outcome if outcome.finished)
 
 
@@ -21,28 +25,43 @@ def behind_tables(folder: Path, ledger: Ledger) -> str | None:
 
     Only trials that are over count: of the others a machine that lost its power may forget the newest.
     """
-    path = folder / "trials.parquet"
-    if not path.is_file():
-        return None
-    try:
-        rows = records(read_parquet(path, _OVER))
-    except ResultsError:  # damaged: it is made anew from the journal
-        return None
+    over = {r["trial_id"]: r["attempts"] or 0 for r in _rows(folder / TRIALS, _OVER) if r["outcome"] in _FINISHED}
+    for row in _rows(folder / ATTEMPTS, _ENDED):
+        if row["ended"] == "finished":
+            over.setdefault(row["trial_id"], row["attempt"])
     missing = []
-    for row in rows:
-        if row["outcome"] not in _FINISHED:
-            continue
-        known = ledger.trials.get(row["trial_id"])
+    for trial_id, attempts in over.items():
+        known = ledger.trials.get(trial_id)
         if known is None:
-            missing.append(str(row["trial_id"]))
+            missing.append(trial_id)
         elif not Outcome(known["outcome"]).finished:
             # One that was opened again has its end in the journal, or a later attempt.
             before = (known["attempts"] or 0) - (known["outcome"] != Outcome.INTERRUPTED)
-            if before < (row["attempts"] or 0):
-                missing.append(str(row["trial_id"]))
+            if before < attempts:
+                missing.append(trial_id)
     if not missing:
         return None
-    return f"lacks the end of {plural(len(missing), 'trial')} that {path.name} has ({counted(sorted(missing))})"
+    return f"lacks the end of {plural(len(missing), 'trial')} that the tables have ({counted(sorted(missing))})"
+
+
+def later_epochs(folder: Path, ledger: Ledger) -> str | None:
+    """Trials of which the tables have epochs that the journal lacks; None where there are none."""
+    last: dict[str, int] = {}
+    for row in _rows(folder / EPOCHS, _EPOCHS):
+        last[row["trial_id"]] = max(row["epoch"], last.get(row["trial_id"], -1))
+    known = {t: ledger.last_row(t) or {"epoch": -1} for t in last}
+    beyond = sorted(t for t, epoch in last.items() if known[t]["epoch"] < epoch)
+    return (
+        f"lacks epochs of {plural(len(beyond), 'trial')} that the tables have ({counted(beyond)})" if beyond else None
+    )
+
+
+def _rows(path: Path, columns: Sequence[Column]) -> list[dict[str, Any]]:
+    """Rows of a table; none where it is missing, or damaged: it is made anew from the journal."""
+    try:
+        return records(read_parquet(path, columns))
+    except ResultsError:
+        return []
 
 
 def doubts(folder: Path, study: StudyConfig, ledger: Ledger) -> list[str]:
@@ -55,6 +74,5 @@ def doubts(folder: Path, study: StudyConfig, ledger: Ledger) -> list[str]:
             changed = "it does not fit what its runs noted"
         if changed:
             found.append(f"{STUDY_FILE} was changed since the study began ({changed})")
-    if gap := behind_tables(folder, ledger):
-        found.append(f"{JOURNAL} {gap}")
-    return found
+    gaps = [gap for gap in (behind_tables(folder, ledger), later_epochs(folder, ledger)) if gap]
+    return [*found, *(f"{JOURNAL} {gap}" for gap in gaps)]

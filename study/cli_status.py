@@ -151,6 +151,9 @@ class View:
         self.reader: JournalReader = JournalReader(folder, self.progress.name)
         self.running: bool | None = None
         self._doubts = doubts(folder, load_folder(folder), self.reader)
+        if self._doubts:  # a study at work may have written both meanwhile
+            self.reader.read_on()
+            self._doubts = doubts(folder, load_folder(folder), self.reader)
         self._trouble = ""
         self._grown_at: float | None = None
         self._update()

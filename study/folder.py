@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from analysis.intact import with_checksum
 from study.config import StudyConfig, validate_study
 from study.errors import UserError, one_line
 from study.ledger import recorded_runs, utc_now
@@ -72,7 +73,10 @@ def load_folder(folder: Path) -> StudyConfig:
         raise UserError(f"{folder}: no such folder")
     wrong = _unreadable(path)
     if wrong is None:
-        return validate_study(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if set(values) == {"trial"}:
+            raise UserError(f"{path}: one trial, trained by mebm train, and no study; see mebm report {folder}")
+        return validate_study(values, str(path))
     began = recorded_config(folder)
     if began is None:
         raise UserError(wrong if path.exists() else f"{folder}: not a study folder: it has no {STUDY_FILE}")
@@ -196,7 +200,7 @@ def write_manifest(folder: Path, study: StudyConfig, space: Space) -> None:
         "runs": [*runs, {"at": utc_now(), "commit": commit(), "host_cpus": os.cpu_count()}],
     }
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    part.write_text(json.dumps(with_checksum(manifest), indent=2) + "\n", encoding="utf-8")
     part.replace(path)
 
 

@@ -11,6 +11,7 @@ import torch
 import yaml
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from analysis.intact import with_checksum
 from study.config import assign, load_study, make_trial, packaged_configs, parse_assignments, read_config
 from study.console import StudyConsole, number, state_text
 from study.errors import RunError, UserError, nearest, one_line
@@ -170,7 +171,8 @@ def _write_folder(folder: Path, config: TrialConfig) -> None:
         "hardware": hardware(),
         "runs": [],
     }
-    (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(with_checksum(manifest), indent=2) + "\n"
+    (folder / MANIFEST_FILE).write_text(text, encoding="utf-8")
 
 
 def _save(trial: Trial, folder: Path) -> None:
