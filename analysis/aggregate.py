@@ -7,6 +7,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from scipy.stats import binomtest
@@ -52,6 +53,7 @@ class Interval:
         return f"{counts}, {self.low:.0%} to {self.high:.0%} at 95%"
 
 
+@lru_cache(maxsize=65_536)  # seeds are few, so thousands of settings have the same few counts
 def wilson(k: int, n: int) -> Interval:
     """The 95% Wilson score interval of k out of n (scipy's `binomtest`)."""
     if n == 0:
@@ -196,10 +198,13 @@ def settings_table(trials: pd.DataFrame) -> pd.DataFrame:
     """
     groups = group_by(records(trials), ("study", "setting_id"))
     configs = {key: configuration(group[0]["config"]) for key, group in groups.items()}
+    mates: dict[str, list[dict[str, Any]]] = {}
+    for (study, _), config in configs.items():
+        mates.setdefault(study, []).append(config)
+    fields = {study: differing(same) for study, same in mates.items()}
     rows = []
     for key, group in groups.items():
-        mates = [config for (study, _), config in configs.items() if study == key[0]]
-        words = [f"{symbol(f)} {text(configs[key].get(f))}" for f in differing(mates)]
+        words = [f"{symbol(f)} {text(configs[key].get(f))}" for f in fields[key[0]]]
         rows.append(_setting_row(group) | {"setting": ", ".join(words) or None})
     return typed_frame(rows, SETTINGS_COLUMNS)
 
@@ -220,9 +225,17 @@ def configuration(config: str | None) -> dict[str, Any]:
 def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Dotted names under which configurations differ: the columns of `trials.parquet` in their order, then others."""
     names = sorted({name for config in configs for name in config})
-    found = [n for n in names if len({json.dumps(config.get(n), sort_keys=True) for config in configs}) > 1]
+    found = [n for n in names if any(_as_json(config.get(n)) != _as_json(configs[0].get(n)) for config in configs)]
     order = {name: i for i, name in enumerate(SETTING_NAMES)}
     return sorted(found, key=lambda n: (order.get(n, len(order)), n))
+
+
+def _as_json(value: Any) -> tuple[str, Any]:
+    """What is equal for values of equal JSON."""
+    # Nearly all are plain values, of thousands of configurations.
+    if value is None or isinstance(value, (str, bool)):
+        return type(value).__name__, value
+    return "number", json.dumps(value, sort_keys=True)
 
 
 def _setting_row(trials: Sequence[Trial]) -> dict[str, Any]:
