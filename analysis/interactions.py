@@ -2,7 +2,7 @@
 
 Two answers stand beside each other. The honest one: a model of single effects (each field's own curve) and the same
 model with one pair's products added both predict settings they have not seen; `gain` is what the pair takes off the
-squared error, as a share of the spread, and its p value is corrected for the number of pairs looked at (Holm 1979). The
+squared error (of the mean, where single effects do worse), as a share of the spread, and its p value is corrected for the number of pairs looked at (Holm 1979). The
 descriptive one: the share of a random forest's spread that is a second-order effect of the pair in a functional ANOVA
 (Hutter, Hoos and Leyton-Brown 2014), with each field's own distribution over the trials. A forest finds some of it in
 noise too, so a pair is called an interaction only where its gain says so.
@@ -59,7 +59,9 @@ _SHRINK = 1.0
 INTERACTION_COLUMNS: tuple[Column, ...] = (
     Column("first", "string", "a setting"),
     Column("second", "string", "another"),
-    Column("gain", "float64", "squared error on held-out settings that the pair takes off, as a share of the spread"),
+    Column(
+        "gain", "float64", "squared error the pair takes off single effects (or the mean) on held-out settings / spread"
+    ),
     Column("gain_se", "float64", "its standard error over settings"),
     Column("p", "float64", "one-sided p value of a gain, corrected for all pairs (Holm)"),
     Column("interacts", "bool", f"gain above 0 with p below {LEVEL}"),
@@ -195,10 +197,12 @@ def _gains(
     for train, test in splits:
         base[test] = (y[test] - y[train].mean()) ** 2
     alone = _held_out(kind, single, y, splits)
+    # A pair that mends a model worse than the mean has gained nothing: it has to beat the better of the two.
+    reference = alone if alone.mean() < base.mean() else base
     found: list[dict[str, Any]] = []
     for first, second in combinations(fields, 2):
         product = (bases[first][:, :, None] * bases[second][:, None, :]).reshape(len(y), -1)
-        less = alone - _held_out(kind, np.column_stack([single, product]), y, splits)
+        less = reference - _held_out(kind, np.column_stack([single, product]), y, splits)
         gain, se = mean_se(less / base.mean(), groups)
         found.append({"first": first, "second": second, "gain": gain, "gain_se": se, "p": p_better(less, groups)})
     for row, p in zip(found, holm([r["p"] for r in found]), strict=True):
