@@ -2,10 +2,11 @@
 
 Two answers stand beside each other. The honest one: a model of single effects (each field's own curve) and the same
 model with one pair's products added both predict settings they have not seen; `gain` is what the pair takes off the
-squared error (of the mean, where single effects do worse), as a share of the spread, and its p value is corrected for the number of pairs looked at (Holm 1979). The
-descriptive one: the share of a random forest's spread that is a second-order effect of the pair in a functional ANOVA
-(Hutter, Hoos and Leyton-Brown 2014), with each field's own distribution over the trials. A forest finds some of it in
-noise too, so a pair is called an interaction only where its gain says so.
+squared error (of the mean, where single effects do worse), as a share of the spread, and its p value is corrected for
+the number of pairs looked at (Holm 1979). The descriptive one: the share of a random forest's spread that is a
+second-order effect of the pair in a functional ANOVA (Hutter, Hoos and Leyton-Brown 2014), with each field's own
+distribution over the trials. A forest finds some of it in noise too, so a pair is called an interaction only where its
+gain says so.
 
 Time and distances are taken on a log scale: there two fields that each multiply the result do not interact. The model
 of divergence is logistic: there two fields that each multiply the odds do not.
@@ -60,7 +61,7 @@ INTERACTION_COLUMNS: tuple[Column, ...] = (
     Column("first", "string", "a setting"),
     Column("second", "string", "another"),
     Column(
-        "gain", "float64", "squared error the pair takes off single effects (or the mean) on held-out settings / spread"
+        "gain", "float64", "held-out squared error the pair takes off single effects (or the mean) / spread"
     ),
     Column("gain_se", "float64", "its standard error over settings"),
     Column("p", "float64", "one-sided p value of a gain, corrected for all pairs (Holm)"),
