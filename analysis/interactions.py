@@ -60,9 +60,7 @@ _SHRINK = 1.0
 INTERACTION_COLUMNS: tuple[Column, ...] = (
     Column("first", "string", "a setting"),
     Column("second", "string", "another"),
-    Column(
-        "gain", "float64", "held-out squared error the pair takes off single effects (or the mean) / spread"
-    ),
+    Column("gain", "float64", "held-out squared error the pair takes off single effects (or the mean) / spread"),
     Column("gain_se", "float64", "its standard error over settings"),
     Column("p", "float64", "one-sided p value of a gain, corrected for all pairs (Holm)"),
     Column("interacts", "bool", f"gain above 0 with p below {LEVEL}"),
