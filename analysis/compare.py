@@ -10,6 +10,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from analysis.aggregate import Trial, group_by, joined
+from analysis.tradeoff import mean_interval
 from analysis.words import symbol, text
 from trainables.schema import SETTING_NAMES, Column
 
@@ -234,7 +235,7 @@ def nearest_setting(trials: Sequence[Trial]) -> tuple[list[Trial], int]:
 
 
 def number_columns(name: str, meaning: str) -> tuple[Column, ...]:
-    """Columns of one number: published, then mean, sd, n, min and max of what was measured."""
+    """Columns of one number: published, then mean, sd, n, min, max and trials of what was measured."""
     return (
         Column(f"{name}_published", "float64", f"published {meaning}"),
         Column(f"{name}_mean", "float64", f"mean over trials of the measured {meaning}"),
@@ -242,7 +243,25 @@ def number_columns(name: str, meaning: str) -> tuple[Column, ...]:
         Column(f"{name}_n", "int64", "trials with a value"),
         Column(f"{name}_min", "float64", "smallest of them"),
         Column(f"{name}_max", "float64", "largest of them"),
+        Column(f"{name}_trial_ids", "string", "these trials as STUDY/TRIAL, comma-separated"),
     )
+
+
+def difference_columns(name: str, meaning: str) -> tuple[Column, ...]:
+    """Columns of a measured number less the published one."""
+    return (
+        Column(f"{name}_difference", "float64", f"mean of the measured {meaning} less the published one"),
+        Column(f"{name}_difference_low", "float64", "lower end of its 95% t interval over trials; null below two"),
+        Column(f"{name}_difference_high", "float64", "upper end; the published number counts as exact"),
+    )
+
+
+def difference(name: str, values: Sequence[float], published: float | None) -> dict[str, float | None]:
+    """Values of `difference_columns`; empty where either side is missing."""
+    if published is None or not values:
+        return {}
+    ends = zip(("", "_low", "_high"), mean_interval(values), strict=True)
+    return {f"{name}_difference{end}": None if v is None else v - published for end, v in ends}
 
 
 def _released_noise(trial: Trial, field: str) -> bool:

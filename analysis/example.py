@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from analysis.intact import with_checksum
-from analysis.load import EPOCHS, MANIFEST, TRIALS, write_parquet
+from analysis.intact import EPOCHS, MANIFEST, TRIALS, with_checksum
+from analysis.load import write_parquet
 from trainables.schema import EPOCH_COLUMNS, SCHEMA_VERSION, SIGNAL_COLUMNS, TRIAL_COLUMNS, Cause, Outcome
 
 NAME = "example"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,8 @@ class Display:
     groups: list[tuple[str, list[list[str]]]]
     """Heading ("" for none) and rows; a cell is text."""
     notes: list[str]
+    trials: list[str] = field(default_factory=list)
+    """Which trials are behind a row's numbers, a line for each row that has any; not in LaTeX."""
 
     @property
     def rows(self) -> list[list[str]]:
@@ -131,7 +133,46 @@ def _paper_table(name: str, rows: list[dict[str, Any]]) -> Display:
             noted.setdefault(row["published_note"], []).append(row["model"].replace("alpha=", "α="))
     notes += [f"{', '.join(models)}: {note}." for note, models in noted.items()]
     notes += [f"[{number}] {reason}." for reason, number in reasons.items()]
-    return Display(CAPTIONS[name], header, groups, notes)
+    models = [(row["model"].replace("alpha=", "α="), row) for row in rows]
+    return Display(CAPTIONS[name], header, groups, notes, [f"{m}: {t}" for m, row in models if (t := _trials(row))])
+
+
+def _trials(row: dict[str, Any]) -> str:
+    """The trials of a row, and of a number that not all of them have; empty where there are none."""
+    if not row["trial_ids"]:
+        return ""
+    parts = [ranges(row["trial_ids"])]
+    for number, (label, _, _) in _NUMBERS.items():
+        own = row.get(f"{number}_trial_ids")
+        if own and own != row["trial_ids"]:
+            parts.append(f"{label} of {ranges(own)}")
+    if row.get("speedup_reference_ids"):
+        parts.append(f"speed-up over {ranges(row['speedup_reference_ids'])}")
+    return "; ".join(parts)
+
+
+def ranges(ids: str) -> str:
+    """Comma-separated ids with runs of three or more consecutive numbers as first–last: "s/t0001–t0005, s/t0007"."""
+    groups: list[list[tuple[str, str]]] = []
+    for name in ids.split(", "):
+        stem, digits = _NUMBERED.fullmatch(name).groups()  # type: ignore[union-attr]  # it fits any text
+        last = groups[-1][-1] if groups else None
+        follows = last is not None and last[0] == stem and last[1] and digits and int(digits) == int(last[1]) + 1
+        if follows and last is not None and len(last[1]) == len(digits):
+            groups[-1].append((stem, digits))
+        else:
+            groups.append([(stem, digits)])
+    shown = []
+    for group in groups:
+        if len(group) > 2:
+            first, last = group[0], group[-1]
+            shown.append(f"{first[0]}{first[1]}–{last[0].rpartition('/')[2]}{last[1]}")
+        else:
+            shown += [stem + digits for stem, digits in group]
+    return ", ".join(shown)
+
+
+_NUMBERED = re.compile(r"(.*?)(\d*)", re.DOTALL)
 
 
 def _difference(row: dict[str, Any], number: str) -> str:
@@ -163,10 +204,15 @@ def _comparable(row: dict[str, Any], reasons: dict[str, int]) -> str:
     if row["comparable"] is None and row["comparable_reason"] is None:
         return NOTHING
     word = {True: "yes", False: "no", None: NOTHING}[row["comparable"]]
-    if row["comparable_reason"] is None:
+    said = [_ALIKE] if row["comparable"] else []
+    said += [row["comparable_reason"]] if row["comparable_reason"] is not None else []
+    if not said:
         return word
-    number = reasons.setdefault(row["comparable_reason"], len(reasons) + 1)
+    number = reasons.setdefault("; ".join(said), len(reasons) + 1)
     return f"{word} [{number}]"
+
+
+_ALIKE = "settings as published, images of the data set's own files, the paper's protocol where a number has one"
 
 
 def _hyperparameters(rows: list[dict[str, Any]]) -> Display:
@@ -183,7 +229,14 @@ def _hyperparameters(rows: list[dict[str, Any]]) -> Display:
         ]
         for row in rows
     ]
-    return Display(CAPTIONS["table_5"], header, [("", body)], [])
+    notes, trials = [], []
+    if any(row["trials"] for row in rows):
+        notes.append(
+            "Measured: distinct values over trials of the paper's own methods (epochs: also of the classifier); null "
+            "values, such as K of a method without chains, are not counted."
+        )
+        trials = [f"{row['symbol']}: {ranges(row['trial_ids'])}" for row in rows if row["trial_ids"]]
+    return Display(CAPTIONS["table_5"], header, [("", body)], notes, trials)
 
 
 def _values(row: dict[str, Any]) -> str:
@@ -249,6 +302,8 @@ def markdown(name: str, frame: pd.DataFrame) -> str:
         lines += [_md_row(row) for row in rows]
     if table.notes:
         lines += ["", *(f"- {_md(note)}" for note in table.notes)]
+    if table.trials:
+        lines += ["", "Trials:", "", *(f"- {_md(line)}" for line in table.trials)]
     return "\n".join(lines) + "\n"
 
 
@@ -351,6 +406,9 @@ def html_page(name: str, frame: pd.DataFrame) -> str:
     lines.append("</tbody></table></div>")
     if table.notes:
         lines += ["<ul>", *(f"<li>{escape(note)}</li>" for note in table.notes), "</ul>"]
+    if table.trials:
+        items = "".join(f"<li>{escape(line)}</li>" for line in table.trials)
+        lines.append(f"<details><summary>Trials behind the numbers</summary><ul>{items}</ul></details>")
     return "\n".join([*lines, "</body></html>"]) + "\n"
 
 

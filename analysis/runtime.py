@@ -11,6 +11,8 @@ from analysis.compare import (
     EPOCHS,
     ITERATIONS_PER_EPOCH,
     PAPER_HARDWARE,
+    difference,
+    difference_columns,
     differences,
     matching,
     nearest_setting,
@@ -37,6 +39,8 @@ RUNTIME_COLUMNS: tuple[Column, ...] = (
     *number_columns("minutes_per_epoch", f"minutes per epoch of {ITERATIONS_PER_EPOCH} iterations"),
     *number_columns("runtime_hours", f"hours for {EPOCHS} such epochs, evaluation not counted"),
     *number_columns("speedup", "run time of JEM(K=20) on the same hardware, divided by the row's"),
+    *difference_columns("speedup", "speed-up"),
+    Column("speedup_reference_ids", "string", "trials of JEM(K=20) whose mean time it is divided by, as STUDY/TRIAL"),
     Column("published_note", "string", "the paper's remark on the row"),
     Column("trials", "int64", "trials with a time, on the hardware shown"),
     Column("comparable", "bool", "wall times comparable with the paper's; null where nothing was measured"),
@@ -101,13 +105,21 @@ def runtime_table(trials: Sequence[Trial], bench: Sequence[Mapping[str, Any]] = 
         row["published_note"] = published["note"]
         row |= {f"{name}_published": published[name] for name in _NAMES}
         row |= (
-            _measured(group, settings, timed, found) if group else {f"{name}_n": 0 for name in _NAMES} | {"trials": 0}
+            _measured(group, settings, timed, found, published["speedup"])
+            if group
+            else {f"{name}_n": 0 for name in _NAMES} | {"trials": 0}
         )
         rows.append(row)
     return typed_frame(rows, RUNTIME_COLUMNS)
 
 
-def _measured(group: list[Trial], settings: int, timed: Sequence[Trial], candidates: Sequence[Trial]) -> dict[str, Any]:
+def _measured(
+    group: list[Trial],
+    settings: int,
+    timed: Sequence[Trial],
+    candidates: Sequence[Trial],
+    published_speedup: float | None,
+) -> dict[str, Any]:
     devices = Counter(t["hardware"] for t in group)
     hardware = devices.most_common(1)[0][0]
     shown = [t for t in group if t["hardware"] == hardware]
@@ -128,7 +140,8 @@ def _measured(group: list[Trial], settings: int, timed: Sequence[Trial], candida
         how = " ".join(str(fastest[f]) for f in ("precision", "execution") if fastest.get(f))
         notes.append(f"fastest setting measured: {minutes_per_epoch(fastest):.3g} minutes per epoch ({how})")
     row: dict[str, Any] = {}
-    reference = _reference(shown[0], timed)
+    references = _references(shown[0], timed)
+    reference = spread(minutes_per_epoch(t) for t in references).mean
     speedups = [] if reference is None else [reference / m for m in minutes]
     values = {"minutes_per_epoch": minutes, "runtime_hours": [m * EPOCHS / 60 for m in minutes], "speedup": speedups}
     for name, measured in values.items():
@@ -139,7 +152,10 @@ def _measured(group: list[Trial], settings: int, timed: Sequence[Trial], candida
             f"{name}_n": s.n,
             f"{name}_min": s.low,
             f"{name}_max": s.high,
+            f"{name}_trial_ids": joined(identifier(t) for t in shown) if measured else None,
         }
+    row |= difference("speedup", speedups, published_speedup)
+    row["speedup_reference_ids"] = joined(identifier(t) for t in references)
     if reference is None:
         notes.append("no speed-up: JEM(K=20) was not timed on this hardware with this network and precision")
     return row | {
@@ -153,11 +169,11 @@ def _measured(group: list[Trial], settings: int, timed: Sequence[Trial], candida
     }
 
 
-def _reference(trial: Trial, timed: Sequence[Trial]) -> float | None:
-    """Mean minutes per epoch of JEM(K=20) on a trial's hardware, its network and precision being the same."""
-    return spread(
-        minutes_per_epoch(t)
+def _references(trial: Trial, timed: Sequence[Trial]) -> list[Trial]:
+    """Trials of JEM(K=20) on a trial's hardware, its network and precision being the same."""
+    return [
+        t
         for t in timed
         if (t["method"], t["sampling_steps"], t["dataset"]) == ("jem", 20, trial["dataset"])
         and all(t.get(field) == trial.get(field) for field in _SAME)
-    ).mean
+    ]

@@ -28,6 +28,8 @@ from analysis.aggregate import (
 from analysis.compare import (
     BASELINES,
     PROTOCOLS,
+    difference,
+    difference_columns,
     differences,
     matching,
     nearest_setting,
@@ -40,7 +42,6 @@ from analysis.load import Results, empty_frame, records, typed_frame, write_parq
 from analysis.published import published_hyperparameters, published_results
 from analysis.render import csv_text, html_page, latex, markdown
 from analysis.runtime import RUNTIME_COLUMNS, runtime_table
-from analysis.tradeoff import mean_interval
 from analysis.words import text
 from trainables.schema import METRIC_BY_NAME, TRIAL_COLUMNS, Column, Outcome
 
@@ -65,15 +66,6 @@ def numbers_of(table: int) -> tuple[str, ...]:
     if table == 6:
         return ("minutes_per_epoch", "runtime_hours", "speedup")
     return ("accuracy_percent", "inception_score", "fid") if table in (3, 4) else ("inception_score", "fid")
-
-
-def difference_columns(name: str, meaning: str) -> tuple[Column, ...]:
-    """Columns of a measured number less the published one."""
-    return (
-        Column(f"{name}_difference", "float64", f"mean of the measured {meaning} less the published one"),
-        Column(f"{name}_difference_low", "float64", "lower end of its 95% t interval over trials; null below two"),
-        Column(f"{name}_difference_high", "float64", "upper end; the published number counts as exact"),
-    )
 
 
 def quality_columns(table: int) -> tuple[Column, ...]:
@@ -120,6 +112,8 @@ HYPERPARAMETER_TABLE_COLUMNS: tuple[Column, ...] = (
     Column("trials_matching", "int64", "of which have the paper's value"),
     Column("matches", "bool", "all of them have the paper's value; null where there is none"),
     Column("studies", "string", "studies the trials are from"),
+    Column("trial_ids", "string", "the trials as STUDY/TRIAL, comma-separated"),
+    Column("trial_ids_matching", "string", "of these the ones with the paper's value"),
 )
 
 TABLE_COLUMNS: dict[str, tuple[Column, ...]] = {
@@ -272,10 +266,8 @@ def _measured(
         values = spread(factor * t[f"{metric}_best"] for t in scored)
         row |= {f"{name}_mean": values.mean, f"{name}_sd": values.sd, f"{name}_n": values.n}
         row |= {f"{name}_min": values.low, f"{name}_max": values.high}
-        if scored and published[name] is not None:
-            ends = mean_interval([factor * t[f"{metric}_best"] for t in scored])
-            less = [None if v is None else v - published[name] for v in ends]
-            row |= {f"{name}_difference{end}": v for end, v in zip(("", "_low", "_high"), less, strict=True)}
+        row[f"{name}_trial_ids"] = joined(identifier(t) for t in scored)
+        row |= difference(name, [factor * t[f"{metric}_best"] for t in scored], published[name])
         starred = starred or any(t["outcome"] == Outcome.DIVERGED for t in scored)
         used += [t[f"{metric}_protocol"] for t in scored]
         notes += note
@@ -328,16 +320,18 @@ def hyperparameter_table(trials: Sequence[Trial]) -> pd.DataFrame:
         own = [t for t in trials if t["method"] not in BASELINES and (t["method"] != "softmax" or field == "epochs")]
         having = [t for t in own if t[field] is not None]
         values = sorted({float(t[field]) for t in having})
-        same = sum(float(t[field]) == published for t in having)
+        same = [t for t in having if float(t[field]) == published]
         measured = {
             "published": published,
             "measured_min": values[0] if values else None,
             "measured_max": values[-1] if values else None,
             "measured_values": joined(text(v) for v in values),
             "trials": len(having),
-            "trials_matching": same,
-            "matches": same == len(having) if having else None,
+            "trials_matching": len(same),
+            "matches": len(same) == len(having) if having else None,
             "studies": joined(t["study"] for t in having),
+            "trial_ids": joined(identifier(t) for t in having),
+            "trial_ids_matching": joined(identifier(t) for t in same),
         }
         rows.append(row | measured)
     return typed_frame(rows, HYPERPARAMETER_TABLE_COLUMNS)

@@ -83,7 +83,7 @@ figures["few steps"]
 fields = ("sampling_steps", "initial", "step_size")
 importances = analysis.importance.importances(trials, fields, "fd_buffer")
 interactions = analysis.interactions.all_interactions(trials, fields, "fd_buffer")
-found = [line for result in (*importances, *interactions) for line in result.lines()]
+found = [line for i in importances for line in i.lines()] + [line for i in interactions for line in i.lines()]
 found
 
 # %%

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from analysis.render import NOTHING, csv_text, display, escape_latex, html_page, latex, markdown, spread_text
+from analysis.render import NOTHING, csv_text, display, escape_latex, html_page, latex, markdown, ranges, spread_text
 from analysis.tables import ROWS, build_tables
 
 
@@ -101,6 +101,41 @@ def test_many_values_of_a_hyperparameter_are_shown_as_their_range(make_results, 
 
     assert measured(2) == "0.12345, 0.2469"
     assert measured(6) == "0.123 to 0.741 (6 values)"
+
+
+def test_trials_are_named_below_a_table_but_not_in_latex(make_results, paper_row):
+    scored = [paper_row(f"t{i}", seed=i, fid_buffer_best=20.0 + i) for i in (1, 2)]
+    tables = build_tables(make_results([*scored, paper_row("t3", seed=3, isc_buffer_best=7.0)]))
+    line = "M-EBM(K=5): demo/t1–t3; IS of demo/t3; FID of demo/t1, demo/t2"
+    assert display("table_1", tables["table_1"]).trials == [line]
+    assert f"\n- {line}\n" in markdown("table_1", tables["table_1"])
+    assert f"<li>{line}</li>" in html_page("table_1", tables["table_1"])
+    assert "demo/t" not in latex("table_1", tables["table_1"])
+    assert display("table_5", tables["table_5"]).trials[0].endswith(": demo/t1–t3")
+    assert display("table_1", build_tables(None)["table_1"]).trials == []
+
+
+@pytest.mark.parametrize(
+    ("ids", "shown"),
+    [
+        ("s/t0001, s/t0002, s/t0003, s/t0005", "s/t0001–t0003, s/t0005"),
+        ("s/t0001, s/t0002", "s/t0001, s/t0002"),
+        ("s/t0009, s/t0010, s/t0011", "s/t0009–t0011"),
+        ("s/9, s/10, s/11, s/12", "s/9, s/10–12"),
+        ("a/t1, b/t2, b/t3", "a/t1, b/t2, b/t3"),
+        ("bench/x, y", "bench/x, y"),
+    ],
+)
+def test_runs_of_ids(ids, shown):
+    assert ranges(ids) == shown
+
+
+def test_a_comparable_row_says_what_agrees(make_results, paper_row):
+    table = build_tables(make_results([paper_row("t1", fid_buffer_best=21.0)]))["table_1"]
+    shown = display("table_1", table)
+    (row,) = [r for r in shown.rows if r[0] == "M-EBM(K=5)"]
+    assert row[-1] == "yes [1]"
+    assert any(note.startswith("[1] settings as published, images of the data set's own files") for note in shown.notes)
 
 
 def test_spread_text():

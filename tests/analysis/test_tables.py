@@ -167,6 +167,44 @@ def test_values_of_two_protocols_are_never_averaged(make_results, paper_row):
     assert "fid_buffer: 2 trials scored under another protocol (fid-10k) are left out" in row["comparable_reason"]
 
 
+def test_every_number_names_the_trials_it_is_of(make_results, paper_row):
+    """Every measured number of every table, again from the trials its row names for it."""
+    trials = [
+        paper_row("t1", fid_buffer_best=20.0, isc_buffer_best=7.0),
+        paper_row("t2", seed=1, fid_buffer_best=24.0, fid_buffer_protocol="fid-10k", isc_buffer_best=8.0),
+        paper_row("t3", "diverged", seed=2, fid_buffer_best=28.0),
+        paper_row("t4", seed=3, isc_buffer_best=6.0),
+        paper_row("j1", method="jem", sampling_steps=20, fid_buffer_best=50.0, accuracy_best=0.9, precision="fp32"),
+    ]
+    results = make_results(trials)
+    by_id = {f"demo/{t['trial_id']}": t for t in trials}
+    columns = {
+        "fid": ("fid_buffer_best", 1),
+        "inception_score": ("isc_buffer_best", 1),
+        "accuracy_percent": ("accuracy_best", 100),
+    }
+    columns |= {
+        "minutes_per_epoch": ("seconds_per_iteration", 390 / 60),
+        "runtime_hours": ("seconds_per_iteration", 390 * 200 / 3600),
+    }
+    checked = 0
+    for number in (1, 2, 3, 4, 6):
+        for row in records(build_tables(results)[f"table_{number}"]):
+            for name in numbers_of(number):
+                ids = [i for i in (row[f"{name}_trial_ids"] or "").split(", ") if i]
+                assert len(ids) == row[f"{name}_n"]
+                assert set(ids) <= set((row["trial_ids"] or "").split(", "))
+                if ids and name in columns:
+                    column, factor = columns[name]
+                    values = [factor * by_id[i][column] for i in ids]
+                    assert row[f"{name}_mean"] == pytest.approx(sum(values) / len(values)), (number, row["model"], name)
+                    checked += 1
+    row = cells(results, "table_1", "M-EBM(K=5)")
+    assert (row["fid_trial_ids"], row["inception_score_trial_ids"]) == ("demo/t1, demo/t3", "demo/t1, demo/t2, demo/t4")
+    assert row["trial_ids"] == "demo/t1, demo/t2, demo/t3, demo/t4"
+    assert checked >= 6
+
+
 def test_hybrid_tables_have_accuracy_in_percent(make_results, paper_row):
     protocols = {"fid_buffer_protocol": "paper-mjem", "accuracy_protocol": "test-eval"}
     trials = [
@@ -201,6 +239,8 @@ def test_table_5_sets_measured_values_beside(make_results, row):
     assert (buffer["measured_values"], buffer["trials"], buffer["trials_matching"]) == ("2000, 10000", 2, 1)
     assert buffer["matches"] is False
     assert (table["step_size"]["matches"], table["epochs"]["trials"]) == (True, 3)
+    assert (buffer["trial_ids"], buffer["trial_ids_matching"]) == ("demo/t1, demo/t2", "demo/t1")
+    assert table["epochs"]["trial_ids"] == "demo/t1, demo/t2, demo/t3"
 
 
 def test_table_6_times_and_speedups_by_hand(make_results, paper_row):
@@ -221,6 +261,12 @@ def test_table_6_times_and_speedups_by_hand(make_results, paper_row):
     assert row["comparable_reason"].startswith("hardware Some GPU, paper Titan GPU; 1 more trials on other hardware")
     reference = cells(make_results(trials), "table_6", "JEM(K=20)")
     assert reference["speedup_mean"] == pytest.approx(1.0)
+    assert (row["speedup_trial_ids"], row["speedup_reference_ids"]) == ("demo/t1, demo/t2", "demo/t4")
+    less = row["speedup_published"]
+    half = 12.706204736432095 * math.sqrt(0.5) / math.sqrt(2)  # Student's t at one degree of freedom; sd of 3 and 2
+    assert row["speedup_difference"] == pytest.approx(2.5 - less)
+    assert row["speedup_difference_low"] == pytest.approx(2.5 - half - less)
+    assert row["speedup_difference_high"] == pytest.approx(2.5 + half - less)
 
 
 def test_table_6_without_a_reference_has_no_speedup(make_results, paper_row):
