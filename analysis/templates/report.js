@@ -4,7 +4,7 @@
   function read(id) { return JSON.parse(document.getElementById(id).textContent); }
   function all(selector, within) { return Array.prototype.slice.call((within || document).querySelectorAll(selector)); }
   var templates = read("templates"), data = read("trials-data");
-  var root = document.documentElement, PRINT_WIDTH = 660;
+  var root = document.documentElement, PRINT_WIDTH = 660, PRINT_HEIGHT = 700;
   var systemDark = window.matchMedia("(prefers-color-scheme: dark)");
   var narrow = window.matchMedia("(max-width: 40rem)");
   var printing = false;
@@ -133,6 +133,7 @@
       canvas: plot.querySelector(".canvas"),
       source: plot.querySelector("script").textContent,
       study: plot.dataset.study === undefined ? null : Number(plot.dataset.study),
+      height: parseFloat(plot.querySelector(".canvas").style.height),
       drawn: null,
       near: false
     };
@@ -175,6 +176,13 @@
       });
     }
   }
+  function columnsOf(layout) {
+    var starts = new Set();
+    Object.keys(layout).forEach(function (name) {
+      if (/^xaxis/.test(name)) { starts.add((layout[name].domain || [0])[0]); }
+    });
+    return starts.size;
+  }
   function wanted(item) {
     return [scheme(), printing, narrow.matches, item.study === null ? "" : JSON.stringify(chosen)].join("|");
   }
@@ -186,9 +194,21 @@
     layout.uirevision = "kept";
     layout.autosize = !printing;
     if (printing) { layout.width = PRINT_WIDTH; }
+    // A figure and its caption stay on one sheet; what is taller than that is drawn lower for it.
+    if (item.height > PRINT_HEIGHT) {
+      layout.height = printing ? PRINT_HEIGHT : item.height;
+      item.canvas.style.height = layout.height + "px";
+    }
     if (narrow.matches && !printing) {
       layout.font = { size: 12 };
       layout.margin = { l: 45, r: 8, t: 100, b: 50 };
+    }
+    // Plots side by side would be a finger wide on a telephone: they keep a width to read them at, and scroll.
+    var columns = narrow.matches && !printing ? columnsOf(layout) : 1;
+    item.canvas.classList.toggle("wide", columns > 1);
+    if (columns > 1) {
+      layout.autosize = false;
+      layout.width = Math.max(item.canvas.clientWidth, 320 * columns);
     }
     if (item.study !== null) {
       onlyShown(figure.data, item.study);
@@ -232,7 +252,7 @@
       if (printing) { return; }
       entries.forEach(function (entry) {
         var width = Math.round(entry.contentRect.width), shown = entry.target._fullLayout;
-        if (width > 0 && shown && Math.abs(shown.width - width) > 1) { Plotly.Plots.resize(entry.target); }
+        if (width > 0 && shown && !entry.target.classList.contains("wide") && Math.abs(shown.width - width) > 1) { Plotly.Plots.resize(entry.target); }
       });
     });
     items.forEach(function (item) { watcher.observe(item.canvas); });
@@ -276,10 +296,10 @@
     if (trial.samples) {
       var picture = add(card, "img", "");
       picture.alt = trial.samples[0];
-      picture.style.maxHeight = Math.max(120, window.innerHeight * 0.4) + "px";
       picture.onload = function () {
         // A whole number of times its size, so that every pixel is equally large.
-        picture.width = picture.naturalWidth * Math.max(1, Math.floor(240 / picture.naturalWidth));
+        var room = Math.min(240 / picture.naturalWidth, window.innerHeight * (narrow.matches ? 0.25 : 0.4) / picture.naturalHeight);
+        picture.width = picture.naturalWidth * Math.max(1, Math.floor(room));
         placeCard();
       };
       picture.src = trial.samples[1];
@@ -303,7 +323,7 @@
     if (Array.isArray(trace.hovertext)) { lines = String(trace.hovertext[point.pointNumber]).split("<br>").map(plain).filter(Boolean); }
     if (!trace.ids && !lines.length) { lines = ["at " + plain(point.xaxis.title.text || "") + " " + point.x]; }
     fillCard(item.study, trialOf(trace, point.pointNumber), lines);
-    var box = item.canvas.getBoundingClientRect();
+    var box = item.canvas.querySelector(".main-svg").getBoundingClientRect();
     at = {
       x: box.left + point.xaxis._offset + point.xaxis.d2p(point.x),
       y: box.top + point.yaxis._offset + point.yaxis.d2p(point.y)

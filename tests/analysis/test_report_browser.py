@@ -139,7 +139,8 @@ def test_every_figure_is_drawn_in_its_box_without_an_error(browser, made, width,
         until(browser, "return arguments[0].querySelector('svg.main-svg') !== null", box)
     state = browser.execute_script(
         "return {boxes: Array.from(document.querySelectorAll('.plot:not([hidden]) .canvas')).map(c => ["
-        "c.querySelector('svg.main-svg').getBoundingClientRect().width - c.clientWidth, c.querySelectorAll("
+        "c.querySelector('svg.main-svg').getBoundingClientRect().width - "
+        "(c.classList.contains('wide') ? c.scrollWidth : c.clientWidth), c.querySelectorAll("
         "'.cartesianlayer .trace, .cartesianlayer .barlayer .point, .cartesianlayer .heatmaplayer image').length]), "
         "over: document.documentElement.scrollWidth - document.documentElement.clientWidth, "
         "page: getComputedStyle(document.body).backgroundColor, "
