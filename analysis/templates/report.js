@@ -186,7 +186,15 @@
   function wanted(item) {
     return [scheme(), printing, narrow.matches, item.study === null ? "" : JSON.stringify(chosen)].join("|");
   }
+  // The library is run when the first figure is drawn: the page can be read and filtered before that.
+  function needPlotly() {
+    if (window.Plotly) { return; }
+    var script = document.createElement("script");
+    script.textContent = document.getElementById("plotly").textContent;
+    document.head.appendChild(script);
+  }
   function draw(item) {
+    needPlotly();
     var figure = JSON.parse(item.source), layout = figure.layout, first = item.drawn === null;
     item.drawn = wanted(item);
     layout.template = templates[scheme()];

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from analysis.figure_data import (
     axis,
@@ -228,8 +229,8 @@ def test_grids_say_what_they_show(study, row):
     (folder / "samples").mkdir()
     for trial in ("early", "late"):
         for kind in ("buffer", "fresh", "end"):
-            (folder / "samples" / f"{trial}_{kind}.png").touch()
-    (folder / "samples" / "bad_end.png").touch()
+            Image.new("L", (9, 9)).save(folder / "samples" / f"{trial}_{kind}.png")
+    Image.new("L", (9, 9)).save(folder / "samples" / "bad_end.png")
     grids = sample_grids(load(folder), "demo")
     assert [g.title for g in grids] == [
         "late: replay buffer, epoch 2",
