@@ -450,4 +450,6 @@
   });
   if (window.matchMedia("(max-width: 60rem)").matches) { document.getElementById("contents").open = false; }
   followHash();
+  // Whoever scrolls to the first figure should not wait for the library.
+  if (items.length) { window.addEventListener("load", function () { setTimeout(needPlotly, 50); }); }
 })();
