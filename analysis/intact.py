@@ -52,12 +52,14 @@ _SHAPE: dict[str, tuple[type, ...]] = {
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its name, not too long and printable."""
-    return printable((str(error).splitlines() or [type(error).__name__])[0][:160])
+    return printable((str(error).splitlines() or [type(error).__name__])[0], 160)
 
 
-def printable(value: object) -> str:
-    """A text that somebody else wrote, for a terminal: control characters become question marks."""
-    return "".join(c if c.isprintable() else "?" for c in str(value))
+def printable(value: object, longest: int = 80) -> str:
+    """A text that somebody else wrote, for a line of a terminal: not too long, and "?" for control characters."""
+    text = str(value)
+    text = text if len(text) <= longest else f"{text[: longest - 3]}..."
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def counted(names: Iterable[object]) -> str:

@@ -29,6 +29,7 @@ from analysis.report_parts import (
     provenance,
     rate_tables,
     score_table,
+    shown_note,
     stability_tables,
 )
 from analysis.report_trials import page_trials, trial_table
@@ -85,6 +86,7 @@ def report_html(results: Results, joint: Path | None = None) -> str:
         filters=page["filters"],
         templates=script_json({s: template(s).to_plotly_json() for s in ("light", "dark")}),
         plotly_js=get_plotlyjs(),
+        notes=[shown_note(note, results) for note in results.notes],  # the last: reading what is drawn adds to them
     )
 
 
@@ -118,7 +120,7 @@ def _study(results: Results, study: str, index: int) -> dict[str, Any]:
         "stability_tables": stability_tables(part, study),
         "grids": [_grid(g) for g in sample_grids(part, study)],
         "exhibits": _exhibits(part, results.folders[study] / FOLDER) if trials else [],
-        "scores": score_table(results.folders[study]),
+        "scores": score_table(results, study),
         "ledger": ledger_table(part),
         "provenance": provenance(results.manifests[study], trials),
         "finished": sum(n for o, n in summary.outcomes if o.finished),

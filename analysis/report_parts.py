@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from analysis.aggregate import ENDED_BADLY, Trial
 from analysis.anytime import anytime, quality_at_time, round_targets, round_times, time_to_quality
 from analysis.figure_data import ending
-from analysis.load import EVALUATIONS_FILE, Results, read_evaluations, records
+from analysis.load import EVALUATIONS_FILE, Results, ResultsError, read_evaluations, records
 from analysis.recommend import recommend
 from analysis.render import NOTHING
 from analysis.report_figures import download
@@ -27,7 +27,6 @@ from trainables.schema import METRICS, Metric, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 _MAX_RATES = 8
 """Most values of a field that gets a table of divergence rates."""
@@ -206,12 +205,24 @@ def ledger_table(results: Results) -> dict[str, Any]:
     return {"header": header, "rows": rows}
 
 
-def score_table(folder: Path) -> dict[str, Any]:
-    """What `mebm evaluate` measured of the study's models; no rows where nothing was."""
-    file = folder / EVALUATIONS_FILE
+def shown_note(note: str, results: Results) -> str:
+    """A note of what was left out, its study by name: a page that travels says nothing of where it was made."""
+    for study, folder in results.folders.items():
+        note = note.replace(f"{folder}", study)
+    return note
+
+
+def score_table(results: Results, study: str) -> dict[str, Any]:
+    """What `mebm evaluate` measured of the study's models; no rows where nothing was, or it is damaged."""
+    file = results.folders[study] / EVALUATIONS_FILE
     header = ["Trial", "Model", "Epoch", "Protocol", "Images", "Metric", "Value", "95%", "Remark"]
-    rows = []
-    for r in records(read_evaluations(file)) if file.is_file() else []:
+    rows: list[list[str]] = []
+    try:
+        scores = records(read_evaluations(file)) if file.is_file() else []
+    except ResultsError as error:
+        results.note(f"{error}; left out")
+        scores = []
+    for r in scores:
         bounds = NOTHING if r["low"] is None else f"{brief(r['low'])} to {brief(r['high'])}"
         value = NOTHING if r["value"] is None else brief(r["value"])
         made = f" ({r['made_by']})" if r["made_by"] else ""

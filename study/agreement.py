@@ -44,16 +44,34 @@ def behind_tables(folder: Path, ledger: Ledger) -> str | None:
     return f"lacks the end of {plural(len(missing), 'trial')} that the tables have ({counted(sorted(missing))})"
 
 
-def later_epochs(folder: Path, ledger: Ledger) -> str | None:
-    """Trials of which the tables have epochs that the journal lacks; None where there are none."""
-    last: dict[str, int] = {}
-    for row in _rows(folder / EPOCHS, _EPOCHS):
-        last[row["trial_id"]] = max(row["epoch"], last.get(row["trial_id"], -1))
-    known = {t: ledger.last_row(t) or {"epoch": -1} for t in last}
-    beyond = sorted(t for t, epoch in last.items() if known[t]["epoch"] < epoch)
-    return (
-        f"lacks epochs of {plural(len(beyond), 'trial')} that the tables have ({counted(beyond)})" if beyond else None
-    )
+def later_work(folder: Path, ledger: Ledger) -> str | None:
+    """Trials of which the tables have a start or an epoch that the journal lacks; None where there are none.
+
+    A machine that lost its power can leave that: what was not over is trained again.
+    """
+    beyond = set()
+    for trial_id, epoch in _last_epochs(folder / EPOCHS).items():
+        last = ledger.last_row(trial_id)
+        if last is None or last["epoch"] < epoch:
+            beyond.add(trial_id)
+    for row in _rows(folder / TRIALS, _OVER):
+        known = ledger.trials.get(row["trial_id"])
+        if known is None or (known["attempts"] or 0) < (row["attempts"] or 0):
+            beyond.add(row["trial_id"])
+    for row in _rows(folder / ATTEMPTS, _ENDED):
+        if (row["trial_id"], row["attempt"]) not in ledger.attempts:
+            beyond.add(row["trial_id"])
+    if not beyond:
+        return None
+    return f"lacks starts or epochs of {plural(len(beyond), 'trial')} that the tables have ({counted(sorted(beyond))})"
+
+
+def _last_epochs(path: Path) -> dict[str, int]:
+    try:
+        found = read_parquet(path, _EPOCHS).groupby("trial_id")["epoch"].max()
+    except ResultsError:
+        return {}
+    return {str(trial_id): int(epoch) for trial_id, epoch in found.dropna().items()}
 
 
 def _rows(path: Path, columns: Sequence[Column]) -> list[dict[str, Any]]:
@@ -74,5 +92,5 @@ def doubts(folder: Path, study: StudyConfig, ledger: Ledger) -> list[str]:
             changed = "it does not fit what its runs noted"
         if changed:
             found.append(f"{STUDY_FILE} was changed since the study began ({changed})")
-    gaps = [gap for gap in (behind_tables(folder, ledger), later_epochs(folder, ledger)) if gap]
+    gaps = [gap for gap in (behind_tables(folder, ledger), later_work(folder, ledger)) if gap]
     return [*found, *(f"{JOURNAL} {gap}" for gap in gaps)]

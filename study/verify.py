@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from study.agreement import behind_tables, later_epochs
+from study.agreement import behind_tables, later_work
 from study.config import StudyConfig
 from study.errors import UserError, one_line
 from study.folder import MANIFEST_FILE, STUDY_FILE, write_study
@@ -126,7 +126,7 @@ def repair(folder: Path, study: StudyConfig, *, shared: bool) -> list[str]:
         refuse_old_journal(folder, ledger)
         if gap := behind_tables(folder, ledger):
             raise UserError(f"{journal}: {gap}; put back a whole copy of it, or start the study anew elsewhere")
-        if gap := later_epochs(folder, ledger):  # as a machine that lost its power leaves it
+        if gap := later_work(folder, ledger):  # as a machine that lost its power leaves it
             done.append(f"{JOURNAL} {gap}; they are trained again")
         if ledger.torn:
             done.append(f"the last {ledger.torn} bytes of {JOURNAL} are no whole line; cut off")
