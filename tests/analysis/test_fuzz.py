@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from analysis.load import Results, ResultsError, load, records, write_parquet
+from analysis.load import Results, ResultsError, load, read_parquet, records, write_parquet
 from analysis.report import report_html
 from analysis.tables import build_tables
 from study.config import validate_study
@@ -541,6 +541,7 @@ def check_loaded(results: Results, whole: Whole, damage: Damage) -> bool:
     gone = {t for t, was in whole.trials.items() if t not in found or not as_was(found[t], was)}
     for trial_id, rows in whole.epochs.items():
         there = {(r["epoch"], r["attempt"]): r for r in epochs.get(trial_id, [])}
+        assert len(there) == len(epochs.get(trial_id, [])), f"epochs of {trial_id} are there twice"
         lost = [r for r in rows if (r["epoch"], r["attempt"]) not in there]
         wrong = [r for r in rows if (k := (r["epoch"], r["attempt"])) in there and not as_was(there[k], r)]
         assert not wrong, f"epochs of {trial_id} have other numbers"
@@ -648,6 +649,35 @@ def test_the_undamaged_study_is_read_as_it_was_written(whole):
     assert sum(map(len, whole.epochs.values())) == 20
     assert whole.results.signals("tiny", "t0001") is not None
     assert whole.results.sample_grid("tiny", "t0001", "buffer") is not None
+
+
+@pytest.mark.parametrize(("name", "columns"), [(TABLES[0], TRIAL_COLUMNS), (TABLES[1], EPOCH_COLUMNS)])
+def test_a_flipped_bit_of_a_table_is_never_another_number(whole, tmp_path, name, columns):
+    raw, was = (whole.folder / name).read_bytes(), read_parquet(whole.folder / name, columns)
+    data = len(raw) - 8 - int.from_bytes(raw[-8:-4], "little")
+    rng, refused = random.Random(0), 0
+    for _ in range(150):
+        place, bit = rng.randrange(4, data), rng.randrange(8)
+        (tmp_path / name).write_bytes(raw[:place] + bytes([raw[place] ^ 1 << bit]) + raw[place + 1 :])
+        try:
+            assert read_parquet(tmp_path / name, columns).equals(was), f"bit {bit} of byte {place}"
+        except ResultsError:
+            refused += 1
+    assert refused > 75
+
+
+def test_a_journal_that_lost_the_end_of_a_trial_is_not_gone_on_with(whole, tmp_path):
+    folder = tmp_path / "a"
+    shutil.copytree(whole.folder, folder)
+    lines = (folder / JOURNAL).read_bytes().splitlines(keepends=True)
+    (folder / JOURNAL).write_bytes(b"".join(lines[:-2]))  # the last started, the one before it ended
+    with pytest.raises(
+        UserError, match=r"lacks the end of 1 trial that the tables have \(t0007\); put back a whole copy"
+    ):
+        repair(folder, load_folder(folder), shared=False)
+    (folder / TABLES[0]).unlink()  # the attempts know it too
+    with pytest.raises(UserError, match="lacks the end of 1 trial"):
+        repair(folder, load_folder(folder), shared=False)
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda d: d.__name__)
