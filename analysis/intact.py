@@ -76,17 +76,19 @@ def plural(number: int, word: str) -> str:
 
 def missing_file(path: Path, expected: str) -> ResultsError:
     """What to say of a file that is not there, or is no file; where a journal can restore it, how."""
-    what = "is not a file" if os.path.lexists(path) else "no such file"
-    return ResultsError(f"{path}: {what}; expected {expected}{mending(path.parent)}")
+    if os.path.lexists(path):
+        return ResultsError(f"{path}: is not a file; expected {expected}")
+    return ResultsError(f"{path}: no such file; expected {expected}{mending(path)}")
 
 
-def mending(folder: Path) -> str:
-    """How to get a study's tables back where its journal is there; else nothing."""
+def mending(path: Path) -> str:
+    """How to get a file of a study back where its journal says what is in it; else nothing."""
+    journal = path.parent / JOURNAL
     try:
-        there = (folder / JOURNAL).stat().st_size > 0
+        there = path.name in (MANIFEST, TRIALS, EPOCHS, ATTEMPTS) and journal.stat().st_size > 0
     except OSError:
         return ""
-    return f" (mebm resume {folder} makes it anew from {JOURNAL})" if there else ""
+    return f" (mebm resume {path.parent} makes it anew from {JOURNAL})" if there else ""
 
 
 # ------------------------------------------------------------------------------------------------------ manifest
@@ -104,7 +106,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         json.dumps(manifest, ensure_ascii=False).encode("utf-8")  # no half of a character
     except (OSError, ValueError, RecursionError) as error:
-        raise ResultsError(f"{path}: not readable as JSON ({first_line(error)}){mending(path.parent)}") from error
+        raise ResultsError(f"{path}: not readable as JSON ({first_line(error)}){mending(path)}") from error
     if not isinstance(manifest, dict) or not isinstance(manifest.get("study"), str) or not manifest["study"]:
         raise ResultsError(f"{path}: expected a JSON object with the name of the study under the key study")
     try:
@@ -205,7 +207,7 @@ def check_epochs(epochs: pd.DataFrame, trials: pd.DataFrame, path: Path) -> tupl
     names = list(epochs["study"].unique())
     there = list(trials["study"].unique())
     if len(names) > 1 or (names and there and names != there):
-        raise ResultsError(f"{path}: holds epochs of {counted(names)}, but expected those of {counted(there)}")
+        raise ResultsError(f"{path}: holds epochs of {counted(names)}, but {TRIALS} holds trials of {counted(there)}")
     notes = []
     known = epochs["trial_id"].isin(trials["trial_id"])
     if not known.all():

@@ -180,7 +180,7 @@ def read_parquet(path: Path | str, columns: Sequence[Column], *, measured: bool 
                 shown = ", ".join(wrong[:5]) + (", ..." if len(wrong) > 5 else "")
                 raise ResultsError(
                     f"{path}: {what} {len(wrong)} of {len(names)} columns ({shown}); "
-                    f"expected a table of results schema {SCHEMA_VERSION}{mending(path.parent)}"
+                    f"expected a table of results schema {SCHEMA_VERSION}{mending(path)}"
                 )
             table = file.read([n for n in names if n in present])
         table.validate(full=True)
@@ -191,7 +191,7 @@ def read_parquet(path: Path | str, columns: Sequence[Column], *, measured: bool 
         raise
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise ResultsError(
-            f"{path}: not a readable Parquet file ({first_line(error)}){mending(path.parent)}"
+            f"{path}: not a readable Parquet file ({first_line(error)}){mending(path)}"
         ) from error
     arrays = []
     for column in columns:
