@@ -50,7 +50,7 @@ STUDY = {
 TABLES = ("trials.parquet", "epochs.parquet", "attempts.parquet")
 SIDE = ("signals/t0001.parquet", "signals/t0003.parquet", "samples/t0001_buffer.png", "evaluations.parquet")
 CONTENT = ("study.yaml", "manifest.json", JOURNAL, "optuna.db", *TABLES, *SIDE)
-SEEDS = 8
+SEEDS = 7
 
 
 def values(outcome: str, epochs: int, value: float, **others: Any) -> dict[str, Any]:
@@ -389,7 +389,7 @@ def odd_manifest(folder: Path, rng: random.Random, whole: Whole) -> str:
 def odd_yaml(folder: Path, rng: random.Random, whole: Whole) -> str:
     content = rng.choice(
         [b"\xff\xfe\x00", b"name: [", b"5", b"null", b"[]", b"a: &a [*a]", b"name: !!python/object/apply:os.abort []",
-         b"[" * 5000, b"at: 2025-99-99", b"name: tiny\n", b"\x00" * 100, "name: \u00e9".encode("latin-1"),
+         b"[" * 400, b"at: 2025-99-99", b"name: tiny\n", b"\x00" * 100, "name: \u00e9".encode("latin-1"),
          b"name: tiny\nname: other\nseeds: 5\n", b"{" * 200]
     )  # fmt: skip
     path = one(folder, rng, ("study.yaml", "study.yaml", "manifest.json"))
@@ -489,7 +489,7 @@ DAMAGES: tuple[Damage, ...] = (
     odd_yaml, odd_lines, lost_lines, not_a_file, folders_gone, foreign_table, two_studies, partial_copy, another_tool,
 )  # fmt: skip
 
-DRAWN = (lost_rows, copied, old_schema, odd_ids, folders_gone, foreign_table, partial_copy)
+DRAWN = (lost_rows, odd_ids)
 """Of those that leave a study readable, one each is drawn: a report takes a hundred times as long as the rest."""
 
 
@@ -572,8 +572,12 @@ def check_status(folder: Path, whole: Whole) -> None:
     assert shown["doubts"] or (shown["planned"], shown["study"]) == (8, "tiny")
 
 
-def check_resume(folder: Path, whole: Whole) -> str:
-    """What `mebm resume` does before it starts anything; returns what it said, or why it refused."""
+def check_resume(folder: Path, whole: Whole, read_again: bool) -> str:
+    """What `mebm resume` does before it starts anything; returns what it said, or why it refused.
+
+    Args:
+        read_again: load the folder once more afterwards, whose tables were made anew from the ledger.
+    """
     try:
         study = load_folder(folder)
         refuse_changes(folder, study)
@@ -599,6 +603,8 @@ def check_resume(folder: Path, whole: Whole) -> str:
     same = {t for t, row in over.items() if ledger.trials.get(t) == row}
     for trial_id in same:
         assert ledger.rows(trial_id) == whole.ledger.rows(trial_id)
+    if not read_again:
+        return " ".join(said)
     shutil.copy(whole.folder / "manifest.json", folder)  # a resume writes it anew
     again = load(folder).trials
     if not again.equals(whole.results.trials):
@@ -634,7 +640,7 @@ def check(damage: Damage, seed: int, whole: Whole, place: Path, reports: list[st
                 assert ("Left out or in doubt" in page) is bool(results.notes)
                 assert str(folder) not in page
         check_status(folder, whole)
-        check_resume(folder, whole)
+        check_resume(folder, whole, read_again=seed < 2)
     except BaseException as error:
         error.add_note(f"the damage: {label} ({damage.__name__}, seed {seed})")
         raise
