@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import click
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
@@ -13,6 +14,7 @@ import yaml
 
 from analysis.load import records
 from analysis.published import published_results
+from study.cli import cli
 from study.config import packaged_configs
 from trainables.methods import METHODS
 from trainables.quoted import QUOTED
@@ -20,17 +22,23 @@ from trainables.trial import Trial
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 SMALL = ("--set", "epochs=2", "--set", "iterations_per_epoch=8", "--set", "evaluation.fresh_steps=2")
-COMMANDS = ("sweep", "resume", "status", "train", "methods", "tables", "report", "figures", "detector")
+COMMANDS = (
+    "sweep", "resume", "plan", "status", "train", "methods", "tables", "report", "figures", "evaluate", "sample", "bench",
+    "compare", "detector", "recommend", "serve", "chaos",
+)  # fmt: skip
 
 
 def test_help_names_every_command_and_every_option_of_it(mebm):
     code, out, _ = mebm("--help")
     assert code == 0
+    assert set(COMMANDS) == set(cli.commands)
     for command in COMMANDS:
         assert f"  {command} " in out
         code, text, _ = mebm(command, "--help")
         assert code == 0
         assert text.startswith("Usage: ")
+        options = [o for p in cli.commands[command].params if isinstance(p, click.Option) for o in p.opts]
+        assert all(option in text for option in options), command
     assert mebm("--version")[1].startswith("mebm, version ")
     for option in ("--results", "--set", "--address", "--dry-run"):
         assert option in mebm("sweep", "--help")[1]
