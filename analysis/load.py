@@ -65,6 +65,9 @@ log = logging.getLogger("mebm")
 _SMALL = (MANIFEST, TRIALS, EPOCHS, BENCH_FILE, EVALUATIONS_FILE)
 """What of a study in a store is always read; the rest is brought when it is asked for."""
 
+_COLUMNS_AT_ONCE = 8
+_FEW_TEXTS = frozenset({"study", "trial_id"})
+"""Columns of a few texts again and again: they are read as codes, in a tenth of the time."""
 _ARROW_TYPES: dict[str, pa.DataType] = {
     "string": pa.string(),
     "int64": pa.int64(),
@@ -170,7 +173,9 @@ def read_parquet(path: Path | str, columns: Sequence[Column], *, measured: bool 
         raise missing_file(path, "a Parquet table of a study")
     names = [c.name for c in columns]
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        there = set(pq.read_metadata(path).schema.names)  # pyarrow refuses names that are not
+        coded = [n for n in names if n in there and (n in _FEW_TEXTS or n.endswith("_protocol"))]
+        with pq.ParquetFile(path, page_checksum_verification=True, read_dictionary=coded) as file:
             version = table_version(file.schema_arrow.metadata)
             present = file.schema_arrow.names
             missing = [c.name for c in columns if c.name not in present and not may_lack(version, c)]
@@ -182,29 +187,38 @@ def read_parquet(path: Path | str, columns: Sequence[Column], *, measured: bool 
                     f"{path}: {what} {len(wrong)} of {len(names)} columns ({shown}); "
                     f"expected a table of results schema {SCHEMA_VERSION}{mending(path)}"
                 )
-            table = file.read([n for n in names if n in present])
-        table.validate(full=True)
-        filled = settings_from_config(table, [n for n in names if n not in present])
+            absent = [n for n in names if n not in present]
+            filled = settings_from_config(file.read(["config", "initial"]), absent) if absent else {}
+            frame = {}
+            # Some columns at a time: the file's and the frame's copy of a long table do not fit beside each other.
+            for start in range(0, len(columns), _COLUMNS_AT_ONCE):
+                some = columns[start : start + _COLUMNS_AT_ONCE]
+                table = file.read([c.name for c in some if c.name in present])
+                table.validate(full=True)
+                for column in some:
+                    if column.name in present:
+                        array = _cast(table.column(column.name), column, path)
+                    elif column.name in filled:
+                        array = _cast(filled[column.name], column, path)
+                    else:
+                        array = pa.nulls(file.metadata.num_rows, _ARROW_TYPES[column.type])
+                    frame[column.name] = _to_array(array, column, path, measured=measured)
     except VersionError as error:
         raise ResultsError(f"{path}: {error}") from error
     except ResultsError:
         raise
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
-        raise ResultsError(
-            f"{path}: not a readable Parquet file ({first_line(error)}){mending(path)}"
-        ) from error
-    arrays = []
-    for column in columns:
-        if column.name in table.column_names:
-            array = _cast(table.column(column.name), column, path)
-        elif column.name in filled:
-            array = _cast(filled[column.name], column, path)
-        else:
-            array = pa.nulls(len(table), _ARROW_TYPES[column.type])
-        if measured and pa.types.is_floating(array.type) and (n := pc.sum(pc.is_nan(array)).as_py()):
-            raise ResultsError(f"{path}: column {column.name} holds NaN in {plural(n, 'row')}, but expected null")
-        arrays.append(_without_nan(array))
-    return _to_pandas(pa.table(arrays, schema=arrow_schema(columns)))
+        raise ResultsError(f"{path}: not a readable Parquet file ({first_line(error)}){mending(path)}") from error
+    return pd.DataFrame(frame, copy=False)
+
+
+def _to_array(array: pa.Array | pa.ChunkedArray, column: Column, path: Path, *, measured: bool) -> Any:
+    """A column as pandas' nullable array, NaN as null, or refused where the column is `measured`."""
+    if pa.types.is_floating(array.type) and (count := pc.sum(pc.is_nan(array)).as_py()):
+        if measured:
+            raise ResultsError(f"{path}: column {column.name} holds NaN in {plural(count, 'row')}, but expected null")
+        array = pc.if_else(pc.is_nan(array), pa.scalar(None, array.type), array)
+    return _TYPES_MAPPER[array.type].__from_arrow__(array)
 
 
 def _cast(array: pa.Array | pa.ChunkedArray, column: Column, path: Path) -> pa.Array | pa.ChunkedArray:
@@ -437,11 +451,10 @@ def _load(paths: Sequence[Path], copies: Mapping[str, Remote]) -> Results:
             if remote is not None:
                 remotes[study] = remote
             table = _with_searched_fields(table, manifest.get("varied") or [])
-            trials[study] = table.assign(study=pd.array([study] * len(table), dtype="string"))
-            epochs[study] = rows.assign(study=pd.array([study] * len(rows), dtype="string"))
+            trials[study], epochs[study] = _of_study(table, study), _of_study(rows, study)
     results = Results(
-        pd.concat(trials.values(), ignore_index=True) if trials else empty_frame(TRIAL_COLUMNS),
-        pd.concat(epochs.values(), ignore_index=True) if epochs else empty_frame(EPOCH_COLUMNS),
+        _together(list(trials.values()), TRIAL_COLUMNS),
+        _together(list(epochs.values()), EPOCH_COLUMNS),
         manifests,
         folders,
         _read_benches(paths),
@@ -453,6 +466,19 @@ def _load(paths: Sequence[Path], copies: Mapping[str, Remote]) -> Results:
             text = text.replace(str(copy.folder), copy.shown)
         results.note(text)
     return results
+
+
+def _of_study(frame: pd.DataFrame, study: str) -> pd.DataFrame:
+    """A frame under the name its study has here."""
+    if (frame["study"] == study).all():
+        return frame
+    return frame.assign(study=pd.array([study] * len(frame), dtype="string"))
+
+
+def _together(frames: Sequence[pd.DataFrame], columns: Sequence[Column]) -> pd.DataFrame:
+    if len(frames) == 1:
+        return frames[0]  # of millions of rows a copy is half of what loading takes
+    return pd.concat(frames, ignore_index=True) if frames else empty_frame(columns)
 
 
 def _read_study(folder: Path, manifest: Mapping[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
@@ -573,12 +599,6 @@ def _plain(value: Any, kind: str) -> Any:
     if int(value) != number:
         raise ValueError(f"expected a whole number, but got {value!r}")
     return int(value)
-
-
-def _without_nan(array: pa.ChunkedArray) -> pa.ChunkedArray:
-    if not pa.types.is_floating(array.type):
-        return array
-    return pc.if_else(pc.is_nan(array), pa.scalar(None, array.type), array)
 
 
 def _to_pandas(table: pa.Table) -> pd.DataFrame:
