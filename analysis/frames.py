@@ -13,7 +13,7 @@ from analysis.anova import EFFECT_COLUMNS
 from analysis.anytime import AT_TIME_COLUMNS, TO_QUALITY_COLUMNS
 from analysis.courses import COURSE_COLUMNS
 from analysis.exhibits import CELL_COLUMNS, CENTRE_COLUMNS, POINT_COLUMNS, SCORE_COLUMNS
-from analysis.importance import IMPORTANCE_COLUMNS
+from analysis.importance import IMPORTANCE_COLUMNS, OPTUNA_COLUMNS
 from analysis.interactions import INTERACTION_COLUMNS
 from analysis.load import Results, empty_frame, typed_frame
 from analysis.tables import TABLE_COLUMNS
@@ -46,6 +46,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
     "to_quality": TO_QUALITY_COLUMNS,
     "courses": COURSE_COLUMNS,
     "importance": IMPORTANCE_COLUMNS,
+    "importances_optuna": OPTUNA_COLUMNS,
     "interactions": INTERACTION_COLUMNS,
     "effect": EFFECT_COLUMNS,
     "scores": SCORE_COLUMNS,

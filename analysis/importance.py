@@ -9,7 +9,7 @@ interaction counts for each of its fields. Where a model's skill is no better th
 and that is said. Which fields act together is `analysis.interactions`.
 
 An importance is about the settings a study tried: a field that a sampler kept near one value looks unimportant.
-PED-ANOVA is Optuna's (`optuna.importance.PedAnovaImportanceEvaluator` on the study's `optuna.db`), not computed here.
+Optuna's own importances (PED-ANOVA) stand beside them where `study.optuna_importances` left its table.
 """
 
 from __future__ import annotations
@@ -59,6 +59,15 @@ IMPORTANCE_COLUMNS: tuple[Column, ...] = (
     Column("importance", "float64", "share of the spread that comes from the field; null at chance"),
     Column("se", "float64", "its standard error over settings"),
     Column("direction", "float64", "linear model: change of the target per sd of the field; null for text and forests"),
+)
+
+OPTUNA_FILE = "tables/importances_optuna.parquet"
+"""In a study's folder: Optuna's importances, which need Optuna to compute and nothing to read."""
+OPTUNA_COLUMNS: tuple[Column, ...] = (
+    Column("target", "string", "the metric, seconds_per_iteration, or divergence"),
+    Column("field", "string", "the setting"),
+    Column("importance", "float64", "PED-ANOVA's, as a share of the sum over the fields", "fraction"),
+    Column("trials", "int64", "trials it is of"),
 )
 
 

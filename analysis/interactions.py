@@ -248,6 +248,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 _CYCLE = ("#2f8fce", "#e05f00", "#009e73", "#c869a0")
 _GREY = "#8c8c8c"
+_EFFECT_HEIGHT, _GAP = 220, 90
 
 
 def interaction_rows(found: Sequence[Interactions]) -> pd.DataFrame:
@@ -261,43 +262,53 @@ def interaction_caption(found: Sequence[Interactions]) -> str:
     said = " ".join(f"{line[:1].upper()}{line[1:]}." for i in found for line in i.lines())
     return (
         "Which fields act together: what a pair adds to single effects on held-out settings, with two standard errors, "
-        "and its second-order share of a forest's spread; beside it the pair's joint effect (dotted: what the single "
-        f"effects alone would give; open: no trial near). {said}"
+        "and its second-order share of a forest's spread; below the joint effect of an interaction (dotted: what the "
+        f"single effects alone would give; open: no trial near). {said}"
     )
 
 
 def interaction_figure(found: Sequence[Interactions]) -> go.Figure | None:
-    """Pairs of every target and the joint effect of its first pair; None where all were refused."""
+    """Pairs of every target, and below them the joint effect of the first if it is an interaction.
+
+    Panels below each other, which also fit a narrow window; None where all targets were refused.
+    """
     shown = [i for i in found if not i.refusal]
     if not shown:
         return None
-    titles = [t for i in shown for t in (i.label, _effect_title(i))]
-    # Room for the ticks below a row and the two titles above the next one, whatever the number of rows.
-    height = 90 + 330 * len(shown)
+    with_effect = [bool(records(i.pairs)[0]["interacts"]) for i in shown]
+    titles: list[str] = []
+    heights: list[int] = []
+    for result, effect in zip(shown, with_effect, strict=True):
+        titles += [result.label] + ([_effect_title(result)] if effect else [])
+        heights += [24 * len(result.pairs) + 20] + ([_EFFECT_HEIGHT] if effect else [])
+    # Room for the ticks below a panel and the title above the next one, whatever the number of panels.
+    height = sum(heights) + _GAP * (len(heights) - 1)
     figure = make_subplots(
-        rows=len(shown),
-        cols=2,
-        column_widths=[0.42, 0.58],
-        horizontal_spacing=0.16,
-        vertical_spacing=110 / height if len(shown) > 1 else 0.0,
+        rows=len(heights),
+        cols=1,
+        row_heights=heights,
+        vertical_spacing=_GAP / height if len(heights) > 1 else 0.0,
         subplot_titles=titles,
     )
-    for row, result in enumerate(shown, start=1):
+    row = 1
+    for result, effect in zip(shown, with_effect, strict=True):
         _add_pairs(figure, result, row, named=row > 1)
-        _add_effect(figure, result, row)
-    figure.update_annotations(font={"size": 13})
-    return figure.update_layout(height=height, showlegend=True, barmode="overlay", legend={"y": 1 + 45 / height})
+        if effect:
+            _add_effect(figure, result, row + 1)
+        row += 1 + effect
+    figure.update_annotations(font={"size": 12}, x=0, xanchor="left", align="left")
+    legend = {"y": 1 + 50 / height, "yanchor": "bottom"}
+    return figure.update_layout(height=height + 190, showlegend=True, barmode="overlay", legend=legend)
 
 
 def _effect_title(result: Interactions) -> str:
-    """The pair, whether it is one, and its lines in their colours: a legend of all rows would mix them."""
+    """The pair, and its lines in their colours: a legend of all panels would mix them."""
     first, effect = records(result.pairs)[0], records(result.effect)
     lines = ", ".join(
         f'<span style="color:{_CYCLE[i % len(_CYCLE)]}">{html.escape(short(v))}</span>'
         for i, v in enumerate(dict.fromkeys(r["second_value"] for r in effect))
     )
-    verdict = "interaction" if first["interacts"] else "no interaction"
-    return f"{pair_name(first)}: {verdict} ({symbol(effect[0]['second'])}: {lines})"
+    return f"{pair_name(first)}, {result.label} by {symbol(effect[0]['second'])} {lines}"
 
 
 def _add_pairs(figure: go.Figure, result: Interactions, row: int, *, named: bool) -> None:
@@ -357,7 +368,7 @@ def _add_effect(figure: go.Figure, result: Interactions, row: int) -> None:
             line={"color": colour, "width": 1.2, "dash": "dot"},
             hoverinfo="skip",
             row=row,
-            col=2,
+            col=1,
         )
         figure.add_scatter(
             x=x,
@@ -370,13 +381,13 @@ def _add_effect(figure: go.Figure, result: Interactions, row: int) -> None:
             hovertext=[_effect_text(r) for r in part],
             hoverinfo="text",
             row=row,
-            col=2,
+            col=1,
         )
-    figure.update_xaxes(type="category", title_text=symbol(first), row=row, col=2)
+    figure.update_xaxes(type="category", title_text=symbol(first), row=row, col=1)
     units = {"divergence": "ends badly", "seconds_per_iteration": "s per iteration"}
-    figure.update_yaxes(title_text=units.get(result.target, "predicted"), row=row, col=2)
+    figure.update_yaxes(title_text=units.get(result.target, "predicted"), row=row, col=1)
     if result.target == "divergence":
-        figure.update_yaxes(tickformat=".0%", row=row, col=2)
+        figure.update_yaxes(tickformat=".0%", row=row, col=1)
 
 
 def short(label: str) -> str:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _GOOD, _BAD, _OPEN = MARKS[Outcome.COMPLETED][0], MARKS[Outcome.DIVERGED][0], "#8c8c8c"
 _CYCLE = ("#2f8fce", "#e05f00", "#009e73", "#c869a0", "#b79a00", "#7f6fd0", "#56b4e9", "#8c8c8c")
+_OPTUNA = "Optuna (adds up to 100%)"
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "star", "x", "cross", "hexagon")
 
 
@@ -221,11 +222,16 @@ def hazard_figure(trials: pd.DataFrame, by: str | None = None) -> go.Figure:
     )
 
 
-def importance_figure(found: Sequence[Importance]) -> go.Figure | None:
+def importance_figure(found: Sequence[Importance], optuna: pd.DataFrame | None = None) -> go.Figure | None:
     """Importances of the fields by target, forest and linear model beside each other; None where all were refused.
 
     Panels below each other, which also fit a narrow window: one bar per field and model that is better than chance,
     with two standard errors.
+
+    Args:
+        found: Importances of every target.
+        optuna: Optuna's own (`analysis.importance.OPTUNA_COLUMNS`), drawn beside them; they are never refused, so
+            they stand only where another model is better than chance.
     """
     shown = [i for i in found if not i.refusal]
     if not shown:
@@ -263,6 +269,27 @@ def importance_figure(found: Sequence[Importance]) -> go.Figure | None:
                 col=1,
             )
             named.add(model)
+        own = {} if optuna is None else {r["field"]: r for r in records(optuna) if r["target"] == result.target}
+        if own:
+            figure.add_bar(
+                x=[own[f]["importance"] if f in own else None for f in order],
+                y=[symbol(f) for f in order],
+                orientation="h",
+                name=_OPTUNA,
+                legendgroup=_OPTUNA,
+                showlegend=_OPTUNA not in named,
+                marker={"color": _OPEN, "line": {"width": 0}},
+                hovertext=[
+                    f"{symbol(f)}: {own[f]['importance']:.1%} of the sum (PED-ANOVA, {own[f]['trials']} trials)"
+                    if f in own
+                    else ""
+                    for f in order
+                ],
+                hoverinfo="text",
+                row=line,
+                col=1,
+            )
+            named.add(_OPTUNA)
         figure.update_yaxes(autorange="reversed", row=line, col=1)
         figure.update_xaxes(tickformat=".0%", rangemode="tozero", row=line, col=1)
     figure.update_annotations(font={"size": 12}, x=0, xanchor="left", align="left")

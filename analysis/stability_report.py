@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.detector import Replay, recorded, replay_recordings
 from analysis.figure_data import survival_fields
-from analysis.importance import IMPORTANCE_COLUMNS, Importance, importances
+from analysis.importance import IMPORTANCE_COLUMNS, OPTUNA_COLUMNS, OPTUNA_FILE, Importance, importances
 from analysis.interactions import (
     Interactions,
     all_interactions,
@@ -16,7 +16,7 @@ from analysis.interactions import (
     interaction_figure,
     interaction_rows,
 )
-from analysis.load import Results, records, typed_frame
+from analysis.load import Results, ResultsError, empty_frame, read_parquet, records, typed_frame
 from analysis.phase import phase, phase_caption, phase_fields
 from analysis.stability import compute_by, decisions, hazard, logrank_lines, logrank_pairs, survival_by
 from analysis.stability_figures import draw_phase, hazard_figure, importance_figure
@@ -82,15 +82,21 @@ def stability_drawings(results: Results, study: str) -> list[Drawn]:
             Drawn("hazard", hazard_figure(trials, by), caption, rates, f"analysis.stability.hazard(trials, {by!r})")
         )
     found = study_importances(results, study)
-    figure = importance_figure(found)
+    optuna = optuna_rows(results, study)
+    figure = importance_figure(found, optuna)
     if figure is not None:
         caption = (
             "Which field matters: share of the spread between held-out settings that comes from each field, its "
             "interactions included, with two standard errors. "
             + " ".join(f"{line[:1].upper()}{line[1:]}." for line in importance_lines(found))
         )
+        if len(optuna):
+            caption += (
+                " Optuna: PED-ANOVA, how differently each field is distributed among the best tenth of the trials "
+                "(divergence: among those that completed), on its own scale and without a test against chance."
+            )
         code = "analysis.stability_report.importance_rows(analysis.stability_report.study_importances(results, study))"
-        drawn.append(Drawn("importance", figure, caption, importance_rows(found), code))
+        drawn.append(Drawn("importance", figure, caption, importance_rows(found, optuna), code))
     pairs = study_interactions(results, study)
     figure = interaction_figure(pairs)
     if figure is not None:
@@ -126,6 +132,16 @@ def study_importances(results: Results, study: str) -> list[Importance]:
     return importances(trials, varied_or_all(results, study), metric.name if metric is not None else None)
 
 
+def optuna_rows(results: Results, study: str) -> pd.DataFrame:
+    """Optuna's importances that a study has (`OPTUNA_COLUMNS`); none where they were not computed or are damaged."""
+    path = results.folders[study] / OPTUNA_FILE
+    try:
+        return read_parquet(path, OPTUNA_COLUMNS) if path.is_file() else empty_frame(OPTUNA_COLUMNS)
+    except ResultsError as error:
+        results.notes.append(f"{error}; left out")
+        return empty_frame(OPTUNA_COLUMNS)
+
+
 def study_interactions(results: Results, study: str) -> list[Interactions]:
     """Interactions of a study's varied fields for its objective, time and divergence."""
     trials = results.trials[results.trials["study"] == study]
@@ -133,9 +149,11 @@ def study_interactions(results: Results, study: str) -> list[Interactions]:
     return all_interactions(trials, varied_or_all(results, study), metric.name if metric is not None else None)
 
 
-def importance_rows(found: Sequence[Importance]) -> pd.DataFrame:
-    """The importances of all targets as one frame: `target`, then `IMPORTANCE_COLUMNS`."""
+def importance_rows(found: Sequence[Importance], optuna: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The importances of all targets as one frame: `target`, then `IMPORTANCE_COLUMNS`; of Optuna model is optuna."""
     rows = [{"target": i.target, **r} for i in found for r in records(i.fields)]
+    names = ("target", "field", "importance")
+    rows += [] if optuna is None else [{"model": "optuna", **{n: r[n] for n in names}} for r in records(optuna)]
     return typed_frame(rows, (Column("target", "string", "what is explained"), *IMPORTANCE_COLUMNS))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import os
 import sys
@@ -202,9 +203,11 @@ def _write_outputs(studies: list[Path], folder: Path, shown: console.StudyConsol
     from analysis.report import write_report
     from analysis.summary import summarise
     from analysis.tables import write_tables
+    from study.optuna_importances import write_importances
 
     results = load(*studies)
     write_tables(results, folder / "tables")
+    write_importances(results)
     report_file = write_report(results, folder / "report.html")
     if quiet:
         return
@@ -370,6 +373,10 @@ def report(folders: tuple[Path | str, ...], out: Path | None) -> None:
     from analysis.report import write_report
 
     results = load(*folders)
+    if importlib.util.find_spec("optuna") is not None:  # a report itself needs neither Optuna nor torch
+        from study.optuna_importances import write_importances
+
+        write_importances(results)
     target = out or _beside(folders, "report.html")
     click.echo(write_report(results, target))
 

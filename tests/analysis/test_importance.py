@@ -95,9 +95,7 @@ def test_seeds_of_a_setting_are_one_observation():
     gain = np.array([1.0, 1.0, -0.5, 2.0, 2.0, 2.0])
     groups = np.array([0, 0, 1, 2, 2, 2])
     assert by_group(gain, groups).tolist() == [1.0, -0.5, 2.0]
-    assert p_better(gain, groups) == pytest.approx(
-        stats.ttest_1samp([1.0, -0.5, 2.0], 0, alternative="greater").pvalue
-    )
+    assert p_better(gain, groups) == pytest.approx(stats.ttest_1samp([1.0, -0.5, 2.0], 0, alternative="greater").pvalue)
     # A result that only tells settings apart (a number drawn per setting) is no skill on settings not seen.
     assert p_better(np.zeros(4), np.arange(4)) == 1.0
 
