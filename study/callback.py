@@ -192,12 +192,11 @@ class LedgerCallback(Callback):
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial failed and is about to start again."""
         trial_id = trial.config["trial_id"]
-        if trial_id not in self.ledger.trials:
-            return
         trace, hung = _error_text(trial), trial_id in self._reasons
         reason = self._why(trial)
         log.warning("%s is started again: %s", trial_id, reason)
-        self.ledger.lost(trial_id, reason)
+        if trial_id in self.ledger.trials:  # else it had not started yet
+            self.ledger.lost(trial_id, reason)
         # A lost worker or node is not the trial's doing: a weekend on a cluster must not use up its restarts.
         if _WORKER_LOST.search(trace) and not hung and self._lost[trial_id] < MOST_LOSSES:
             self._lost[trial_id] += 1

@@ -185,6 +185,7 @@ def run_trials(
     from ray import tune
 
     from study.callback import LedgerCallback
+    from study.controller import corrected
     from study.loggers import make_loggers
     from study.scheduler import Control, StudyScheduler, StudyStopper
     from study.search import StudySearch
@@ -252,7 +253,7 @@ def run_trials(
         )
         ledger.run(run_facts(study, driver))
         broken: Exception | None = None
-        with _signals(control, callback):
+        with corrected(), _signals(control, callback):
             console.start(progress)
             try:
                 tuner.fit()

@@ -25,6 +25,7 @@ import json
 import math
 import os
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -517,6 +518,49 @@ def test_a_state_file_that_was_cut_off_starts_a_plain_run_over_and_a_study_goes_
     pd.testing.assert_frame_equal(trials[trials["trial_id"].isin(first["trial_id"])].reset_index(drop=True), first)
     told = optuna.load_study(study_name="tiny", storage=storage_url(folder)).get_trials()
     assert [t.state for t in told] == [TrialState.COMPLETE] * 2
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("ours", [False, True])
+@pytest.mark.parametrize("how", ["exit", "raise"])
+def test_a_worker_lost_while_it_is_prepared_fails_its_trial_for_good_and_in_a_study_it_does_not(
+    ray_cluster, tmp_path, ours, how
+):
+    from ray import tune
+
+    from study.controller import corrected
+
+    class DiesOnce(tune.Trainable):
+        def step(self):
+            return {"m": 1.0, "done": True}
+
+        def reset_config(self, new_config):
+            try:
+                Path(new_config["mark"]).touch(exist_ok=False)
+            except FileExistsError:
+                return True
+            if how == "raise":
+                raise RuntimeError("this time")
+            os._exit(1)
+
+        def save_checkpoint(self, checkpoint_dir):
+            pass
+
+        def load_checkpoint(self, checkpoint):
+            pass
+
+    with corrected() if ours else nullcontext():
+        grid = tune.Tuner(
+            tune.with_resources(DiesOnce, {"cpu": 1}),
+            param_space={"mark": str(tmp_path / "mark"), "x": tune.grid_search([1, 2, 3, 4])},
+            tune_config=tune.TuneConfig(max_concurrent_trials=1, reuse_actors=True),
+            run_config=tune.RunConfig(
+                "plain", str(tmp_path), failure_config=tune.FailureConfig(max_failures=-1), verbose=0
+            ),
+        ).fit()
+    assert (tmp_path / "mark").exists()
+    assert grid.num_errors == (0 if ours else 1)
+    assert grid.num_terminated == (4 if ours else 3)
 
 
 @pytest.mark.ray
