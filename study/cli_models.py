@@ -263,13 +263,18 @@ def sample(
 )
 @click.option(
     "--suite",
-    type=click.Choice(["loop", "wrapper", "start", "packing", "scale", "all"]),
+    type=click.Choice(["loop", "wrapper", "start", "packing", "scale", "analysis", "all"]),
     default="loop",
     help="loop: iterations of the methods. wrapper: an epoch in a study against a bare one. start: how long a trial "
     "takes to start. packing: many small trials on one device against one. all: these, one after another. "
-    "scale: a study of trials that train nothing through this package's driver against Ray Tune alone.",
+    "scale: a study of trials that train nothing through this package's driver against Ray Tune alone. analysis: "
+    "loading, tables, figures and report of a large generated study against reading it with Ray Tune's own classes.",
 )
-@click.option("--trials", type=click.IntRange(min=10), default=1000, help="Of --suite scale.")
+@click.option(
+    "--trials",
+    type=click.IntRange(min=10),
+    help="Of --suite scale (default: 1000) or analysis (default: 10000).",
+)
 @click.option("--dataset", default="cifar10", help="Whose images' shape is used; noise, unless --data-dir is given.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of real images.")
 @click.option("--baseline/--no-baseline", default=True, help="Time the released loop beside M-EBM and M-JEM.")
@@ -287,7 +292,7 @@ def bench(
     precision: str | None,
     execution: str | None,
     suite: str,
-    trials: int,
+    trials: int | None,
     dataset: str,
     data_dir: Path | None,
     baseline: bool,
@@ -309,6 +314,7 @@ def bench(
       mebm bench --dataset digits --network conv-16 --methods m-ebm,m-jem
       mebm bench --methods m-ebm:5 --execution eager,compiled --profile
       mebm bench --suite scale --trials 1000
+      mebm bench --suite analysis
     `mebm tables DIR` takes the rows in DIR/bench.parquet for Table 6.
     """
     from study import bench as engine
@@ -338,7 +344,7 @@ def bench(
     )
     shown = console.StudyConsole()
     others = [s for s in ("wrapper", "start", "packing") if suite in (s, "all")]
-    others += ["scale"] * (suite == "scale")
+    others += [s for s in ("scale", "analysis") if suite == s]
     found: dict[str, Any] = {}
     for name in others:
         from study.suites import run_suite

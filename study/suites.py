@@ -22,7 +22,7 @@ from study.folder import commit, hardware, versions
 from trainables.config import TrialConfig
 from trainables.timing import package_loop
 
-SUITES = ("loop", "wrapper", "start", "packing", "scale")
+SUITES = ("loop", "wrapper", "start", "packing", "scale", "analysis")
 WRAPPER_PAIRS = 12
 """Pairs of epochs, one inside the wrapper and one of the bare trainer, per length of an epoch."""
 START_TRIALS = 12
@@ -284,12 +284,12 @@ def _train_for(config_json: str, threads: int, count: int, seconds: float, barri
 
 
 def run_suite(
-    name: str, options: BenchOptions, folder: Path, *, trials: int = 1000
+    name: str, options: BenchOptions, folder: Path, *, trials: int | None = None
 ) -> tuple[dict[str, Any], list[str]]:
     """One of `SUITES` but `loop`; its figures go to `FOLDER/NAME.json`.
 
     Args:
-        trials: of `scale`.
+        trials: of `scale` (None: 1,000) or of `analysis` (None: 10,000).
 
     Returns:
         The figures, and lines for people.
@@ -317,8 +317,14 @@ def run_suite(
         from study.scale import lines as scale_lines
         from study.scale import time_scale
 
-        shown = time_scale(trials)
+        shown = time_scale(trials or 1000)
         lines = scale_lines(shown)
+    elif name == "analysis":
+        from study.reading import lines as reading_lines
+        from study.reading import time_reading
+
+        shown = time_reading(trials or 10_000)
+        lines = reading_lines(shown)
     else:
         config = make_trial({**fields, "sampling_steps": 2, "evaluation": {"protocols": "none"}}, "bench", "")
         cores = len(os.sched_getaffinity(0))
