@@ -7,20 +7,25 @@ from __future__ import annotations
 
 import math
 import statistics
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pandas as pd
 
-from analysis.aggregate import ENDED_BADLY, JUDGED, Trial, group_by, identifier, joined
-from analysis.load import Results, current_epochs, records, typed_frame
+from analysis.aggregate import ENDED_BADLY, JUDGED, Trial, identifier, joined
+from analysis.epoch_rows import EpochRows, epoch_rows, floats
+from analysis.lines import LINE_COLUMNS, line_points
+from analysis.load import Results, records, typed_frame
 from analysis.tradeoff import mean_interval
 from trainables.schema import SETTING_NAMES, Column, Metric, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import pandas as pd
+    from numpy.typing import NDArray
 
 Basis = Literal["training time", "wall time"]
 
@@ -52,6 +57,16 @@ TO_QUALITY_COLUMNS: tuple[Column, ...] = (
 )
 """Columns of `time_to_quality`."""
 
+COURSE_POINT_COLUMNS: tuple[Column, ...] = (
+    *LINE_COLUMNS,
+    Column("seconds", "float64", "time by then; null where nothing was timed", "s"),
+    Column("iteration", "int64", "iterations finished by then; null in the row of the trial's end"),
+    Column("quality", "float64", "best value by then; null where the trial ended before it had one"),
+    Column("ended", "bool", "true in the row where the trial ended or stands; the others are those where it improved"),
+    Column("protocol", "string", "protocol ids of the trial's values"),
+)
+"""Columns of `course_points`."""
+
 
 @dataclass(frozen=True)
 class Anytime:
@@ -77,8 +92,8 @@ class Anytime:
 
     def at(self, seconds: float) -> float | None:
         """Best value by a time; None where there was none yet."""
-        found = [b for t, b in zip(self.seconds, self.best, strict=True) if t <= seconds]
-        return found[-1] if found else None
+        count = bisect_right(self.seconds, seconds)
+        return self.best[count - 1] if count else None
 
     def within(self, iterations: float) -> float | None:
         """Best value within a number of iterations; None where there was none yet."""
@@ -87,10 +102,9 @@ class Anytime:
 
     def reached(self, target: float, metric: Metric) -> float | None:
         """Time of the first measured epoch at least as good as `target`; None where there is none."""
-        for t, b in zip(self.seconds, self.best, strict=True):
-            if b <= target if metric.direction == "minimize" else b >= target:
-                return t
-        return None
+        sign = -1 if metric.direction == "minimize" else 1
+        first = bisect_left(self.best, sign * target, key=lambda b: sign * b)
+        return self.seconds[first] if first < len(self.best) else None
 
 
 def anytime(results: Results, metric: Metric) -> list[Anytime]:
@@ -98,49 +112,81 @@ def anytime(results: Results, metric: Metric) -> list[Anytime]:
 
     One basis holds for all of them, so that the times compare: training time if every trained epoch has one.
     """
-    epochs = current_epochs(results.epochs)
-    trained = epochs[epochs["epoch"] > 0]
-    timed = bool(len(trained)) and bool(trained["train_seconds"].notna().all())
-    basis: Basis = "training time" if timed else "wall time"
-    found = group_by(records(epochs), ("study", "trial_id"))
+    epochs = results.epochs
+    own = epoch_rows(results.trials, epochs)
+    each = floats(epochs["train_seconds"])[own.rows]
+    trained = floats(epochs["epoch"])[own.rows] > 0
+    basis: Basis = "training time" if trained.any() and not np.isnan(each[trained]).any() else "wall time"
+    now = _summed(each, own) if basis == "training time" else _held(floats(epochs["seconds"])[own.rows], own)
+    value = floats(epochs[metric.name])[own.rows]
+    has = ~np.isnan(value)
+    measured = own.where(has)
+    at, value = now[has], value[has]
+    iterations = np.nan_to_num(floats(epochs["iteration"])[measured.rows]).astype(np.int64)
+    protocols, names = pd.factorize(epochs[metric.protocol_column].iloc[measured.rows])
+    better = np.minimum if metric.direction == "minimize" else np.maximum
     courses = []
-    for trial in records(results.trials):
-        own = found.get((trial["study"], trial["trial_id"]), [])
-        if trial["outcome"] == Outcome.PENDING and not own:
+    for trial, (first, last), (low, high) in zip(records(results.trials), own.spans, measured.spans, strict=True):
+        if trial["outcome"] == Outcome.PENDING and first == last:
             continue
-        courses.append(_course(trial, own, metric, basis))
+        reached = float(now[last - 1]) if last > first else 0.0
+        end = trial["train_seconds" if basis == "training time" else "seconds"]
+        courses.append(
+            Anytime(
+                trial,
+                tuple(at[low:high].tolist()),
+                tuple(iterations[low:high].tolist()),
+                tuple(better.accumulate(value[low:high]).tolist()),
+                joined(names[code] for code in dict.fromkeys(protocols[low:high].tolist()) if code >= 0),
+                None if end is None and last == first else max(reached if end is None else float(end), reached),
+                basis,
+            )
+        )
     return courses
 
 
-def _course(trial: Trial, epochs: Sequence[Trial], metric: Metric, basis: Basis) -> Anytime:
-    better = min if metric.direction == "minimize" else max
-    seconds: list[float] = []
-    iterations: list[int] = []
-    best: list[float] = []
-    now = 0.0
-    for e in epochs:
-        if basis == "training time":
-            now += e["train_seconds"] or 0.0
-        elif e["seconds"] is not None:
-            now = float(e["seconds"])
-        value = e[metric.name]
-        if value is not None:
-            seconds.append(now)
-            iterations.append(e["iteration"] or 0)
-            best.append(better(best[-1], value) if best else float(value))
-    end = trial["train_seconds" if basis == "training time" else "seconds"]
-    if end is None and epochs:
-        end = now
-    protocol = joined(e[metric.protocol_column] for e in epochs if e[metric.name] is not None)
-    return Anytime(
-        trial,
-        tuple(seconds),
-        tuple(iterations),
-        tuple(best),
-        protocol,
-        None if end is None else max(float(end), now),
-        basis,
-    )
+def _summed(seconds: NDArray[np.float64], own: EpochRows) -> NDArray[np.float64]:
+    """Time by the end of each epoch of its trial; one that was not timed took none."""
+    found = np.nan_to_num(seconds)
+    for first, last in own.spans:
+        np.cumsum(found[first:last], out=found[first:last])
+    return found
+
+
+def _held(seconds: NDArray[np.float64], own: EpochRows) -> NDArray[np.float64]:
+    """Each epoch's time; where it has none that of its trial's last one before, or 0."""
+    place = np.arange(len(seconds))
+    begins = np.repeat(own.bounds[:-1], np.diff(own.bounds))
+    before = np.maximum.accumulate(np.where(np.isnan(seconds), -1, place))
+    return np.where(before >= begins, seconds[before], 0.0)
+
+
+def course_points(courses: Sequence[Anytime]) -> pd.DataFrame:
+    """Courses as rows of `COURSE_POINT_COLUMNS`, by trial and time: where a trial improved, and where it ended."""
+    lengths = np.array([len(c.best) for c in courses], dtype=np.int64)
+    whose = np.repeat(np.arange(len(courses)), lengths + 1)
+    ends = np.cumsum(lengths + 1) - 1
+    ended = np.zeros(len(whose), dtype=bool)
+    ended[ends] = True
+    best, seconds, iteration = (np.full(len(whose), np.nan) for _ in range(3))
+    best[~ended] = np.fromiter(chain.from_iterable(c.best for c in courses), dtype=np.float64)
+    seconds[~ended] = np.fromiter(chain.from_iterable(c.seconds for c in courses), dtype=np.float64)
+    iteration[~ended] = np.fromiter(chain.from_iterable(c.iterations for c in courses), dtype=np.float64)
+    best[ends] = [c.best[-1] if c.best else math.nan for c in courses]
+    seconds[ends] = [math.nan if c.end_seconds is None else c.end_seconds for c in courses]
+    keep = ended.copy()
+    keep[:1] = True
+    keep[1:] |= (best[1:] != best[:-1]) | (whose[1:] != whose[:-1])
+    protocol = pd.array([c.protocol for c in courses], dtype="string").take(whose)
+    columns: dict[str, Any] = {
+        "seconds": seconds,
+        "iteration": iteration,
+        "quality": best,
+        "ended": ended,
+        "protocol": protocol,
+    }
+    points = {name: values[keep] for name, values in columns.items()}
+    return line_points([c.trial for c in courses], whose[keep], points, COURSE_POINT_COLUMNS)
 
 
 def quality_at_time(courses: Sequence[Anytime], times: Sequence[float]) -> pd.DataFrame:

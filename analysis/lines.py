@@ -1,0 +1,100 @@
+"""Figures with a line for every trial: which are drawn where they are too many to read, and the points of all."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from trainables.schema import Column
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from analysis.aggregate import Trial
+    from trainables.schema import Metric
+
+MAX_LINES = 300
+"""Most trials of which a figure draws lines."""
+LEAST_LINES = 10
+"""Of every outcome at least as many are drawn, or all where there are fewer."""
+LINE_COLUMNS: tuple[Column, ...] = (
+    Column("study", "string", "name of the study"),
+    Column("trial_id", "string", "the trial; unique in its study"),
+    Column("setting_id", "string", "its setting"),
+    Column("seed", "int64", "its seed"),
+    Column("outcome", "string", "how it ended, or that it has not"),
+)
+"""What `line_points` says of the trial of each point."""
+_DTYPES: dict[str, Any] = {"string": "string", "int64": "Int64", "float64": "Float64", "bool": "boolean"}
+
+
+def chosen(outcomes: Sequence[str], quality: NDArray[np.float64], most: int = MAX_LINES) -> NDArray[np.bool_]:
+    """Which trials have their lines drawn: all, or `most` of them, the same for the same trials.
+
+    Each outcome has a share by its number of trials and at least `LEAST_LINES`; within it they are taken evenly over
+    the ranking by quality, so the best and the worst are among them.
+
+    Args:
+        outcomes: Of the trials.
+        quality: Best value of each; NaN for none, which ranks last.
+        most: At least `LEAST_LINES` times the number of outcomes.
+    """
+    outcome = np.array(outcomes, dtype=object)
+    drawn = np.full(len(outcome), len(outcome) <= most)
+    if drawn.all():
+        return drawn
+    for name, count in _shares(Counter(outcomes), most).items():
+        own = np.flatnonzero(outcome == name)
+        ranked = own[np.argsort(quality[own], kind="stable")]
+        drawn[ranked[np.linspace(0, len(ranked) - 1, count).round().astype(np.int64)]] = True
+    return drawn
+
+
+def _shares(counts: Counter[str], most: int) -> dict[str, int]:
+    """Lines of each outcome, `most` together."""
+    least = {name: min(count, LEAST_LINES) for name, count in counts.items()}
+    left = most - sum(least.values())
+    further = sum(counts.values()) - sum(least.values())
+    shares, before = {}, 0
+    for name, count in counts.items():
+        after = before + count - least[name]
+        # Rounded sums, so that the shares' sum is exact; in whole numbers.
+        shares[name] = least[name] + after * left // further - before * left // further
+        before = after
+    return shares
+
+
+def words(drawn: NDArray[np.bool_], metric: Metric | None) -> str:
+    """What a caption says of a figure that draws some trials' lines only; empty where it draws all."""
+    if drawn.all():
+        return ""
+    ranking = f"the ranking by best {metric.label}" if metric is not None else "the order of the trials"
+    return (
+        f"; lines of {int(drawn.sum()):,} of {len(drawn):,} trials are drawn, evenly over {ranking} and at least "
+        f"{LEAST_LINES} of every outcome: the data has all"
+    )
+
+
+def line_points(
+    trials: Sequence[Trial], whose: NDArray[np.int64], points: Mapping[str, Any], columns: Sequence[Column]
+) -> pd.DataFrame:
+    """The points of trials' lines as a frame with nullable types, without a Python object for each.
+
+    Args:
+        trials: The trials.
+        whose: Which of them each point is of.
+        points: Values of the points by column, NaN for null.
+        columns: Of the frame: `LINE_COLUMNS`, and those of `points`.
+    """
+    frame = {}
+    for c in columns:
+        if c.name in points:
+            frame[c.name] = pd.array(points[c.name], dtype=_DTYPES[c.type])
+        else:
+            frame[c.name] = pd.array([t[c.name] for t in trials], dtype=_DTYPES[c.type]).take(whose)
+    return pd.DataFrame(frame, copy=False)
