@@ -16,9 +16,10 @@ import numpy as np
 from plotly.subplots import make_subplots
 
 from analysis.aggregate import ENDED_BADLY, Trial, group_by
+from analysis.epoch_rows import epoch_rows, floats, owners
 from analysis.figure_data import ending
 from analysis.figures import MARKS
-from analysis.load import Results, current_epochs, records
+from analysis.load import Results, records, typed_frame
 from trainables.schema import METRIC_BY_NAME, Column, Metric, Outcome
 
 if TYPE_CHECKING:
@@ -91,21 +92,18 @@ class Course:
 def course_metrics(results: Results) -> list[Metric]:
     """The panels that can be drawn: accuracy, FID or FD, IS, as far as they were measured over more than one epoch."""
     chosen = []
-    trained = results.epochs[results.epochs["epoch"] > 0]
-    methods = dict(zip(_keys(results.trials), results.trials["method"].tolist(), strict=True))
+    epoch, owner = floats(results.epochs["epoch"]), owners(results.trials, results.epochs)
+    trained = (epoch > 0) & (owner >= 0)
+    methods = results.trials["method"]
     for names in _CHOICES:
-        having = {
-            n: {methods[k] for k in _keys(trained[trained[n].notna()]) if k in methods}
-            for n in names
-            if results.epochs.loc[results.epochs[n].notna(), "epoch"].nunique() > 1
-        }
-        if best := max(having, key=lambda n: (len(having[n]), -names.index(n)), default=None):
+        having = {}
+        for name in names:
+            measured = results.epochs[name].notna().to_numpy()
+            if measured.any() and np.nanmin(epoch[measured]) < np.nanmax(epoch[measured]):
+                having[name] = methods.iloc[np.unique(owner[measured & trained])].nunique(dropna=False)
+        if best := max(having, key=lambda n: (having[n], -names.index(n)), default=None):
             chosen.append(METRIC_BY_NAME[best])
     return chosen
-
-
-def _keys(frame: Any) -> list[tuple[str, str]]:
-    return list(zip(frame["study"].tolist(), frame["trial_id"].tolist(), strict=True))
 
 
 def courses(results: Results, settings: Collection[str] | None = None) -> list[Course]:
@@ -116,17 +114,25 @@ def courses(results: Results, settings: Collection[str] | None = None) -> list[C
             those the one with the best mean of the first metric; of M-JEM's many settings a curve each would be noise.
     """
     metrics = course_metrics(results)
-    epochs = group_by(records(current_epochs(results.epochs)), ("study", "trial_id"))
-    found = []
+    shown: list[tuple[list[dict[str, Any]], int]] = []
     for by_setting in _settings_by_method(results).values():
         ranked = sorted(by_setting, key=lambda s: _rank(by_setting[s], metrics[:1]))
-        shown = [s for s in ranked if s in settings] if settings is not None else ranked[:1]
-        for setting in shown:
-            for metric in metrics:
-                course = _course(by_setting[setting], metric, epochs, len(by_setting) - len(shown))
-                if course.seeds or course.without:
-                    found.append(course)
-    return found
+        some = [s for s in ranked if s in settings] if settings is not None else ranked[:1]
+        shown += [(by_setting[s], len(by_setting) - len(some)) for s in some]
+    epochs = _epochs_of([t for trials, _ in shown for t in trials], metrics, results)
+    found = [_course(trials, metric, epochs, hidden) for trials, hidden in shown for metric in metrics]
+    return [course for course in found if course.seeds or course.without]
+
+
+def _epochs_of(
+    trials: Sequence[Trial], metrics: Sequence[Metric], results: Results
+) -> dict[tuple[Any, ...], list[Trial]]:
+    """The epochs that count by study and trial: of a study of thousands a few trials' are wanted."""
+    key = ("study", "trial_id")
+    names = [*key, "epoch", *(n for m in metrics for n in (m.name, m.protocol_column))]
+    wanted = typed_frame([{k: t[k] for k in key} for t in trials], [c for c in COURSE_COLUMNS if c.name in key])
+    own = epoch_rows(wanted, results.epochs)
+    return group_by(records(results.epochs[names].iloc[own.rows]), key)
 
 
 def _settings_by_method(results: Results) -> dict[str, dict[str, list[dict[str, Any]]]]:
