@@ -6,7 +6,7 @@ import contextlib
 import socket
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,8 @@ class MebmTrainable(tune.Trainable):
         self._checkpointed = time.monotonic()
         self._pulse_at = 0.0
         self._broken: str | None = None
+        self._stored: str | None = None
+        self._store: Store | None = None
         try:
             settings = TrialConfig.model_validate_json(config["trial"])
             self._store = Store(config["store"]) if config.get("store") else None
@@ -68,12 +70,16 @@ class MebmTrainable(tune.Trainable):
             self._take_up_local(folders)
             return
         with tempfile.TemporaryDirectory(prefix="mebm-") as scratch:
-            local = []
-            for number, name in enumerate(folders):
-                with contextlib.suppress(NotThereError):
-                    self._store.get_folder(name, Path(scratch) / str(number))
-                    local.append(f"{scratch}/{number}")
-            self._take_up_local(local)
+            self._take_up_local(self._brought(self._store, folders, Path(scratch)))
+
+    def _brought(self, store: Store, folders: Iterable[str], scratch: Path) -> list[str]:
+        """Local copies of those folders of the store that are there."""
+        local = []
+        for number, name in enumerate(folders):
+            with contextlib.suppress(NotThereError):
+                store.get_folder(name, scratch / str(number))
+                local.append(f"{scratch}/{number}")
+        return local
 
     def _take_up_local(self, folders: list[str]) -> None:
         whole, wrong = newest_whole(folders)
@@ -131,6 +137,15 @@ class MebmTrainable(tune.Trainable):
             raise RuntimeError(f"a trial that failed has no state ({self._broken})")
         return self._trial.state_dict()
 
+    def restore(self, checkpoint_path: Any) -> None:
+        """Ray's own, which knows where the checkpoint lies; `load_checkpoint` sees but a copy of what is in a store."""
+        place = getattr(getattr(checkpoint_path, "checkpoint", checkpoint_path), "path", "")
+        self._stored = self._store.name_of(str(place)) if self._store is not None else None
+        try:
+            super().restore(checkpoint_path)
+        finally:
+            self._stored = None
+
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Continue where a checkpoint folder was written, or the one before it if that is damaged.
 
@@ -143,8 +158,15 @@ class MebmTrainable(tune.Trainable):
         try:
             self._trial.load_state_dict(read_checkpoint(folder))
         except CheckpointError:
-            older = sorted((p for p in folder.parent.glob("checkpoint_*") if p.name < folder.name), reverse=True)
-            self._take_up_local([str(folder), *map(str, older)])
+            if self._store is not None and self._stored is not None:
+                parent, _, name = self._stored.rpartition("/")
+                older = [f"{parent}/{n}" for n in self._store.folders(parent) if "checkpoint_" <= n < name]
+                with tempfile.TemporaryDirectory(prefix="mebm-") as scratch:
+                    brought = self._brought(self._store, reversed(older), Path(scratch))
+                    self._take_up_local([str(folder), *brought])
+                return
+            near = sorted((p for p in folder.parent.glob("checkpoint_*") if p.name < folder.name), reverse=True)
+            self._take_up_local([str(folder), *map(str, near)])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take on another trial in the same process: importing torch costs more than a small trial's first epochs."""

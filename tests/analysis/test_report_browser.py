@@ -8,6 +8,8 @@ import json
 import re
 import shutil
 import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -91,6 +93,14 @@ def see(driver: Any, selector: str) -> Any:
     driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
     until(driver, READY)
     return element
+
+
+def drawn(count: Callable[[], int], expected: int) -> int:
+    """How many there are once there are as many as expected: a filter redraws what is near the window, one by one."""
+    end = time.monotonic() + PATIENCE
+    while (found := count()) != expected and time.monotonic() < end:
+        time.sleep(0.1)
+    return found
 
 
 def errors(driver: Any) -> list[str]:
@@ -198,19 +208,23 @@ def test_a_filter_hides_rows_points_and_lines_and_is_kept_in_the_address(browser
     assert 0 < len(both) < len(diverged) < len(trials)
     show(browser, path.as_uri())
     see(browser, figure_of("study-0-outcomes"))
-    assert len(shown_rows(browser)) == len(points(browser, figure_of("study-0-outcomes"))) == len(trials)
+
+    def outcomes() -> int:
+        return len(points(browser, figure_of("study-0-outcomes")))
+
+    assert len(shown_rows(browser)) == drawn(outcomes, len(trials)) == len(trials)
     choose(browser, "outcome", "diverged")
     assert shown_rows(browser) == diverged
     choose(browser, "sampling_steps", "1")
     assert shown_rows(browser) == both
     assert f"{len(both)} of {len(trials)} shown" in browser.find_element("id", "filtered").text
     see(browser, figure_of("study-0-outcomes"))
-    assert len(points(browser, figure_of("study-0-outcomes"))) == len(both)
+    assert drawn(outcomes, len(both)) == len(both)
     see(browser, figure_of("study-0-training"))
     lines = (
         "return document.querySelector(arguments[0]).querySelectorAll('.subplot.xy .scatterlayer .lines path').length"
     )
-    assert browser.execute_script(lines, figure_of("study-0-training")) == len(both)
+    assert drawn(lambda: browser.execute_script(lines, figure_of("study-0-training")), len(both)) == len(both)
     # The address alone makes the same page, and a link of the contents keeps it.
     address = browser.current_url
     assert address.endswith("#outcome=diverged&sampling_steps=1")
@@ -223,7 +237,7 @@ def test_a_filter_hides_rows_points_and_lines_and_is_kept_in_the_address(browser
     until(browser, "return location.hash === '#study-0-training'")
     assert len(shown_rows(browser)) == len(trials)
     see(browser, figure_of("study-0-outcomes"))
-    assert len(points(browser, figure_of("study-0-outcomes"))) == len(trials)
+    assert drawn(outcomes, len(trials)) == len(trials)
     assert errors(browser) == []
 
 

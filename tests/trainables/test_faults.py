@@ -156,6 +156,37 @@ def test_a_damaged_checkpoint_of_this_run_gives_way_to_the_one_before(config: di
         each.cleanup()
 
 
+def test_a_damaged_checkpoint_in_a_store_gives_way_to_the_one_before(
+    config: dict[str, Any], tmp_path: Path, store_url: str
+) -> None:
+    from ray.tune import Checkpoint
+
+    from trainables.storage import Store
+
+    store = Store(store_url)
+    config |= {"store": store_url}
+    trainable = bare(config)
+    rows(trainable, 2)
+    for number in range(2):
+        folder = tmp_path / f"checkpoint_{number:06d}"
+        folder.mkdir()
+        trainable.save_checkpoint(str(folder))
+        if number == 1:
+            (folder / STATE_FILE).write_bytes(b"")
+        for file in folder.iterdir():
+            store.put(file, f"tune/run-001/t0001/{folder.name}/{file.name}")
+        expected = rows(trainable, 1)
+    assert expected[0]["epoch"] == 3
+    again = bare(config)
+    newest = f"{store.root}/tune/run-001/t0001/checkpoint_000001"
+    again._local_ip = "127.0.0.1"  # what the start of an actor sets
+    again.restore(Checkpoint(newest, store.filesystem))
+    assert rows(again, 2)[1:] == expected
+    assert "went on from epoch 1" in "; ".join(again._trial._remarks)
+    for each in (trainable, again):
+        each.cleanup()
+
+
 def test_without_any_whole_checkpoint_a_trial_begins_anew(config: dict[str, Any], tmp_path: Path) -> None:
     calm = bare(config)
     expected = rows(calm, 2)
