@@ -15,11 +15,13 @@ import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
 from analysis.aggregate import ENDED_BADLY, Trial, configuration, group_by
+from analysis.epoch_rows import epoch_rows, floats
 from analysis.grouping import sort_key
+from analysis.lines import LINE_COLUMNS, chosen, line_points
 from analysis.load import Results, current_epochs, records
 from analysis.summary import explanatory_fields, objective, varied_or_all
 from analysis.words import brief, symbol, text
-from trainables.schema import CAUSE_TEXT, METRICS, Cause, Metric, Outcome
+from trainables.schema import CAUSE_TEXT, METRICS, Cause, Column, Metric, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -33,6 +35,8 @@ MAX_POINTS_OF_STUDY = 24_000
 """Most points of all training curves of a study, so that a report of hundreds of trials stays small."""
 MAX_SURVIVAL_FIGURES = 5
 """Most survival figures of a study."""
+_LEAST_POINTS = 24
+"""Most points of a training curve that is one of thousands."""
 _MAX_CATEGORIES = 12
 _GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
 
@@ -166,15 +170,40 @@ def thin(x: ArrayLike, y: ArrayLike, most: int = MAX_POINTS) -> tuple[NDArray[np
         most: At least 4.
     """
     xs, ys = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    finite = np.isfinite(ys)
-    xs, ys = xs[finite], ys[finite]
-    if len(xs) <= most:
-        return xs, ys
-    keep = {0, len(xs) - 1}
-    for part in np.array_split(np.arange(len(xs)), (most - 2) // 2):
-        keep |= {int(part[np.argmin(ys[part])]), int(part[np.argmax(ys[part])])}
-    chosen = np.array(sorted(keep))
-    return xs[chosen], ys[chosen]
+    xs, ys, _ = _thin_each(xs, ys, np.array([0, len(xs)]), np.array([most]))
+    return xs, ys
+
+
+def _thin_each(
+    x: NDArray[np.float64], y: NDArray[np.float64], bounds: NDArray[np.int64], most: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """`thin` of many curves at once: curve i is between `bounds[i]` and `bounds[i + 1]`, and keeps `most[i]` points."""
+    x, y, bounds = _kept(x, y, bounds, np.isfinite(y))
+    length = np.diff(bounds)
+    long = length > most
+    keep = np.repeat(~long, length)
+    keep[bounds[:-1][long]] = keep[bounds[1:][long] - 1] = True
+    if long.any():
+        # The points of long curves, which curve each is of, and the stretch of it: the first ones are longer by one.
+        points = np.flatnonzero(np.repeat(long, length))
+        curve = np.repeat(np.arange(len(length)), length)[points]
+        place, stretches = points - bounds[curve], ((most - 2) // 2)[curve]
+        size, longer = np.divmod(length[curve], stretches)
+        stretch = np.where(place < longer * (size + 1), place // (size + 1), (place - longer) // size)
+        new = np.ones(len(points), dtype=bool)
+        new[1:] = (curve[1:] != curve[:-1]) | (stretch[1:] != stretch[:-1])
+        begins, number = np.flatnonzero(new), np.cumsum(new) - 1
+        for extreme in (np.minimum, np.maximum):
+            at = np.flatnonzero(y[points] == extreme.reduceat(y[points], begins)[number])
+            _, first = np.unique(number[at], return_index=True)
+            keep[points[at[first]]] = True
+    return _kept(x, y, bounds, keep)
+
+
+def _kept(
+    x: NDArray[np.float64], y: NDArray[np.float64], bounds: NDArray[np.int64], keep: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    return x[keep], y[keep], np.concatenate([[0], np.cumsum(keep)])[bounds]
 
 
 def symlog(values: ArrayLike) -> NDArray[np.float64]:
@@ -194,28 +223,69 @@ class TrainingCurve:
     epoch: NDArray[np.float64]
     quality: NDArray[np.float64]
     """At `epoch`."""
+    drawn: bool = True
+    """Whether a figure has lines of it: of more than `analysis.lines.MAX_LINES` trials a part has."""
+    source: str = "epochs"
+    """Where the energy gap is from: signals or epochs."""
 
 
 def training_curves(results: Results, study: str, metric: Metric | None) -> list[TrainingCurve]:
-    """Curves of every trial that trained, thinned, in the order of the trials; a diverged one ends there."""
-    part = results.of(study)
-    trials = [t for t in records(part.trials) if t["iterations_done"]]
-    most = max(24, min(MAX_POINTS, MAX_POINTS_OF_STUDY // max(1, len(trials))))
-    by_trial = {str(name): group for name, group in current_epochs(part.epochs).groupby("trial_id")}
+    """Curves of every trial that trained, thinned, in the order of the trials; a diverged one ends there.
+
+    Signals are read of the trials that are drawn alone: a file for each of thousands takes minutes.
+    """
+    table = results.trials[(results.trials["study"] == study) & (results.trials["iterations_done"].fillna(0) > 0)]
+    best = floats(table[f"{metric.name}_best"]) if metric is not None else np.full(len(table), np.nan)
+    drawn = chosen(table["outcome"].tolist(), best)
+    fine = max(_LEAST_POINTS, min(MAX_POINTS, MAX_POINTS_OF_STUDY // max(1, int(drawn.sum()))))
+    most = np.where(drawn, fine, _LEAST_POINTS)
+    epochs, own = results.epochs, epoch_rows(table, results.epochs)
+
+    def curve(along: str, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+        return _thin_each(floats(epochs[along])[own.rows], floats(epochs[name])[own.rows], own.bounds, most)
+
+    iteration, gap, of_gap = curve("iteration", "energy_gap")
+    empty = np.empty(0), np.empty(0), np.zeros(len(table) + 1, dtype=np.int64)
+    epoch, quality, of_quality = curve("epoch", metric.name) if metric is not None else empty
     curves = []
-    for trial in trials:
-        epochs = by_trial.get(trial["trial_id"], part.epochs.iloc[:0])
-        signals = results.signals(study, trial["trial_id"])
-        source = signals if signals is not None and len(signals) else epochs
-        iteration, gap = thin(_floats(source["iteration"]), _floats(source["energy_gap"]), most)
-        quality = _floats(epochs[metric.name]) if metric is not None else np.full(len(epochs), np.nan)
-        epoch, values = thin(_floats(epochs["epoch"]), quality, most)
-        curves.append(TrainingCurve(trial, iteration, gap, epoch, values))
+    for i, trial in enumerate(records(table)):
+        gaps, qualities = slice(of_gap[i], of_gap[i + 1]), slice(of_quality[i], of_quality[i + 1])
+        points, source = (iteration[gaps], gap[gaps]), "epochs"
+        signals = results.signals(study, trial["trial_id"]) if drawn[i] else None
+        if signals is not None and len(signals):
+            points, source = thin(floats(signals["iteration"]), floats(signals["energy_gap"]), fine), "signals"
+        curves.append(TrainingCurve(trial, *points, epoch[qualities], quality[qualities], bool(drawn[i]), source))
     return curves
 
 
-def _floats(column: pd.Series[Any]) -> NDArray[np.float64]:
-    return column.to_numpy(dtype=np.float64, na_value=np.nan)
+TRAINING_COLUMNS: tuple[Column, ...] = (
+    *LINE_COLUMNS,
+    Column("quantity", "string", "energy_gap or the name of a metric"),
+    Column("iteration", "int64", "training iterations by then, of an energy gap"),
+    Column("epoch", "int64", "epochs finished by then, of a metric"),
+    Column("value", "float64", "the quantity; of a long curve its ends and the extremes of stretches of it"),
+    Column("source", "string", "signals or epochs: where it is from"),
+)
+"""Columns of `training_points`."""
+
+
+def training_points(curves: Sequence[TrainingCurve], metric: Metric | None) -> pd.DataFrame:
+    """Curves, drawn or not, as rows of `TRAINING_COLUMNS`: the energy gaps by trial, then the metric by trial."""
+    gaps, qualities = (
+        np.repeat(np.arange(len(curves)), [len(x) for x in along])
+        for along in ([c.iteration for c in curves], [c.epoch for c in curves])
+    )
+    names = pd.array(["energy_gap", metric.name if metric is not None else None], dtype="string")
+    sources = pd.array([*(c.source for c in curves), "epochs"], dtype="string")
+    no_gap, no_quality = np.full(len(gaps), np.nan), np.full(len(qualities), np.nan)
+    points = {
+        "quantity": names.take(np.repeat([0, 1], [len(gaps), len(qualities)])),
+        "iteration": np.concatenate([*(c.iteration for c in curves), no_quality]),
+        "epoch": np.concatenate([no_gap, *(c.epoch for c in curves)]),
+        "value": np.concatenate([*(c.energy_gap for c in curves), *(c.quality for c in curves)]),
+        "source": sources.take(np.concatenate([gaps, np.full(len(qualities), len(curves))])),
+    }
+    return line_points([c.trial for c in curves], np.concatenate([gaps, qualities]), points, TRAINING_COLUMNS)
 
 
 def drawn_points(traces: Iterable[Mapping[str, Any]]) -> pd.DataFrame:

@@ -33,8 +33,8 @@ LINE_COLUMNS: tuple[Column, ...] = (
 _DTYPES: dict[str, Any] = {"string": "string", "int64": "Int64", "float64": "Float64", "bool": "boolean"}
 
 
-def chosen(outcomes: Sequence[str], quality: NDArray[np.float64], most: int = MAX_LINES) -> NDArray[np.bool_]:
-    """Which trials have their lines drawn: all, or `most` of them, the same for the same trials.
+def chosen(outcomes: Sequence[str], quality: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which trials have their lines drawn: all, or `MAX_LINES` of them, the same for the same trials.
 
     Each outcome has a share by its number of trials and at least `LEAST_LINES`; within it they are taken evenly over
     the ranking by quality, so the best and the worst are among them.
@@ -42,23 +42,22 @@ def chosen(outcomes: Sequence[str], quality: NDArray[np.float64], most: int = MA
     Args:
         outcomes: Of the trials.
         quality: Best value of each; NaN for none, which ranks last.
-        most: At least `LEAST_LINES` times the number of outcomes.
     """
     outcome = np.array(outcomes, dtype=object)
-    drawn = np.full(len(outcome), len(outcome) <= most)
+    drawn = np.full(len(outcome), len(outcome) <= MAX_LINES)
     if drawn.all():
         return drawn
-    for name, count in _shares(Counter(outcomes), most).items():
+    for name, count in _shares(Counter(outcomes)).items():
         own = np.flatnonzero(outcome == name)
         ranked = own[np.argsort(quality[own], kind="stable")]
         drawn[ranked[np.linspace(0, len(ranked) - 1, count).round().astype(np.int64)]] = True
     return drawn
 
 
-def _shares(counts: Counter[str], most: int) -> dict[str, int]:
-    """Lines of each outcome, `most` together."""
+def _shares(counts: Counter[str]) -> dict[str, int]:
+    """Lines of each outcome, `MAX_LINES` together."""
     least = {name: min(count, LEAST_LINES) for name, count in counts.items()}
-    left = most - sum(least.values())
+    left = MAX_LINES - sum(least.values())
     further = sum(counts.values()) - sum(least.values())
     shares, before = {}, 0
     for name, count in counts.items():
