@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from itertools import pairwise
+from typing import Any
 
+import numpy as np
+import pandas as pd
 from scipy.stats import binomtest
 
-from analysis.load import records, typed_frame
+from analysis.grouping import alike, plain
+from analysis.load import empty_frame
 from analysis.words import symbol, text
 from trainables.schema import METRICS, SETTING_FIELDS, SETTING_NAMES, Column, Outcome
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Trial = Mapping[str, Any]
 """A row of `trials.parquet` as plain values, null as None."""
@@ -84,9 +85,14 @@ def spread(values: Iterable[float | None]) -> Spread:
         raise ValueError("a measured value is not finite; expected null where nothing was measured")
     if not measured:
         return Spread(None, None, 0, None, None)
-    mean = math.fsum(measured) / len(measured)
-    sd = statistics.stdev(measured) if len(measured) > 1 else None
-    return Spread(mean, sd, len(measured), min(measured), max(measured))
+    n, low, high = len(measured), min(measured), max(measured)
+    mean = math.fsum(measured) / n
+    if n == 1:
+        return Spread(mean, None, n, low, high)
+    # A length neither overflows nor underflows where squares would; values all equal have no spread, whatever rounding
+    # makes of their mean.
+    sd = math.dist(measured, [mean] * n) / math.sqrt(n - 1) if low < high else 0.0
+    return Spread(mean, sd, n, low, high)
 
 
 @dataclass(frozen=True)
@@ -196,90 +202,118 @@ def settings_table(trials: pd.DataFrame) -> pd.DataFrame:
     Args:
         trials: `TRIAL_COLUMNS`.
     """
-    groups = group_by(records(trials), ("study", "setting_id"))
-    configs = {key: configuration(group[0]["config"]) for key, group in groups.items()}
-    mates: dict[str, list[dict[str, Any]]] = {}
-    for (study, _), config in configs.items():
+    # Columns, not rows: the values of a setting's trials are a slice of each, once its trials stand together.
+    setting = alike(trials, ("study", "setting_id"))
+    together = trials.iloc[np.argsort(setting, kind="stable")]
+    ends = np.cumsum(np.bincount(setting)).tolist()
+    slices = [slice(a, b) for a, b in pairwise([0, *ends])]
+    columns = {str(name): plain(together[name]) for name in together.columns}
+
+    def first(name: str) -> list[Any]:
+        return [columns[name][s.start] for s in slices]
+
+    def each(name: str, of: Callable[[list[Any]], Any]) -> list[Any]:
+        values = columns[name]
+        if all(v is None for v in values):
+            return [of([])] * len(slices)
+        return [of(values[s]) for s in slices]
+
+    def spreads(name: str, as_name: str, *parts: str) -> dict[str, list[Any]]:
+        found: list[Spread] = each(name, spread)
+        return {f"{as_name}_{part}": [getattr(s, part) for s in found] for part in parts}
+
+    counts = {o: [of.count(o.value) for of in (columns["outcome"][s] for s in slices)] for o in Outcome}
+    judged = [sum(of) for of in zip(*(counts[Outcome(o)] for o in JUDGED), strict=True)]
+    divergence = [wilson(k, n) for k, n in zip(counts[Outcome.DIVERGED], judged, strict=True)]
+    when = zip(columns["outcome"], columns["iteration"], strict=True)
+    columns["diverged_at"] = [at if outcome == Outcome.DIVERGED else None for outcome, at in when]
+    studies, configs = first("study"), [_parsed(config) for config in first("config")]
+    table: dict[str, list[Any]] = {
+        **{name: first(name) for name in ("study", "setting_id", *SETTING_NAMES)},
+        "setting": _differences(studies, [_flat(config) for config in configs]),
+        "trials": [s.stop - s.start for s in slices],
+        "seeds": each("seed", lambda seeds: len({*seeds} - {None})),
+        **{o.value: counts[o] for o in Outcome if o not in (Outcome.PENDING, Outcome.RUNNING)},
+        "unfinished": [a + b for a, b in zip(counts[Outcome.PENDING], counts[Outcome.RUNNING], strict=True)],
+        "divergence_rate": [i.rate for i in divergence],
+        "divergence_low": [i.low for i in divergence],
+        "divergence_high": [i.high for i in divergence],
+        "divergence_iteration_median": each("diverged_at", _median),
+        **spreads("seconds", "seconds", "mean", "sd"),
+        "seconds_sum": each("seconds", total),
+        **spreads("seconds_per_iteration", "seconds_per_iteration", "mean", "sd"),
+        "saved_seconds_sum": each("saved_seconds", total),
+        "hardware": each("hardware", joined),
+        "trial_ids": each("trial_id", joined),
+        "config": [_without_seed(config) for config in configs],
+    }
+    for metric in METRICS:
+        for name in (f"{metric.name}_best", f"{metric.name}_last"):
+            table |= spreads(name, name, "mean", "sd", "n")
+        table[metric.protocol_column] = each(metric.protocol_column, joined)
+    dtypes = empty_frame(SETTINGS_COLUMNS).dtypes
+    return pd.DataFrame({c.name: pd.array(table[c.name], dtype=dtypes[c.name]) for c in SETTINGS_COLUMNS})
+
+
+def _differences(studies: Sequence[str], configs: Sequence[Mapping[str, Any]]) -> list[str | None]:
+    """Of every setting where its configuration differs from the others of its study, in words."""
+    mates: dict[str, list[Mapping[str, Any]]] = {}
+    for study, config in zip(studies, configs, strict=True):
         mates.setdefault(study, []).append(config)
     fields = {study: differing(same) for study, same in mates.items()}
-    rows = []
-    for key, group in groups.items():
-        words = [f"{symbol(f)} {text(configs[key].get(f))}" for f in fields[key[0]]]
-        rows.append(_setting_row(group) | {"setting": ", ".join(words) or None})
-    return typed_frame(rows, SETTINGS_COLUMNS)
+    return [
+        ", ".join(f"{symbol(f)} {text(config.get(f))}" for f in fields[study]) or None
+        for study, config in zip(studies, configs, strict=True)
+    ]
+
+
+def _median(values: Sequence[Any]) -> float | None:
+    measured = [v for v in values if v is not None]
+    return float(statistics.median(measured)) if measured else None
 
 
 def configuration(config: str | None) -> dict[str, Any]:
     """A trial's configuration, its seed left out, by dotted names; empty where none was recorded."""
+    return _flat(_parsed(config))
 
-    def flat(value: dict[str, Any], prefix: str) -> dict[str, Any]:
-        parts: dict[str, Any] = {}
-        for name, part in value.items():
-            parts |= flat(part, f"{prefix}{name}.") if isinstance(part, dict) and part else {f"{prefix}{name}": part}
-        return parts
 
-    value = json.loads(config) if config is not None else {}
-    return {k: v for k, v in flat(value, "").items() if k != "seed"} if isinstance(value, dict) else {}
+def _parsed(config: str | None) -> dict[str, Any] | None:
+    """A configuration without its seed; None where none was recorded."""
+    value = json.loads(config) if config is not None else None
+    return {k: v for k, v in value.items() if k != "seed"} if isinstance(value, dict) else None
+
+
+def _flat(config: dict[str, Any] | None, prefix: str = "") -> dict[str, Any]:
+    """The values of a configuration by dotted names."""
+    parts: dict[str, Any] = {}
+    for name, part in (config or {}).items():
+        if isinstance(part, dict) and part:
+            parts |= _flat(part, f"{prefix}{name}.")
+        else:
+            parts[f"{prefix}{name}"] = part
+    return parts
 
 
 def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Dotted names under which configurations differ: the columns of `trials.parquet` in their order, then others."""
     names = sorted({name for config in configs for name in config})
-    found = [n for n in names if any(_as_json(config.get(n)) != _as_json(configs[0].get(n)) for config in configs)]
+    found = [n for n in names if not _all_equal([config.get(n) for config in configs])]
     order = {name: i for i, name in enumerate(SETTING_NAMES)}
     return sorted(found, key=lambda n: (order.get(n, len(order)), n))
 
 
-def _as_json(value: Any) -> tuple[str, Any]:
-    """What is equal for values of equal JSON."""
-    # Nearly all are plain values, of thousands of configurations.
-    if value is None or isinstance(value, (str, bool)):
-        return type(value).__name__, value
-    return "number", json.dumps(value, sort_keys=True)
+def _all_equal(values: Sequence[Any]) -> bool:
+    """Whether values are equal as JSON, in which 1 and 1.0 differ."""
+    if len({type(v) for v in values}) > 1:
+        return False
+    if isinstance(values[0], (list, dict)):
+        # Equal lists may hold what is not: [1] and [1.0].
+        return len({json.dumps(v, sort_keys=True) for v in values}) == 1
+    return values.count(values[0]) == len(values)
 
 
-def _setting_row(trials: Sequence[Trial]) -> dict[str, Any]:
-    first, counts = trials[0], count(trials)
-    interval = counts.divergence
-    iterations = [t["iteration"] for t in trials if t["outcome"] == Outcome.DIVERGED and t["iteration"] is not None]
-    seconds, pace = spread(t["seconds"] for t in trials), spread(t["seconds_per_iteration"] for t in trials)
-    row: dict[str, Any] = {
-        "study": first["study"],
-        "setting_id": first["setting_id"],
-        **{c.name: first[c.name] for c in SETTING_FIELDS},
-        "trials": counts.trials,
-        "seeds": len({t["seed"] for t in trials if t["seed"] is not None}),
-        **{o.value: counts[o] for o in Outcome if o not in (Outcome.PENDING, Outcome.RUNNING)},
-        "unfinished": counts[Outcome.PENDING] + counts[Outcome.RUNNING],
-        "divergence_rate": interval.rate,
-        "divergence_low": interval.low,
-        "divergence_high": interval.high,
-        "divergence_iteration_median": float(statistics.median(iterations)) if iterations else None,
-        "seconds_mean": seconds.mean,
-        "seconds_sd": seconds.sd,
-        "seconds_sum": total(t["seconds"] for t in trials),
-        "seconds_per_iteration_mean": pace.mean,
-        "seconds_per_iteration_sd": pace.sd,
-        "saved_seconds_sum": total(t["saved_seconds"] for t in trials),
-        "hardware": joined(t["hardware"] for t in trials),
-        "trial_ids": joined(t["trial_id"] for t in trials),
-        "config": _without_seed(first["config"]),
-    }
-    for metric in METRICS:
-        for kind in ("best", "last"):
-            values = spread(t[f"{metric.name}_{kind}"] for t in trials)
-            row[f"{metric.name}_{kind}_mean"] = values.mean
-            row[f"{metric.name}_{kind}_sd"] = values.sd
-            row[f"{metric.name}_{kind}_n"] = values.n
-        row[metric.protocol_column] = joined(t[metric.protocol_column] for t in trials)
-    return row
-
-
-def _without_seed(config: str | None) -> str | None:
-    value = json.loads(config) if config is not None else None
-    if not isinstance(value, dict):
-        return None
-    return json.dumps({k: v for k, v in value.items() if k != "seed"}, sort_keys=True)
+def _without_seed(config: dict[str, Any] | None) -> str | None:
+    return None if config is None else json.dumps(config, sort_keys=True)
 
 
 def total(values: Iterable[float | None]) -> float | None:

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from analysis.aggregate import Trial, identifier, joined, spread
+from analysis.aggregate import Trial, group_by, identifier, joined, spread
 from analysis.compare import (
     EPOCHS,
     ITERATIONS_PER_EPOCH,
@@ -94,12 +94,13 @@ def runtime_table(trials: Sequence[Trial], bench: Sequence[Mapping[str, Any]] = 
     a setting was timed on several devices the row shows the one with most trials and says so.
     """
     ran = [t for t in trials if t["seconds_per_iteration"] is not None]
+    of_method = group_by(ran, ("dataset", "method"))
     benched = bench_trials(bench)
     rows = []
     for published in records(published_results(6)):
         found = matching(benched, published)
         timed = benched if found else ran
-        found = found or matching(ran, published)
+        found = found or matching(of_method.get((published["dataset"], published["method"]), ()), published)
         group, settings = nearest_setting(found)
         row = {k: published[k] for k in ("table", "row", "dataset", "group", "model", "method", "sampling_steps")}
         row["published_note"] = published["note"]

@@ -194,9 +194,10 @@ def write_tables(results: Results | None, out_dir: Path | str, merge: Merge = "a
 def quality_table(table: int, trials: Sequence[Trial], merge: Merge = "all") -> pd.DataFrame:
     """Table 1, 2, 3 or 4 (`quality_columns`); see `build_tables`."""
     columns = quality_columns(table)
+    of_method = group_by(trials, ("dataset", "method"))
     rows = []
     for published in records(published_results(table)):
-        candidates = matching(trials, published)
+        candidates = matching(of_method.get((published["dataset"], published["method"]), ()), published)
         group, settings = nearest_setting([t for t in candidates if t["outcome"] in JUDGED])
         group, merged = _merged(group, merge, numbers_of(table))
         row = {k: published[k] for k in ("table", "row", "dataset", "group", "model", "method", "sampling_steps")}
@@ -314,13 +315,14 @@ def _one_protocol(scored: list[Trial], metric: str) -> tuple[list[Trial], list[s
 
 def hyperparameter_table(trials: Sequence[Trial]) -> pd.DataFrame:
     """Table 5 (`HYPERPARAMETER_TABLE_COLUMNS`): trials of the paper's own methods; a classifier has no sampler."""
+    own = [(t, identifier(t)) for t in trials if t["method"] not in BASELINES]
     rows = []
     for row in records(published_hyperparameters()):
         field, published = row["field"], row.pop("value")
-        own = [t for t in trials if t["method"] not in BASELINES and (t["method"] != "softmax" or field == "epochs")]
-        having = [t for t in own if t[field] is not None]
-        values = sorted({float(t[field]) for t in having})
-        same = [t for t in having if float(t[field]) == published]
+        counted = own if field == "epochs" else [(t, name) for t, name in own if t["method"] != "softmax"]
+        having = [(t, name) for t, name in counted if t[field] is not None]
+        values = sorted({float(t[field]) for t, _ in having})
+        same = [name for t, name in having if float(t[field]) == published]
         measured = {
             "published": published,
             "measured_min": values[0] if values else None,
@@ -329,9 +331,9 @@ def hyperparameter_table(trials: Sequence[Trial]) -> pd.DataFrame:
             "trials": len(having),
             "trials_matching": len(same),
             "matches": len(same) == len(having) if having else None,
-            "studies": joined(t["study"] for t in having),
-            "trial_ids": joined(identifier(t) for t in having),
-            "trial_ids_matching": joined(identifier(t) for t in same),
+            "studies": joined(t["study"] for t, _ in having),
+            "trial_ids": joined(name for _, name in having),
+            "trial_ids_matching": joined(same),
         }
         rows.append(row | measured)
     return typed_frame(rows, HYPERPARAMETER_TABLE_COLUMNS)
