@@ -16,7 +16,7 @@ from pandas.api.types import is_numeric_dtype
 
 from analysis.aggregate import ENDED_BADLY, Trial, configuration, group_by
 from analysis.epoch_rows import epoch_rows, floats
-from analysis.grouping import sort_key
+from analysis.grouping import alike, coded, plain, sort_key
 from analysis.lines import LINE_COLUMNS, chosen, line_points
 from analysis.load import Results, current_epochs, records
 from analysis.summary import explanatory_fields, objective, varied_or_all
@@ -57,6 +57,11 @@ class Axis:
             return float(self.labels.index(text(value)))
         return math.log10(value) if self.logarithmic else float(value)
 
+    def positions(self, values: Sequence[Any]) -> NDArray[np.float64]:
+        """Positions of values of the field."""
+        at = {value: self.position(value) for value in dict.fromkeys(values)}
+        return np.array([at[value] for value in values], dtype=np.float64)
+
 
 def axis(values: Sequence[Any], field: str) -> Axis:
     """An axis for a field's values: even steps for few values or text, else linear or logarithmic."""
@@ -86,55 +91,105 @@ def outcome_fields(results: Results, study: str) -> tuple[str, str]:
     return ranked[0], ranked[1]
 
 
-def outcome_points(trials: pd.DataFrame, x: str, y: str) -> tuple[pd.DataFrame, Axis, Axis]:
+def outcome_points(
+    trials: pd.DataFrame, x: str, y: str, hovers: Hovers | None = None
+) -> tuple[pd.DataFrame, Axis, Axis]:
     """Every trial as a point over two fields.
 
     Trials of one cell are spread over a sunflower around its centre, in the order of the trials, so that seeds do not
     hide each other and the same trials give the same figure.
 
+    Args:
+        trials: `TRIAL_COLUMNS`.
+        x: A setting.
+        y: Another.
+        hovers: Of the trials, where they are there already.
+
     Returns:
         `study`, `trial_id`, `outcome`, `x`, `y` (positions on the axes) and `hover` (text), and the two axes.
     """
-    rows = records(trials)
-    horizontal, vertical = axis([t[x] for t in rows], x), axis([t[y] for t in rows], y)
-    width, height = (_cell(a, [a.position(t[a.field]) for t in rows]) for a in (horizontal, vertical))
-    points = []
-    for group in group_by(rows, (x, y)).values():
-        for index, trial in enumerate(group):
-            radius = math.sqrt((index + 0.5) / len(group)) if len(group) > 1 else 0.0
-            angle = index * _GOLDEN_ANGLE
-            points.append(
-                {
-                    "study": trial["study"],
-                    "trial_id": trial["trial_id"],
-                    "outcome": trial["outcome"],
-                    "x": horizontal.position(trial[x]) + width * radius * math.cos(angle),
-                    "y": vertical.position(trial[y]) + height * radius * math.sin(angle),
-                    "hover": hover(trial, (x, y)),
-                }
-            )
-    frame = pd.DataFrame(points, columns=["study", "trial_id", "outcome", "x", "y", "hover"])
-    return frame, horizontal, vertical
+    columns = plain(trials[x]), plain(trials[y])
+    horizontal, vertical = axis(columns[0], x), axis(columns[1], y)
+    cell = alike(trials, (x, y))
+    order = np.argsort(cell, kind="stable")
+    sizes = np.bincount(cell)
+    of_cell = sizes[cell[order]]
+    index = np.arange(len(order)) - (np.cumsum(sizes) - sizes)[cell[order]]
+    radius = np.where(of_cell > 1, np.sqrt((index + 0.5) / of_cell), 0.0)
+    turns = [i * _GOLDEN_ANGLE for i in range(max(sizes, default=0))]
+    hovers = Hovers(trials) if hovers is None else hovers
+    points = {name: trials[name].to_numpy(object)[order] for name in ("study", "trial_id", "outcome")}
+    for name, place, values, way in (("x", horizontal, columns[0], math.cos), ("y", vertical, columns[1], math.sin)):
+        at = place.positions(values)
+        points[name] = at[order] + _cell(place, at) * radius * np.array([way(t) for t in turns])[index]
+    points["hover"] = np.array(hovers.over((x, y)), dtype=object)[order]
+    return pd.DataFrame(points), horizontal, vertical
 
 
-def _cell(place: Axis, positions: Sequence[float]) -> float:
+def _cell(place: Axis, positions: NDArray[np.float64]) -> float:
     """Radius of a cell along an axis: a third of a step, or one in a hundred of a continuous range."""
     if place.discrete:
         return 0.33
-    return (max(positions) - min(positions)) / 100
+    return float(positions.max() - positions.min()) / 100
+
+
+_HOVER_FIELDS = ("sampling_steps", "step_size", "initial", "norm", "l2_weight")
 
 
 def hover(trial: Trial, fields: Sequence[str] = ()) -> str:
     """What a pointer over a trial shows: its name, setting, seed, how and when it ended and why."""
-    settings = ", ".join(
-        f"{symbol(f)} {brief(trial[f])}"
-        for f in dict.fromkeys((*fields, "sampling_steps", "step_size", "initial", "norm", "l2_weight"))
-    )
-    lines = [f"<b>{trial['trial_id']}</b> {ending(trial)}", settings, f"seed {trial['seed']}, {trial['setting_id']}"]
+    settings = ", ".join(_said(f, trial[f]) for f in dict.fromkeys((*fields, *_HOVER_FIELDS)))
+    return f"{_first_line(trial)}<br>{settings}<br>{_last_lines(trial)}"
+
+
+def _first_line(trial: Trial) -> str:
+    return f"<b>{trial['trial_id']}</b> {ending(trial)}"
+
+
+def _said(field: str, value: Any) -> str:
+    return f"{symbol(field)} {brief(value)}"
+
+
+def _last_lines(trial: Trial) -> str:
+    lines = f"seed {trial['seed']}, {trial['setting_id']}"
     if trial["outcome"] == Outcome.FAILED and trial["message"] is not None:
         # plotly reads hover text as markup.
-        lines.append(html.escape(shorten(trial["message"], 100, placeholder=" …"), quote=False))
-    return "<br>".join(lines)
+        lines += f"<br>{html.escape(shorten(trial['message'], 100, placeholder=' …'), quote=False)}"
+    return lines
+
+
+class Hovers:
+    """`hover` of every trial, for many figures of the same trials: what they have in common is written once.
+
+    Attributes:
+        trials: `TRIAL_COLUMNS`.
+    """
+
+    def __init__(self, trials: pd.DataFrame) -> None:
+        names = ["trial_id", "setting_id", "seed", "outcome", "iterations_done", "iteration", "cause", "message"]
+        self.trials = trials
+        self._lines = [(_first_line(t), _last_lines(t)) for t in records(trials[names])]
+        self._fields: dict[str, list[str]] = {}
+
+    def over(self, fields: Sequence[str] = ()) -> list[str]:
+        """The texts, in the order of the trials.
+
+        Args:
+            fields: Settings to name first.
+        """
+        settings = [self._of(f) for f in dict.fromkeys((*fields, *_HOVER_FIELDS))]
+        return [
+            f"{first}<br>{', '.join(said)}<br>{last}"
+            for (first, last), said in zip(self._lines, zip(*settings, strict=True), strict=True)
+        ]
+
+    def _of(self, field: str) -> list[str]:
+        """A setting of every trial in words; few of its values differ."""
+        if field not in self._fields:
+            codes, distinct = coded(plain(self.trials[field]))
+            words = [_said(field, value) for value in distinct]
+            self._fields[field] = [words[i] for i in codes.tolist()]
+        return self._fields[field]
 
 
 def ending(trial: Trial) -> str:

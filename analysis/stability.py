@@ -11,6 +11,7 @@ import math
 import warnings
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ import pandas as pd
 from scipy import stats
 
 from analysis.aggregate import ENDED_BADLY, Interval, Trial, count, group_by, wilson
-from analysis.grouping import by_value, sort_key
+from analysis.grouping import coded, places_by_value, plain, sort_key
 from analysis.load import records, typed_frame
 from trainables.schema import Column, Outcome
 
@@ -72,28 +73,6 @@ INFORMATIVE: tuple[Outcome, ...] = (Outcome.PRUNED, Outcome.COLLAPSED)
 diverge any more (a competing event). Budget, interrupt and error do not look at the energies."""
 
 
-def times_to_divergence(
-    trials: Iterable[Trial], *, collapse_is_event: bool = False
-) -> tuple[list[int], list[bool], list[Trial]]:
-    """Iterations to divergence, whether each was seen, and the trials; a trial that never trained is in none of them.
-
-    Args:
-        trials: Rows of `TRIAL_COLUMNS`.
-        collapse_is_event: Count a collapse as an event too; else it censors the trial.
-    """
-    events = ENDED_BADLY if collapse_is_event else {Outcome.DIVERGED}
-    times, seen, used = [], [], []
-    for trial in trials:
-        event = trial["outcome"] in events
-        time = trial["iteration"] if event and trial["iteration"] is not None else trial["iterations_done"]
-        if time is None or (time == 0 and not event):
-            continue
-        times.append(int(time))
-        seen.append(event)
-        used.append(trial)
-    return times, seen, used
-
-
 def survival(trials: pd.DataFrame, by: str | None = None, *, collapse_is_event: bool = False) -> list[SurvivalCurve]:
     """Survival curves, one per value of a field in ascending order.
 
@@ -106,62 +85,91 @@ def survival(trials: pd.DataFrame, by: str | None = None, *, collapse_is_event: 
         by: A setting; None for one curve over all trials.
         collapse_is_event: Count a collapse as an event too; else it censors the trial.
     """
-    rows = records(trials)
-    groups: dict[tuple[Any, ...], list[Trial]] = group_by(rows, (by,) if by is not None else ())
-    curves = []
-    for values, group in sorted(groups.items(), key=lambda item: tuple(map(sort_key, item[0]))):
-        times, seen, used = times_to_divergence(group, collapse_is_event=collapse_is_event)
-        if times:
-            curves.append(_curve(values[0] if values else None, times, seen, used))
-    return curves
+    times = _times(trials, collapse_is_event=collapse_is_event)
+    if by is None:
+        return [_curve(None, times)] if len(times.when) else []
+    codes, distinct = coded(plain(trials[by]))
+    ascending = sorted(range(len(distinct)), key=lambda i: sort_key(distinct[i]))
+    groups = [(distinct[i], times.of(np.flatnonzero(codes == i))) for i in ascending]
+    return [_curve(value, group) for value, group in groups if len(group.when)]
 
 
 def survival_by(trials: pd.DataFrame, by: str) -> list[SurvivalCurve]:
     """Survival curves by a field, as `survival`; a number of many values by the groups of `by_value`."""
-    curves = []
-    for value, group in by_value(records(trials), by).items():
-        times, seen, used = times_to_divergence(group)
-        if times:
-            curves.append(_curve(value, times, seen, used))
-    return curves
+    return [_curve(value, group) for value, group in _times_by_value(trials, by).items()]
 
 
-def _curve(value: Any, times: Sequence[int], seen: Sequence[bool], trials: Sequence[Trial]) -> SurvivalCurve:
-    estimate = stats.ecdf(stats.CensoredData.right_censored(times, [not s for s in seen])).sf
+@dataclass(frozen=True)
+class _Times:
+    """When trials diverged or were censored; arrays of one entry per trial that trained."""
+
+    rows: NDArray[np.intp]
+    """The trial's row in the frame."""
+    when: NDArray[np.int64]
+    """Iterations to divergence, or to where it ended without."""
+    seen: NDArray[np.bool_]
+    """Whether it diverged."""
+    outcomes: NDArray[np.object_]
+
+    def of(self, rows: NDArray[np.intp]) -> _Times:
+        """Those of some rows of the frame."""
+        kept = np.isin(self.rows, rows)
+        return _Times(self.rows[kept], self.when[kept], self.seen[kept], self.outcomes[kept])
+
+    @property
+    def sample(self) -> stats.CensoredData:
+        """They as scipy takes them."""
+        return stats.CensoredData.right_censored(self.when, ~self.seen)
+
+
+def _times(trials: pd.DataFrame, *, collapse_is_event: bool = False) -> _Times:
+    """Times of the trials that trained; a collapse is an event too, or it censors the trial."""
+    outcomes = trials["outcome"].to_numpy(object)
+    event = np.isin(outcomes, list(ENDED_BADLY) if collapse_is_event else [Outcome.DIVERGED.value])
+    at, done = (trials[c].to_numpy(np.float64, na_value=np.nan) for c in ("iteration", "iterations_done"))
+    when = np.where(event & np.isfinite(at), at, done)
+    rows = np.flatnonzero(np.isfinite(when) & ((when != 0) | event))
+    return _Times(rows, when[rows].astype(np.int64), event[rows], outcomes[rows])
+
+
+def _times_by_value(trials: pd.DataFrame, field: str, *, collapse_is_event: bool = False) -> dict[str, _Times]:
+    """Times by the groups of `by_value` that have a trial that trained."""
+    times = _times(trials, collapse_is_event=collapse_is_event)
+    groups = {value: times.of(rows) for value, rows in places_by_value(plain(trials[field])).items()}
+    return {value: group for value, group in groups.items() if len(group.when)}
+
+
+def _curve(value: Any, times: _Times) -> SurvivalCurve:
+    estimate = stats.ecdf(times.sample).sf
     with warnings.catch_warnings():
         # Where the band does not exist is known and dealt with below.
         warnings.filterwarnings("ignore", message="The confidence interval is undefined", category=RuntimeWarning)
         band = estimate.confidence_interval(confidence_level=0.95, method="log-log")
     when = np.asarray(estimate.quantiles, dtype=np.int64)
     share = np.asarray(estimate.probabilities, dtype=np.float64)
-    ordered = np.sort(np.asarray(times))
+    trials = len(times.when)
+    ordered = np.sort(times.when)
     at_risk = len(ordered) - np.searchsorted(ordered, when, side="left")
     low = np.asarray(band.low.probabilities, dtype=np.float64).copy()
     high = np.asarray(band.high.probabilities, dtype=np.float64).copy()
     for i in np.flatnonzero(~np.isfinite(low) | ~np.isfinite(high)):
         # A share of 1 is known from the trials still at risk, a share of 0 from all of them.
-        interval = wilson(int(at_risk[i]), int(at_risk[i])) if share[i] > 0 else wilson(0, len(times))
+        interval = wilson(int(at_risk[i]), int(at_risk[i])) if share[i] > 0 else wilson(0, trials)
         low[i], high[i] = interval.low, interval.high
-    start = wilson(len(times), len(times))
-    censored = np.sort(np.asarray([t for t, s in zip(times, seen, strict=True) if not s], dtype=np.int64))
+    start = wilson(trials, trials)
+    left = Counter(times.outcomes[~times.seen].tolist())
     return SurvivalCurve(
         value,
-        len(times),
-        sum(seen),
+        trials,
+        int(times.seen.sum()),
         np.concatenate([[0], when]),
         np.concatenate([[1.0], share]),
         np.concatenate([[start.low], low]),
         np.concatenate([[1.0], high]),
-        np.concatenate([[len(times)], at_risk]),
-        censored,
-        informative(trials, seen),
+        np.concatenate([[trials], at_risk]),
+        np.sort(times.when[~times.seen]),
+        tuple((o.value, left[o.value]) for o in INFORMATIVE if left[o.value]),
     )
-
-
-def informative(trials: Sequence[Trial], seen: Sequence[bool]) -> tuple[tuple[str, int], ...]:
-    """Outcomes of `INFORMATIVE` among the censored trials, with how many there are of each."""
-    counts = Counter(t["outcome"] for t, event in zip(trials, seen, strict=True) if not event)
-    return tuple((o.value, counts[o.value]) for o in INFORMATIVE if counts[o.value])
 
 
 def logrank_p(trials: pd.DataFrame, field: str, first: str, second: str) -> float | None:
@@ -176,8 +184,8 @@ def logrank_p(trials: pd.DataFrame, field: str, first: str, second: str) -> floa
     Returns:
         None where a group has no trial that trained, or no trial of either diverged.
     """
-    groups = by_value(records(trials), field)
-    return _logrank(groups.get(first, []), groups.get(second, []))[1]
+    groups = _times_by_value(trials, field)
+    return _logrank(groups[first], groups[second])[1] if first in groups and second in groups else None
 
 
 @dataclass(frozen=True)
@@ -204,12 +212,12 @@ def logrank_pairs(trials: pd.DataFrame, field: str, *, collapse_is_event: bool =
         field: A setting.
         collapse_is_event: Count a collapse as an event too; else it censors the trial.
     """
-    groups = {v: g for v, g in by_value(records(trials), field).items() if times_to_divergence(g)[0]}
     tests = []
-    for first, second in combinations(groups, 2):
-        statistic, p = _logrank(groups[first], groups[second], collapse_is_event=collapse_is_event)
-        seen = [times_to_divergence(groups[v], collapse_is_event=collapse_is_event)[1] for v in (first, second)]
-        trials_of, events_of = (len(seen[0]), len(seen[1])), (sum(seen[0]), sum(seen[1]))
+    for (first, one), (second, other) in combinations(
+        _times_by_value(trials, field, collapse_is_event=collapse_is_event).items(), 2
+    ):
+        statistic, p = _logrank(one, other)
+        trials_of, events_of = (len(one.seen), len(other.seen)), (int(one.seen.sum()), int(other.seen.sum()))
         tests.append(LogRank(first, second, trials_of, events_of, statistic, p, None))
     corrected = iter(holm([t.p for t in tests if t.p is not None]))
     return [replace(t, p_holm=next(corrected)) if t.p is not None else t for t in tests]
@@ -242,20 +250,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def _logrank(
-    first: Iterable[Trial], second: Iterable[Trial], *, collapse_is_event: bool = False
-) -> tuple[float | None, float | None]:
+def _logrank(first: _Times, second: _Times) -> tuple[float | None, float | None]:
     """Statistic and p value; None where there is nothing to test."""
-    samples, events = [], 0
-    for group in (first, second):
-        times, seen, _ = times_to_divergence(group, collapse_is_event=collapse_is_event)
-        if not times:
-            return None, None
-        events += sum(seen)
-        samples.append(stats.CensoredData.right_censored(times, [not s for s in seen]))
-    if events == 0:
+    if not first.seen.any() and not second.seen.any():
         return None, None
-    test = stats.logrank(samples[0], samples[1])
+    test = stats.logrank(first.sample, second.sample)
     statistic, p = float(test.statistic), float(test.pvalue)
     return (statistic, p) if math.isfinite(p) else (None, None)
 
@@ -288,14 +287,10 @@ def hazard(trials: pd.DataFrame, by: str | None = None, *, collapse_is_event: bo
     Returns:
         `HAZARD_COLUMNS`, groups and bins ascending; no rows where no trial trained.
     """
-    rows = records(trials)
-    groups: list[tuple[str | None, list[Trial]]] = [(None, [*rows])] if by is None else [*by_value(rows, by).items()]
-    timed: dict[str | None, tuple[NDArray[np.int64], NDArray[np.bool_]]] = {}
-    for value, group in groups:
-        times, seen, _ = times_to_divergence(group, collapse_is_event=collapse_is_event)
-        if times:
-            # Iterations in which each trial was at risk: the one that tripped the detector counts.
-            timed[value] = (np.asarray(times) + np.asarray(seen, dtype=np.int64), np.asarray(seen, dtype=bool))
+    collapse = {"collapse_is_event": collapse_is_event}
+    groups = {None: _times(trials, **collapse)} if by is None else {**_times_by_value(trials, by, **collapse)}
+    # Iterations in which each trial was at risk: the one that tripped the detector counts.
+    timed = {value: (group.when + group.seen, group.seen) for value, group in groups.items() if len(group.when)}
     if not timed:
         return typed_frame([], HAZARD_COLUMNS)
     every = np.concatenate([risk[event] - 1 for risk, event in timed.values()])
@@ -349,7 +344,8 @@ def divergence_by(trials: pd.DataFrame, fields: Sequence[str]) -> pd.DataFrame:
         say nothing about the rest of it).
     """
     rows = []
-    for values, group in sorted(group_by(records(trials), fields).items(), key=lambda g: tuple(map(sort_key, g[0]))):
+    groups = group_by(records(trials[[*dict.fromkeys((*fields, "outcome"))]]), fields)
+    for values, group in sorted(groups.items(), key=lambda g: tuple(map(sort_key, g[0]))):
         counts = count(group)
         interval = counts.divergence
         rows.append(
@@ -368,6 +364,7 @@ def divergence_by(trials: pd.DataFrame, fields: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=names).convert_dtypes()
 
 
+@lru_cache(maxsize=4096)  # seeds are few, so thousands of settings have the same few counts
 def seeds_needed(k: int, n: int, limit: float, most: int = _MOST_SEEDS) -> int | None:
     """How many more seeds would put the 95% Wilson interval on one side of `limit`, the rate seen so far holding.
 
@@ -444,6 +441,13 @@ _LEDGER: dict[str, str] = {
 }
 
 
+_SPENT_FROM = (
+    *("outcome", "gpus", "iterations_planned", "iterations_done", "seconds_per_iteration", "seconds", "train_seconds"),
+    *("evaluation_seconds", "replayed_seconds", "lost_seconds", "saved_seconds"),
+)
+"""Columns of trials that the ledger is made from."""
+
+
 def compute_ledger(trials: pd.DataFrame) -> pd.DataFrame:
     """Where the time went, and what early stops saved.
 
@@ -452,7 +456,7 @@ def compute_ledger(trials: pd.DataFrame) -> pd.DataFrame:
         (fraction, null where no time was spent), `meaning`. The categories add up to the wall time of all trials
         (`spent`); `saved` was never spent.
     """
-    spent = _spent(records(trials))
+    spent = _spent(records(trials[[*_SPENT_FROM]]))
     whole = spent["spent"][0]
     meanings = _LEDGER | {"spent": "wall time of all trials", "saved": "training that early stops saved"}
     ledger = [
@@ -481,7 +485,7 @@ def compute_by(trials: pd.DataFrame, fields: Sequence[str] = ("setting_id",)) ->
         with most time first. Their sums are those of `compute_ledger`.
     """
     rows = []
-    for values, group in group_by(records(trials), fields).items():
+    for values, group in group_by(records(trials[[*dict.fromkeys((*fields, *_SPENT_FROM))]]), fields).items():
         spent = _spent(group)
         rows.append(
             dict(zip(fields, values, strict=True))
@@ -527,7 +531,7 @@ def _saved(trial: Trial) -> float:
 
 def saved_seconds(trials: pd.DataFrame) -> float:
     """Training time that early stops saved, in seconds."""
-    return math.fsum(_saved(t) for t in records(trials))
+    return math.fsum(_saved(t) for t in records(trials[[*_SPENT_FROM]]))
 
 
 def _category(outcome: str) -> str:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from analysis.aggregate import ENDED_BADLY, JUDGED, Interval, Trial, group_by, spread, wilson
-from analysis.grouping import by_value
+from analysis.grouping import by_value, places_by_value, plain
 from analysis.load import Results, records, varied_fields
 from analysis.stability import compute_ledger
 from analysis.words import brief, symbol
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import pandas as pd
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -120,12 +123,12 @@ def explanatory_fields(trials: pd.DataFrame, fields: Sequence[str]) -> list[str]
     for the number of cells: without it a field of many values explains noise. Fields that tell nothing are left out.
     A number of many values counts by its groups (`by_value`).
     """
-    rows = records(trials)
+    outcomes = trials["outcome"].to_numpy(object)
+    judged, bad = np.isin(outcomes, list(JUDGED)), np.isin(outcomes, list(ENDED_BADLY))
     scored = []
     for i, field in enumerate(fields):
-        judged = [(v, t["outcome"]) for v, group in _judged_by_value(rows, field).items() for t in group]
-        told = _information([v for v, _ in judged], [outcome in ENDED_BADLY for _, outcome in judged])
-        scored.append((told, -i, field))
+        groups = [places[judged[places]] for places in places_by_value(plain(trials[field])).values()]
+        scored.append((_information([bad[places] for places in groups if len(places)]), -i, field))
     return [field for score, _, field in sorted(scored, reverse=True) if score > 0]
 
 
@@ -143,13 +146,18 @@ def varied_or_all(results: Results, study: str) -> list[str]:
     return [f for f in SETTING_NAMES if len(trials[f].unique()) > 1]
 
 
-def _information(values: Sequence[Any], bad: Sequence[bool]) -> float:
-    n = len(values)
+def _information(groups: Sequence[NDArray[np.bool_]]) -> float:
+    """Mutual information between a trial's group and ending badly, from what ended badly in every group."""
+    n, bad = sum(map(len, groups)), sum(int(group.sum()) for group in groups)
     if n == 0:
         return 0.0
-    joint, left, right = Counter(zip(values, bad, strict=True)), Counter(values), Counter(bad)
-    information = sum(c / n * math.log(c * n / (left[v] * right[b])) for (v, b), c in joint.items())
-    return information - (len(left) - 1) * (len(right) - 1) / (2 * n)
+    of_all = {True: bad, False: n - bad}
+    information = sum(
+        c / n * math.log(c * n / (len(group) * of_all[b]))
+        for group in groups
+        for b, c in Counter(group.tolist()).items()
+    )
+    return information - (len(groups) - 1) * (sum(c > 0 for c in of_all.values()) - 1) / (2 * n)
 
 
 def _summarise(results: Results, study: str) -> StudySummary:
