@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise, product
+from itertools import compress, pairwise, product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,9 +20,10 @@ from scipy import stats
 from scipy.special import expit, log_expit, logit
 from sklearn.linear_model import LogisticRegression
 
-from analysis.aggregate import ENDED_BADLY, JUDGED, Trial, wilson
+from analysis.aggregate import ENDED_BADLY, JUDGED, wilson
 from analysis.figure_data import Axis, axis, outcome_fields
-from analysis.load import Results, records, typed_frame
+from analysis.grouping import coded, plain
+from analysis.load import Results, typed_frame
 from analysis.summary import varied_or_all
 from analysis.words import symbol, text
 from trainables.schema import Column
@@ -135,8 +136,9 @@ def phase_fields(results: Results, study: str) -> tuple[str, str]:
     varied = varied_or_all(results, study)
     if {"sampling_steps", "step_size"} <= set(varied):
         return "sampling_steps", "step_size"
-    trials = records(results.trials[results.trials["study"] == study])
-    counts = {f: len({t[f] for t in trials} - {None}) for f in varied if _numeric([t[f] for t in trials])}
+    trials = results.trials[results.trials["study"] == study]
+    columns = {f: plain(trials[f]) for f in varied}
+    counts = {f: len({*values} - {None}) for f, values in columns.items() if _numeric(values)}
     ranked = sorted((f for f in counts if counts[f] > 1), key=lambda f: (f != "sampling_steps", -counts[f]))
     return (ranked[0], ranked[1]) if len(ranked) > 1 else outcome_fields(results, study)
 
@@ -151,34 +153,61 @@ def phase(trials: pd.DataFrame, x: str, y: str, limit: float = 0.5) -> PhaseDiag
         limit: Probability of ending badly at the edge of the stable region. At one half the edge is where the likelier
             end changes, which few trials can show; at a few percent it takes many.
     """
-    rows = records(trials)
-    horizontal, vertical = axis([t[x] for t in rows], x), axis([t[y] for t in rows], y)
-    cells = _cells(rows, horizontal, vertical)
-    judged = [t for t in rows if t["outcome"] in JUDGED and t[x] is not None and t[y] is not None]
-    bad = sum(t["outcome"] in ENDED_BADLY for t in judged)
-    refusal, surface = refuse(len(judged), bad), None
+    across, up = _Along.of(trials, x), _Along.of(trials, y)
+    outcomes = trials["outcome"].to_numpy(object)
+    ended = np.isin(outcomes, list(JUDGED)), np.isin(outcomes, list(ENDED_BADLY))
+    cells = _cells(across, up, *ended)
+    having = across.known & up.known
+    judged = ended[0] & having
+    of_judged, bad = int(judged.sum()), int((ended[1] & judged).sum())
+    refusal, surface = refuse(of_judged, bad), None
     if not refusal:
-        surface, p = _surface(rows, judged, horizontal, vertical)
+        surface, p = _surface(across.only(having), up.only(having), judged[having], ended[1][having])
         if p > WORST_P:
             refusal = (
                 f"no edge to estimate: {symbol(x)} and {symbol(y)} do not explain which trials ended badly "
-                f"(likelihood-ratio p = {p:.2g}, {wilson(bad, len(judged)).of('bad')})"
+                f"(likelihood-ratio p = {p:.2g}, {wilson(bad, of_judged).of('bad')})"
             )
             surface = None
-    ordered = _numeric([t[x] for t in rows]) and _numeric([t[y] for t in rows])
+    ordered = _numeric(across.values) and _numeric(up.values)
     edge = _edge(surface, limit) if surface is not None and ordered else []
     return PhaseDiagram(
-        horizontal,
-        vertical,
+        across.axis,
+        up.axis,
         limit,
         typed_frame(cells, CELL_COLUMNS),
         surface,
         typed_frame(edge, EDGE_COLUMNS),
-        len(judged),
+        of_judged,
         bad,
-        len(rows) - len(judged),
+        len(trials) - of_judged,
         refusal,
     )
+
+
+@dataclass(frozen=True)
+class _Along:
+    """A field of every trial."""
+
+    axis: Axis
+    values: list[Any]
+    """None where it is missing."""
+    at: NDArray[np.float64]
+    """Their positions on the axis."""
+
+    @classmethod
+    def of(cls, trials: pd.DataFrame, field: str) -> _Along:
+        values = plain(trials[field])
+        place = axis(values, field)
+        return cls(place, values, place.positions(values))
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        return np.array([v is not None for v in self.values], dtype=bool)
+
+    def only(self, kept: NDArray[np.bool_]) -> _Along:
+        """The same of some of the trials, on the same axis."""
+        return _Along(self.axis, list(compress(self.values, kept)), self.at[kept])
 
 
 def refuse(judged: int, bad: int) -> str:
@@ -195,23 +224,20 @@ def refuse(judged: int, bad: int) -> str:
 # --------------------------------------------------------------------------------------------------------- cells
 
 
-def _cells(rows: Sequence[Trial], x: Axis, y: Axis) -> list[dict[str, Any]]:
+def _cells(x: _Along, y: _Along, judged: NDArray[np.bool_], bad: NDArray[np.bool_]) -> list[dict[str, Any]]:
     """Every combination of the fields' values, or of bins where a field has many, with its trials."""
-    columns, lines = _bins(rows, x), _bins(rows, y)
-    members: dict[tuple[int, int], list[Trial]] = {}
-    for trial in rows:
-        key = (_bin_of(x.position(trial[x.field]), columns), _bin_of(y.position(trial[y.field]), lines))
-        members.setdefault(key, []).append(trial)
+    columns, lines = _bins(x), _bins(y)
+    cell = _bin_of(x.at, columns) * len(lines) + _bin_of(y.at, lines)
+    counts = [np.bincount(cell[kept], minlength=len(columns) * len(lines)).tolist() for kept in (..., judged, bad)]
     found = []
-    for (i, (x_name, left, right)), (j, (y_name, bottom, top)) in product(enumerate(columns), enumerate(lines)):
-        group = members.get((i, j), [])
-        judged = [t for t in group if t["outcome"] in JUDGED]
-        bad = sum(t["outcome"] in ENDED_BADLY for t in judged)
-        rate = wilson(bad, len(judged))
+    for ((x_name, left, right), (y_name, bottom, top)), of_cell, of_judged, of_bad in zip(
+        product(columns, lines), *counts, strict=True
+    ):
+        rate = wilson(of_bad, of_judged)
         found.append(
             {"x": x_name, "y": y_name, "x_low": left, "x_high": right, "y_low": bottom, "y_high": top}
-            | {"trials": len(group), "judged": len(judged), "bad": bad}
-            | {"rate": rate.rate, "low": rate.low, "high": rate.high, "state": _state(len(group), len(judged), bad)}
+            | {"trials": of_cell, "judged": of_judged, "bad": of_bad}
+            | {"rate": rate.rate, "low": rate.low, "high": rate.high, "state": _state(of_cell, of_judged, of_bad)}
         )
     return found
 
@@ -224,19 +250,19 @@ def _state(trials: int, judged: int, bad: int) -> str:
     return "good" if bad == 0 else "bad" if bad == judged else "mixed"
 
 
-def _bins(rows: Sequence[Trial], place: Axis) -> list[tuple[str, float, float]]:
+def _bins(along: _Along) -> list[tuple[str, float, float]]:
     """Name and edges of the cells along an axis."""
+    place = along.axis
     if place.discrete:
         return [(label, i - 0.5, i + 0.5) for i, label in enumerate(place.labels)]
-    positions = [place.position(t[place.field]) for t in rows]
-    edges = [float(v) for v in np.linspace(min(positions), max(positions), _BINS + 1)]
+    edges = [float(v) for v in np.linspace(along.at.min(), along.at.max(), _BINS + 1)]
     names = [f"{10**e if place.logarithmic else e:.3g}" for e in edges]
     return [(f"{a} to {b}", low, high) for (a, b), (low, high) in zip(pairwise(names), pairwise(edges), strict=True)]
 
 
-def _bin_of(position: float, bins: Sequence[tuple[str, float, float]]) -> int:
+def _bin_of(positions: NDArray[np.float64], bins: Sequence[tuple[str, float, float]]) -> NDArray[np.intp]:
     uppers = [high for _, _, high in bins]
-    return min(int(np.searchsorted(uppers, position, side="right")), len(bins) - 1)
+    return np.minimum(np.searchsorted(uppers, positions, side="right"), len(bins) - 1)
 
 
 # --------------------------------------------------------------------------------------------------------- model
@@ -256,8 +282,8 @@ class Encoder:
     def of(cls, values: Sequence[Any]) -> Encoder:
         """The encoder of a field, from its values."""
         if not _numeric(values):
-            return cls(tuple(dict.fromkeys(text(v) for v in values)), False, 0.0, 1.0)
-        numbers = np.array([float(v) for v in values])
+            return cls(tuple(dict.fromkeys(text(v) for v in dict.fromkeys(values))), False, 0.0, 1.0)
+        numbers = np.array(values, dtype=np.float64)
         low, high = numbers.min(), numbers.max()
         logarithmic = bool(low > 0 and high / low >= DECADE)
         scaled = np.log(numbers) if logarithmic else numbers
@@ -266,8 +292,9 @@ class Encoder:
     def __call__(self, values: Sequence[Any]) -> NDArray[np.float64]:
         """Features of values, shape (n, features)."""
         if self.categories:
-            return np.array([[float(text(v) == c) for c in self.categories] for v in values])
-        numbers = np.array([float(v) for v in values])
+            codes, distinct = coded(values)
+            return np.array([[float(text(v) == c) for c in self.categories] for v in distinct])[codes]
+        numbers = np.array(values, dtype=np.float64)
         return ((np.log(numbers) if self.logarithmic else numbers) - self.mean)[:, None] / self.sd
 
 
@@ -299,37 +326,39 @@ class Logistic:
         """Log-odds at features of shape (n, d), and their standard deviation."""
         design = self._design(features)
         variance = np.einsum("ij,jk,ik->i", design, self.covariance, design)
-        return design @ self.weights, np.sqrt(variance)
+        return self.odds(features), np.sqrt(variance)
+
+    def odds(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The log-odds alone."""
+        return self._design(features) @ self.weights
 
     @staticmethod
     def _design(features: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.column_stack([np.full(len(features), INTERCEPT_SD / PRIOR_SD), features])
 
 
-def _surface(rows: Sequence[Trial], judged: Sequence[Trial], x: Axis, y: Axis) -> tuple[Surface, float]:
+def _surface(x: _Along, y: _Along, judged: NDArray[np.bool_], bad: NDArray[np.bool_]) -> tuple[Surface, float]:
     """The surface, and the p value of the likelihood-ratio test against one rate for all trials."""
     # Scales come from all trials, so that the surface covers what was tried.
-    having = [t for t in rows if t[x.field] is not None and t[y.field] is not None]
-    encoders = Encoder.of([t[x.field] for t in having]), Encoder.of([t[y.field] for t in having])
+    encoders = Encoder.of(x.values), Encoder.of(y.values)
 
     def features(xs: Sequence[Any], ys: Sequence[Any]) -> NDArray[np.float64]:
         a, b = encoders[0](xs), encoders[1](ys)
         return np.column_stack([a, b, (a[:, :, None] * b[:, None, :]).reshape(len(a), -1)])
 
-    seen = features([t[x.field] for t in judged], [t[y.field] for t in judged])
-    bad = np.array([t["outcome"] in ENDED_BADLY for t in judged])
-    model = Logistic.fit(seen, bad)
-    (x_at, x_values), (y_at, y_values) = _grid(having, x), _grid(having, y)
+    seen, ended = features(x.only(judged).values, y.only(judged).values), bad[judged]
+    model = Logistic.fit(seen, ended)
+    (x_at, x_values), (y_at, y_values) = _grid(x), _grid(y)
     pairs = list(product(y_values, x_values))
     odds, sd = model(features([b for _, b in pairs], [a for a, _ in pairs]))
     shape = (len(y_at), len(x_at))
     curves = (expit(v).reshape(shape) for v in (odds, odds - _Z * sd, odds + _Z * sd))
-    return Surface(np.array(x_at), np.array(y_at), *curves), likelihood_ratio_p(model, seen, bad)
+    return Surface(np.array(x_at), np.array(y_at), *curves), likelihood_ratio_p(model, seen, ended)
 
 
 def likelihood_ratio_p(model: Logistic, features: NDArray[np.float64], bad: NDArray[np.bool_]) -> float:
     """P value that one rate for all trials explains them as well (chi-squared; the ridge makes it conservative)."""
-    odds, _ = model(features)
+    odds = model.odds(features)
     rate = float(bad.mean())
     base = bad.sum() * math.log(rate) + (~bad).sum() * math.log(1 - rate)
     fitted = float(np.where(bad, log_expit(odds), log_expit(-odds)).sum())
@@ -337,13 +366,13 @@ def likelihood_ratio_p(model: Logistic, features: NDArray[np.float64], bad: NDAr
     return float(stats.chi2.sf(max(0.0, 2 * (fitted - base)), max(freedom, 1)))
 
 
-def _grid(rows: Sequence[Trial], place: Axis) -> tuple[list[float], list[Any]]:
+def _grid(along: _Along) -> tuple[list[float], list[Any]]:
     """Positions along an axis at which the surface is computed, and the field's values there."""
+    place = along.axis
     if place.discrete:
-        at = {place.position(t[place.field]): t[place.field] for t in rows}
+        at = dict(zip(along.at.tolist(), along.values, strict=True))
         return sorted(at), [at[p] for p in sorted(at)]
-    positions = [place.position(t[place.field]) for t in rows]
-    fine = [float(v) for v in np.linspace(min(positions), max(positions), _FINE)]
+    fine = [float(v) for v in np.linspace(along.at.min(), along.at.max(), _FINE)]
     return fine, [10**v if place.logarithmic else v for v in fine]
 
 
@@ -378,7 +407,7 @@ def _crossings(at: NDArray[np.float64], probability: NDArray[np.float64], limit:
 
 
 def _numeric(values: Sequence[Any]) -> bool:
-    known = [v for v in values if v is not None]
+    known = [v for v in dict.fromkeys(values) if v is not None]
     return bool(known) and all(isinstance(v, (int, float)) and math.isfinite(v) for v in known)
 
 
