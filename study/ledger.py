@@ -23,6 +23,7 @@ import pyarrow as pa
 from analysis.load import to_table, write_table
 from analysis.migrate import upgrade_event
 from study.errors import UserError, one_line
+from study.shelf import Shelf
 from trainables.config import TrialConfig
 from trainables.schema import ATTEMPT_COLUMNS, EPOCH_COLUMNS, TRIAL_COLUMNS, Outcome
 
@@ -142,7 +143,7 @@ class Ledger:
         self.trouble: OSError | None = None
         self.newest = 0.0
         self._rows: dict[str, dict[int, dict[str, Any]]] = {}
-        self._done: dict[str, pa.Table] = {}  # rows of trials that are over: a tenth of the memory
+        self._done = Shelf()  # rows of trials that are over
         self._waiting: deque[bytes] = deque()
         self._file: BinaryIO | None = None
         self._size = 0
@@ -360,10 +361,10 @@ class Ledger:
 
     def _pack(self, trial_id: str) -> None:
         if rows := self._rows.pop(trial_id, None):
-            self._done[trial_id] = to_table([rows[e] for e in sorted(rows)], EPOCH_COLUMNS)
+            self._done.put(trial_id, to_table([rows[e] for e in sorted(rows)], EPOCH_COLUMNS))
 
     def _unpack(self, trial_id: str) -> None:
-        if (table := self._done.pop(trial_id, None)) is not None:
+        if (table := self._done.pop(trial_id)) is not None:
             self._rows[trial_id] = {int(row["epoch"]): row for row in table.to_pylist()}
 
     def rows(self, trial_id: str) -> list[dict[str, Any]]:
@@ -457,7 +458,7 @@ class Ledger:
         """`trials`, `epochs` and `attempts` as Arrow tables, sorted by trial."""
         ids = sorted(self.trials)
         parts = [
-            self._done[t] if t in self._done else to_table(self.rows(t), EPOCH_COLUMNS)
+            done if (done := self._done.get(t)) is not None else to_table(self.rows(t), EPOCH_COLUMNS)
             for t in ids
             if t in self._done or t in self._rows
         ]
