@@ -158,6 +158,17 @@ def _last_lines(trial: Trial) -> str:
     return lines
 
 
+def unchecked(values: Iterable[Any]) -> NDArray[np.object_]:
+    """One value per point as plotly takes them whole: it checks a list value by value.
+
+    An array of numbers would be written in binary, from which the report's page cannot filter trials.
+    """
+    listed = values.tolist() if isinstance(values, (pd.Series, np.ndarray)) else list(values)
+    whole = np.empty(len(listed), dtype=object)
+    whole[:] = listed
+    return whole
+
+
 class Hovers:
     """`hover` of every trial, for many figures of the same trials: what they have in common is written once.
 
@@ -350,21 +361,26 @@ def drawn_points(traces: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         traces: `name`, `x`, `y`, `text`, `hovertext` of every trace, None for what it has not. A trace that only makes
             an entry of the legend has no row; neither has one that is not made of points over x and y.
     """
-    rows = []
+    columns: dict[str, list[Any]] = {"trace": [], "x": [], "y": [], "text": []}
     for trace in traces:
-        x, y = trace.get("x"), trace.get("y")
+        x, y = _values(trace.get("x")), _values(trace.get("y"))
         if x is None or y is None:
             continue
-        name, legend = trace.get("name") or "", trace.get("text")
-        texts = trace.get("hovertext")
+        legend, texts = trace.get("text"), trace.get("hovertext")
         texts = legend if texts is None else texts
-        for i, (a, b) in enumerate(zip(x, y, strict=True)):
-            if a is None or b is None:
-                continue
-            said = texts if texts is None or isinstance(texts, str) else texts[i]
-            rows.append({"trace": name, "x": a, "y": b, "text": _plain_text(said)})
-    frame = pd.DataFrame(rows, columns=["trace", "x", "y", "text"])
+        said = [texts] * len(x) if texts is None or isinstance(texts, str) else list(texts)
+        points = [p for p in zip(x, y, said, strict=True) if p[0] is not None and p[1] is not None]
+        words = {t: _plain_text(t) for t in {p[2] for p in points}}
+        columns["trace"] += [trace.get("name") or ""] * len(points)
+        columns["x"] += [p[0] for p in points]
+        columns["y"] += [p[1] for p in points]
+        columns["text"] += [words[p[2]] for p in points]
+    frame = pd.DataFrame(zip(*columns.values(), strict=True), columns=list(columns))
     return frame if frame["text"].notna().any() else frame.drop(columns="text")
+
+
+def _values(values: Any) -> list[Any] | None:
+    return None if values is None else values.tolist() if isinstance(values, np.ndarray) else list(values)
 
 
 def _plain_text(markup: Any) -> str | None:

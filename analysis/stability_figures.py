@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from analysis.figure_data import outcome_points
+from analysis.figure_data import outcome_points, unchecked
 from analysis.figures import MARKS
 from analysis.load import records
 from analysis.phase import PhaseDiagram, phase, phase_fields
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from analysis.figure_data import Axis
+    from analysis.figure_data import Axis, Hovers
     from analysis.importance import Importance
     from analysis.load import Results
 
@@ -38,12 +38,13 @@ def phase_figure(results: Results, study: str, fields: tuple[str, str] | None = 
     return draw_phase(phase(trials, x, y), trials)
 
 
-def draw_phase(diagram: PhaseDiagram, trials: pd.DataFrame) -> go.Figure:
+def draw_phase(diagram: PhaseDiagram, trials: pd.DataFrame, hovers: Hovers | None = None) -> go.Figure:
     """Draw a phase diagram.
 
     Args:
         diagram: `phase` of the trials.
         trials: `TRIAL_COLUMNS`.
+        hovers: Of the trials, where they are there already.
     """
     figure = go.Figure()
     if diagram.surface is not None:
@@ -51,18 +52,18 @@ def draw_phase(diagram: PhaseDiagram, trials: pd.DataFrame) -> go.Figure:
     _add_unexplored(figure, diagram)
     _add_edge(figure, diagram)
     _add_cells(figure, diagram)
-    points, _, _ = outcome_points(trials, diagram.x.field, diagram.y.field)
+    points, _, _ = outcome_points(trials, diagram.x.field, diagram.y.field, hovers)
     for outcome, (colour, shape) in MARKS.items():
         part = points[points["outcome"] == outcome.value]
         if len(part):
             figure.add_scatter(
-                x=part["x"].tolist(),
-                y=part["y"].tolist(),
-                ids=part["trial_id"].tolist(),
+                x=unchecked(part["x"]),
+                y=unchecked(part["y"]),
+                ids=unchecked(part["trial_id"]),
                 mode="markers",
                 name=f"{outcome.value} ({len(part)})",
                 marker={"color": colour, "symbol": shape, "size": 9, "opacity": 0.9, "line": {"width": 1}},
-                hovertext=part["hover"].tolist(),
+                hovertext=unchecked(part["hover"]),
                 hoverinfo="text",
             )
     figure.update_layout(

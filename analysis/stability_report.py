@@ -7,7 +7,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from analysis.detector import Replay, recorded, replay_recordings
-from analysis.figure_data import survival_fields
+from analysis.figure_data import Hovers, survival_fields
 from analysis.importance import IMPORTANCE_COLUMNS, OPTUNA_COLUMNS, OPTUNA_FILE, Importance, importances
 from analysis.interactions import (
     Interactions,
@@ -68,7 +68,7 @@ def stability_drawings(results: Results, study: str) -> list[Drawn]:
     trials = results.trials[results.trials["study"] == study]
     if not len(trials):
         return []
-    drawn = [_phase("phase", trials, *phase_fields(results, study))]
+    drawn = [_phase("phase", trials, *phase_fields(results, study), Hovers(trials))]
     telling = [f for f in explanatory_fields(trials, survival_fields(results, study)) if f is not None][:1]
     by = telling[0] if telling else None
     rates = hazard(trials, by)
@@ -115,14 +115,15 @@ def other_phases(results: Results, study: str) -> list[Drawn]:
     ranked = dict.fromkeys((*first, *explanatory_fields(trials, varied), *varied))
     # In the order of the pair that is shown first: of any two the more telling one lies along x.
     pairs = combinations([f for f in ranked if f in varied][:_PHASE_FIELDS], 2)
-    return [_phase(f"phase_{x}_{y}", trials, x, y) for x, y in pairs if {x, y} != set(first)]
+    hovers = Hovers(trials)
+    return [_phase(f"phase_{x}_{y}", trials, x, y, hovers) for x, y in pairs if {x, y} != set(first)]
 
 
-def _phase(name: str, trials: pd.DataFrame, x: str, y: str) -> Drawn:
+def _phase(name: str, trials: pd.DataFrame, x: str, y: str, hovers: Hovers) -> Drawn:
     diagram = phase(trials, x, y)
     code = f"analysis.phase.phase(trials, {x!r}, {y!r}).cells"
     label = f"{symbol(x)} and {symbol(y)}"
-    return Drawn(name, draw_phase(diagram, trials), phase_caption(diagram), diagram.cells, code, label)
+    return Drawn(name, draw_phase(diagram, trials, hovers), phase_caption(diagram), diagram.cells, code, label)
 
 
 def study_importances(results: Results, study: str) -> list[Importance]:
@@ -229,7 +230,8 @@ def compute_table(results: Results, study: str) -> Table:
 
 def _setting_names(results: Results, study: str) -> dict[str, str]:
     fields = varied_or_all(results, study)
-    trials: list[dict[str, Any]] = records(results.trials[results.trials["study"] == study])
+    names = [*dict.fromkeys(("setting_id", *fields))]
+    trials: list[dict[str, Any]] = records(results.trials.loc[results.trials["study"] == study, names])
     return {t["setting_id"]: setting_text(t, fields) or t["setting_id"] for t in trials}
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from analysis.aggregate import ENDED_BADLY, JUDGED, Trial, group_by, identifier, joined, spread
+from analysis.aggregate import ENDED_BADLY, JUDGED, Trial, identifier, joined, spread
+from analysis.grouping import alike, plain
 from analysis.load import records, typed_frame
 from analysis.published import published_results
 from trainables.schema import METRIC_BY_NAME, METRICS, SETTING_NAMES, Column, Metric, Outcome
@@ -84,23 +85,18 @@ def tradeoff(trials: pd.DataFrame, metric: str, cost: Cost = "seconds_per_iterat
         KeyError: `metric` is not the name of a metric.
     """
     direction = METRIC_BY_NAME[metric].direction
-    rows = []
-    for t in records(trials):
-        if t[f"{metric}_best"] is None:
-            continue
-        named = {c: t[c] for c in COLUMNS if c in t}
-        rows.append(
-            named
-            | {"quality": t[f"{metric}_best"], "quality_last": t[f"{metric}_last"], "protocol": t[f"{metric}_protocol"]}
-        )
-    eligible = [r for r in rows if r["outcome"] == Outcome.COMPLETED and r[cost] is not None]
-    front = set()
-    for group in group_by(eligible, ("dataset", "protocol", "hardware")).values():
-        members = pareto([(r["quality"], r[cost]) for r in group], (direction, "minimize"))
-        front |= {identifier(r) for r, member in zip(group, members, strict=True) if member}
-    for row in rows:
-        row["on_front"] = identifier(row) in front
-    return pd.DataFrame(rows, columns=list(COLUMNS)).convert_dtypes()
+    having = trials[trials[f"{metric}_best"].notna()]
+    taken = {"quality": f"{metric}_best", "quality_last": f"{metric}_last", "protocol": f"{metric}_protocol"}
+    columns = {name: plain(having[taken.get(name, name)]) for name in COLUMNS if name != "on_front"}
+    eligible = (having["outcome"] == Outcome.COMPLETED).to_numpy(bool, na_value=False) & having[cost].notna().to_numpy()
+    places = np.flatnonzero(eligible)
+    points = having[[taken["quality"], cost]].to_numpy(np.float64, na_value=np.nan)
+    on_front = np.zeros(len(having), dtype=bool)
+    of_front = alike(having, ("dataset", taken["protocol"], "hardware"))[places]
+    for number in np.unique(of_front):
+        group = places[of_front == number]
+        on_front[group] = pareto(points[group], (direction, "minimize"))
+    return _frame(columns | {"on_front": on_front.tolist()})
 
 
 def without_value(trials: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -111,12 +107,13 @@ def without_value(trials: pd.DataFrame, metric: str) -> pd.DataFrame:
         the trial ended before a time was taken).
     """
     names = ["study", "trial_id", "outcome", "dataset", "hardware", "sampling_steps", "seconds_per_iteration"]
-    rows = [
-        {name: t[name] for name in names}
-        for t in records(trials)
-        if t["outcome"] in ENDED_BADLY and t[f"{metric}_best"] is None
-    ]
-    return pd.DataFrame(rows, columns=names).convert_dtypes()
+    silent = trials[trials["outcome"].isin(ENDED_BADLY) & trials[f"{metric}_best"].isna()]
+    return _frame({name: plain(silent[name]) for name in names})
+
+
+def _frame(columns: dict[str, list[Any]]) -> pd.DataFrame:
+    """Columns of plain values as a frame of nullable types."""
+    return pd.DataFrame(zip(*columns.values(), strict=True), columns=list(columns)).convert_dtypes()
 
 
 def pareto(points: ArrayLike, directions: Sequence[Literal["minimize", "maximize"]]) -> NDArray[np.bool_]:
@@ -209,22 +206,24 @@ def settings_front(
         KeyError: `metric` is not the name of a metric.
     """
     maximise = METRIC_BY_NAME[metric].direction == "maximize"
-    protocol = f"{metric}_protocol"
-    judged = [t for t in records(trials) if t["outcome"] in JUDGED]
+    best, protocol = f"{metric}_best", f"{metric}_protocol"
+    judged = trials[trials["outcome"].isin(JUDGED)]
+    setting = alike(judged, ("setting_id", *SETTING_NAMES))
+    names = ("study", "trial_id", "setting_id", "outcome", "dataset", "hardware", "sampling_steps")
+    rows = records(judged[[*names, best, protocol, cost]])
     # A trial that ended badly before it had a value has no protocol; it belongs to its setting all the same.
-    protocols: dict[tuple[object, ...], list[str | None]] = {}
-    for t in judged:
-        if t[f"{metric}_best"] is not None:
-            known = protocols.setdefault(_setting_key(t), [])
+    protocols: dict[int, list[str | None]] = {}
+    for own, t in zip(setting.tolist(), rows, strict=True):
+        if t[best] is not None:
+            known = protocols.setdefault(own, [])
             if t[protocol] not in known:
                 known.append(t[protocol])
-    fronts: dict[tuple[object, ...], dict[tuple[object, ...], list[Trial]]] = {}
-    for t in judged:
-        own = [t[protocol]] if t[f"{metric}_best"] is not None else protocols.get(_setting_key(t), [None])
-        for p in own:
-            fronts.setdefault((t["dataset"], p, t["hardware"]), {}).setdefault(_setting_key(t), []).append(t)
+    fronts: dict[tuple[object, ...], dict[int, list[Trial]]] = {}
+    for own, t in zip(setting.tolist(), rows, strict=True):
+        for p in [t[protocol]] if t[best] is not None else protocols.get(own, [None]):
+            fronts.setdefault((t["dataset"], p, t["hardware"]), {}).setdefault(own, []).append(t)
     rng = np.random.default_rng(seed)
-    rows = []
+    found = []
     for (dataset, of_protocol, hardware), settings in fronts.items():
         scored = [_scored(group, metric, cost) for group in settings.values()]
         probability, source = _front_draws(scored, [len(g) for g in settings.values()], maximise, draws, rng)
@@ -235,12 +234,8 @@ def settings_front(
         for i, group in enumerate(settings.values()):
             row = _front_row(group, scored[i], metric, cost)
             row |= {"dataset": dataset, "protocol": of_protocol, "hardware": hardware, "on_front": i in on_front}
-            rows.append(row | {"front_probability": probability[i], "spread_from": source[i]})
-    return typed_frame(rows, FRONT_COLUMNS)
-
-
-def _setting_key(trial: Trial) -> tuple[object, ...]:
-    return (trial["setting_id"], *(trial[name] for name in SETTING_NAMES))
+            found.append(row | {"front_probability": probability[i], "spread_from": source[i]})
+    return typed_frame(found, FRONT_COLUMNS)
 
 
 def _scored(group: Sequence[Trial], metric: str, cost: str) -> NDArray[np.float64]:
@@ -290,35 +285,68 @@ def _front_draws(
         draws: How many.
         rng: Of the draws.
     """
-    several = [v for v in scored if len(v) > 1]
-    pool = [(v - v.mean(axis=0)) * math.sqrt(len(v) / (len(v) - 1)) for v in several]
-    residuals = np.concatenate(pool) if pool else np.zeros((0, 2))
-    points = np.full((len(scored), draws, 2), np.inf)
-    sources = []
-    for i, values in enumerate(scored):
+    means = [v.mean(axis=0) if len(v) else np.full(2, np.inf) for v in scored]
+    own = [(v - m) * math.sqrt(len(v) / (len(v) - 1)) for v, m in zip(scored, means, strict=True) if len(v) > 1]
+    residuals = np.concatenate(own) if own else np.zeros((0, 2))
+    borrowed = residuals if len(residuals) else np.zeros((1, 2))
+    reach = borrowed.min(axis=0), borrowed.max(axis=0)
+    better = np.array([-1.0 if maximise else 1.0, 1.0])
+    of_own = iter(own)
+    sources, ends = [], []
+    for values, mean in zip(scored, means, strict=True):
         n = len(values)
         sources.append("own seeds" if n > 1 else "other settings" if n == 1 and len(residuals) else "nothing")
+        low, high = ((d := next(of_own)).min(axis=0), d.max(axis=0)) if n > 1 else reach
+        ends.append((better * (mean + low), better * (mean + high)))
+    always = np.array([len(v) == n for v, n in zip(scored, trials, strict=True)])
+    drawable = _not_always_beaten(np.array(ends), always)
+    points = np.full((int(drawable.sum()), draws, 2), np.inf)
+    place = iter(points)
+    for i, values in enumerate(scored):
+        n = len(values)
         if not n:
             continue
+        # Drawn for every setting, so that no number depends on which settings are left out.
         chosen = rng.integers(0, trials[i], size=(draws, trials[i]))
-        inside = chosen < n
-        counted = inside.sum(axis=1)
-        mean = values.mean(axis=0)
-        deviations = np.where(inside[..., None], values[np.minimum(chosen, n - 1)] - mean, 0.0).sum(axis=1)
-        deviations /= np.maximum(counted, 1)[:, None]
-        if n > 1:
-            deviations *= math.sqrt(n / (n - 1))
-        elif len(residuals):
-            deviations = residuals[rng.integers(0, len(residuals), size=draws)]
-        drawn = mean + deviations
-        if maximise:
-            drawn[:, 0] *= -1
-        points[i] = np.where(counted[:, None] > 0, drawn, np.inf)
+        others = rng.integers(0, len(residuals), size=draws) if n == 1 and len(residuals) else None
+        if not drawable[i]:
+            continue
+        counted = (chosen < n).sum(axis=1)
+        if others is not None:
+            deviations = residuals[others]
+        else:
+            # A trial that ended badly is no value: it adds nothing to the sum and is not counted.
+            deviations = np.concatenate([values - means[i], np.zeros((trials[i] - n, 2))])[chosen].sum(axis=1)
+            deviations /= np.maximum(counted, 1)[:, None]
+            deviations *= math.sqrt(n / (n - 1)) if n > 1 else 1.0
+        next(place)[:] = np.where(counted[:, None] > 0, better * (means[i] + deviations), np.inf)
     on_front = np.zeros(len(scored), dtype=np.int64)
     for start in range(0, draws, _DRAWS_AT_ONCE):
         x, y = points[:, start : start + _DRAWS_AT_ONCE, 0], points[:, start : start + _DRAWS_AT_ONCE, 1]
-        on_front += (_front_of_two(x, y) & np.isfinite(x) & np.isfinite(y)).sum(axis=1)
+        on_front[drawable] += (_front_of_two(x, y) & np.isfinite(x) & np.isfinite(y)).sum(axis=1)
     return [float(share) for share in on_front / draws], sources
+
+
+def _not_always_beaten(ends: NDArray[np.float64], always: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which settings can be on the front of a draw; most of thousands cannot, and need no look at every draw.
+
+    A setting at its best that is behind another at its worst is behind it in every draw, and so is all that it beats.
+
+    Args:
+        ends: Points at the ends of what can be drawn of each setting, less being better, shape (n, 2, 2); infinite
+            where it has none.
+        always: Which settings have a point in every draw.
+    """
+    found = np.asarray(np.isfinite(ends).all(axis=(1, 2)), dtype=np.bool_)
+    some = ends[found]
+    # A sum in floating point may lie a little beyond the ends of its terms.
+    margin = 1e-9 * np.abs(some).max(axis=1, initial=0.0)
+    best = some.min(axis=1) - margin
+    worst = np.where(always[found, None], some.max(axis=1) + margin, np.inf)
+    order = np.argsort(worst[:, 0], kind="stable")
+    lowest = np.concatenate([[np.inf], np.minimum.accumulate(worst[order, 1])])
+    found[found] = lowest[np.searchsorted(worst[order, 0], best[:, 0])] >= best[:, 1]
+    return found
 
 
 def cost_points(trials: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -331,23 +359,15 @@ def cost_points(trials: pd.DataFrame, metric: str) -> pd.DataFrame:
         `iterations`, `seconds_per_iteration`, `seconds` (their product), in the order of `trials`.
     """
     named = ["study", "trial_id", "setting_id", "outcome", "sampling_steps"]
-    rows = []
-    for t in records(trials):
-        best = t[f"{metric}_best_epoch"]
-        iterations = best * t["iterations_per_epoch"] if best else t["iterations_done"]
-        if not iterations or not t["seconds_per_iteration"]:
-            continue
-        rows.append(
-            {name: t[name] for name in named}
-            | {
-                "quality": t[f"{metric}_best"],
-                "iterations": iterations,
-                "seconds_per_iteration": t["seconds_per_iteration"],
-                "seconds": iterations * t["seconds_per_iteration"],
-            }
-        )
-    columns = [*named, "quality", "iterations", "seconds_per_iteration", "seconds"]
-    return pd.DataFrame(rows, columns=columns).convert_dtypes()
+    epoch, *used = (plain(trials[c]) for c in (f"{metric}_best_epoch", "iterations_per_epoch", "iterations_done"))
+    until = [best * of_epoch if best else done for best, of_epoch, done in zip(epoch, *used, strict=True)]
+    timed = [i for i, (n, s) in enumerate(zip(until, plain(trials["seconds_per_iteration"]), strict=True)) if n and s]
+    columns = {name: plain(trials[name].iloc[timed]) for name in named}
+    pace = plain(trials["seconds_per_iteration"].iloc[timed])
+    iterations = [until[i] for i in timed]
+    columns |= {"quality": plain(trials[f"{metric}_best"].iloc[timed]), "iterations": iterations}
+    columns |= {"seconds_per_iteration": pace, "seconds": [n * s for n, s in zip(iterations, pace, strict=True)]}
+    return _frame(columns)
 
 
 def iso_cost(
