@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 
-from analysis.grouping import sort_key
-from analysis.importance import TREES, Kind, features_of
+from analysis.importance import Effort, Kind, features_of, group_numbers, more_than, ranked
 from analysis.words import text
 from trainables.schema import Column
 
@@ -35,8 +34,11 @@ _GRID = 20_000
 """Most combinations of all fields' values over which the forest's whole spread is exact."""
 _DRAWS = 4000
 """Draws from the fields' distributions that estimate it where there are more."""
-_MOST_SAMPLES = 2000
-"""Most trials a tree is grown on: beyond that its leaves only grow in number."""
+_BLOCK = 2**17
+"""Multiplications that BLAS leaves to one thread; where it multiplies by a vector, a sixteenth of it."""
+_FEWEST_ROWS = 64
+_AT_ONCE = 10
+"""Trees whose leaves are taken together: few large products in place of many small ones, in bounded memory."""
 
 EFFECT_COLUMNS: tuple[Column, ...] = (
     Column("first", "string", "a setting"),
@@ -80,24 +82,26 @@ class ForestAnova:
         """Fit a forest and take it apart."""
         columns = features_of(rows, fields, one_hot=False)
         make = RandomForestClassifier if kind == "divergence" else RandomForestRegressor
-        most = _MOST_SAMPLES if len(y) > _MOST_SAMPLES else None
-        forest = make(n_estimators=TREES, min_samples_leaf=2, random_state=seed, n_jobs=1, max_samples=most)
+        size = Effort(len(y)).forest(len(y))
+        forest = make(min_samples_leaf=2, random_state=seed, n_jobs=1, **size)
         forest.fit(columns.features, y > 0.5 if kind == "divergence" else y)
         values = {f: _distribution(rows, f, columns.features[:, at]) for f, at in columns.of.items()}
         mean = 0.0
         single = {f: np.zeros(len(v.ordered)) for f, v in values.items()}
         joint = {(a, b): np.zeros((len(values[a].ordered), len(values[b].ordered))) for a, b in combinations(fields, 2)}
-        for tree in forest.estimators_:
-            low, high, leaf = _leaves(tree.tree_, columns.features.shape[1])
+        grown = len(forest.estimators_)
+        for start in range(0, grown, _AT_ONCE):
+            trees = [t.tree_ for t in forest.estimators_[start : start + _AT_ONCE]]
+            low, high, leaf = _leaves(trees, columns.features.shape[1])
             inside = {f: _inside(values[f].features, low[:, at], high[:, at]) for f, at in columns.of.items()}
-            chance = {f: values[f].weights @ inside[f] for f in fields}
-            mean += float(leaf @ np.prod(list(chance.values()), axis=0))
+            chance = {f: applied(inside[f], values[f].weights) for f in fields}
+            mean += float(np.prod([leaf, *chance.values()], axis=0).sum())
             for f in fields:
                 others = [chance[g] for g in fields if g != f]
-                single[f] += inside[f] @ (leaf * np.prod([np.ones_like(leaf), *others], axis=0))
+                single[f] += crossed(inside[f], np.prod([leaf, *others], axis=0)[:, None])[:, 0]
             for a, b in joint:
                 others = [chance[g] for g in fields if g not in (a, b)]
-                joint[a, b] += (inside[a] * (leaf * np.prod([np.ones_like(leaf), *others], axis=0))) @ inside[b].T
+                joint[a, b] += crossed(inside[a] * np.prod([leaf, *others], axis=0)[:, None], inside[b])
         at, weights = _places([values[f] for f in fields], seed)
         places = np.empty((len(weights), columns.features.shape[1]))
         for k, f in enumerate(fields):
@@ -106,9 +110,9 @@ class ForestAnova:
         return cls(
             rows,
             values,
-            mean / TREES,
-            {f: s / TREES for f, s in single.items()},
-            {pair: j / TREES for pair, j in joint.items()},
+            mean / grown,
+            {f: s / grown for f, s in single.items()},
+            {pair: j / grown for pair, j in joint.items()},
             float(weights @ (whole - weights @ whole) ** 2),
         )
 
@@ -162,23 +166,24 @@ class ForestAnova:
 
     def _nearest(self, field: str, shown: Sequence[int]) -> NDArray[np.int64]:
         """For every trial the shown value of the field (its number) that is nearest, text counting as its rank."""
-        own = self.levels[field]
-        order = {text(v): k for k, v in enumerate(sorted({t[field] for t in self.rows}, key=sort_key))}
-        ranks = np.array([order[text(t[field])] for t in self.rows])
-        at = np.array([order[text(own.ordered[k])] for k in shown])
+        distinct, own = ranked([t[field] for t in self.rows])
+        # Numbers that read the same are one value.
+        rank = {text(v): k for k, v in enumerate(distinct)}
+        ranks = np.array([rank[text(v)] for v in distinct])[own]
+        at = np.array([rank[text(self.levels[field].ordered[k])] for k in shown])
         return np.asarray(np.abs(ranks[:, None] - at[None, :]).argmin(axis=1), dtype=np.int64)
 
 
 def _distribution(rows: Sequence[Trial], field: str, features: NDArray[np.float64]) -> Levels:
-    ordered = sorted(range(len(rows)), key=lambda i: sort_key(rows[i][field]))
-    distinct = len({text(t[field]) for t in rows})
-    if distinct > MOST_VALUES:  # the middles of as many equal parts of the trials
-        ordered = [ordered[int((k + 0.5) * len(ordered) / MOST_VALUES)] for k in range(MOST_VALUES)]
-    counts = Counter(text(rows[i][field]) for i in ordered)
-    first = {text(rows[i][field]): i for i in reversed(ordered)}
-    at = sorted(first.values(), key=ordered.index)
-    weights = np.array([counts[text(rows[i][field])] for i in at], dtype=np.float64)
-    return Levels([rows[i][field] for i in at], features[at], weights / weights.sum())
+    distinct, own = ranked([t[field] for t in rows])
+    ordered = np.argsort(own, kind="stable")
+    if more_than(MOST_VALUES, distinct):  # the middles of as many equal parts of the trials
+        ordered = ordered[((np.arange(MOST_VALUES) + 0.5) * len(ordered) / MOST_VALUES).astype(np.int64)]
+    left, place = np.unique(own[ordered], return_inverse=True)
+    names = group_numbers([text(distinct[k]) for k in left])
+    _, first, counts = np.unique(names[place], return_index=True, return_counts=True)
+    at = ordered[first]
+    return Levels([rows[i][field] for i in at], features[at], counts / counts.sum())
 
 
 def _places(levels: Sequence[Levels], seed: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -192,27 +197,51 @@ def _places(levels: Sequence[Levels], seed: int) -> tuple[NDArray[np.int64], NDA
     return at, np.full(_DRAWS, 1 / _DRAWS)
 
 
-def _leaves(tree: Any, width: int) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """The leaves of a tree as boxes low < x <= high, (L, width) each, and their predictions, (L,)."""
-    low = np.full((tree.node_count, width), -np.inf)
-    high = np.full((tree.node_count, width), np.inf)
-    for node in range(tree.node_count):  # a parent's number is below those of its children
-        left, right, feature = tree.children_left[node], tree.children_right[node], tree.feature[node]
-        if left == right:
-            continue
-        for child in (left, right):
-            low[child], high[child] = low[node], high[node]
-        high[left, feature] = min(high[left, feature], tree.threshold[node])
-        low[right, feature] = max(low[right, feature], tree.threshold[node])
-    ends = tree.children_left == tree.children_right
+def _leaves(trees: Sequence[Any], width: int) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """The leaves of trees as boxes low < x <= high, (L, width) each, and their predictions, (L,)."""
+    # The trees' nodes behind each other; of a leaf the numbers of its children mean nothing.
+    start = np.repeat(np.cumsum([0, *(t.node_count for t in trees[:-1])]), [t.node_count for t in trees])
+    left, right = (np.concatenate([getattr(t, f"children_{side}") for t in trees]) for side in ("left", "right"))
+    feature, threshold = (np.concatenate([getattr(t, name) for t in trees]) for name in ("feature", "threshold"))
+    ends = left == right
+    left, right = left + start, right + start
+    low, high = np.full((len(start), width), -np.inf), np.full((len(start), width), np.inf)
+    level = np.unique(start)  # the roots, then their children, and so on
+    while len(level := level[~ends[level]]):
+        for child in (left[level], right[level]):
+            low[child], high[child] = low[level], high[level]
+        high[left[level], feature[level]] = np.minimum(high[level, feature[level]], threshold[level])
+        low[right[level], feature[level]] = np.maximum(low[level, feature[level]], threshold[level])
+        level = np.concatenate([left[level], right[level]])
     # Of a classifier the last column is the share of class 1; of a regressor there is one.
-    return low[ends], high[ends], np.asarray(tree.value[ends][:, 0, -1], dtype=np.float64)
+    value = np.concatenate([t.value[:, 0, -1] for t in trees])
+    return low[ends], high[ends], np.asarray(value[ends], dtype=np.float64)
 
 
 def _inside(points: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Which points lie in which boxes, (points, boxes); a tree compares in single precision."""
-    x = points.astype(np.float32)[:, None, :]
-    return np.asarray(((x > low[None]) & (x <= high[None])).all(axis=2), dtype=np.float64)
+    """Which points lie in which boxes, (boxes, points); a tree compares in single precision."""
+    x = points.astype(np.float32)[None]
+    return np.asarray(((x > low[:, None]) & (x <= high[:, None])).all(axis=2), dtype=np.float64)
+
+
+def crossed(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The product a.T @ b over many rows, (p, q) of (n, p) and (n, q), in blocks of few rows.
+
+    A product of this size is done in no time, but BLAS takes a large one in several threads, which cost more than they
+    save: they wait for each other, and spin for the next one.
+    """
+    (n, p), q = a.shape, b.shape[1]
+    rows = min(_BLOCK // (p * q), _BLOCK // (16 * max(p, q))) if p and q else 0
+    if rows < _FEWEST_ROWS:  # of many columns: blocks would be as many as the rows
+        return np.asarray(a.T @ b, dtype=np.float64)
+    whole = n - n % rows
+    blocks = a[:whole].reshape(-1, rows, p).transpose(0, 2, 1) @ b[:whole].reshape(-1, rows, q)
+    return np.asarray(blocks.sum(axis=0) + a[whole:].T @ b[whole:], dtype=np.float64)
+
+
+def applied(x: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The product x @ weights of many rows, without BLAS for the same reason."""
+    return np.asarray(np.einsum("ij,j->i", x, weights), dtype=np.float64)
 
 
 def _thinned(count: int, most: int) -> list[int]:

@@ -8,6 +8,9 @@ then it is the share of the spread that comes from the field, its interactions i
 interaction counts for each of its fields. Where a model's skill is no better than chance it has no importances to show,
 and that is said. Which fields act together is `analysis.interactions`.
 
+In a study of thousands of trials forests are smaller, their trees are grown on samples, and fewer draws and folds are
+made (`Effort`): the time stays near that of a small study, and what was done is said.
+
 An importance is about the settings a study tried: a field that a sampler kept near one value looks unimportant.
 Optuna's own importances (PED-ANOVA) stand beside them where `study.optuna_importances` left its table.
 """
@@ -34,7 +37,7 @@ from analysis.words import symbol, text
 from trainables.schema import METRIC_BY_NAME, Column, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import pandas as pd
     from numpy.typing import NDArray
@@ -47,6 +50,12 @@ REPEATS = 10
 """Times a field's values are drawn anew."""
 CHANCE_P = 0.05
 TREES = 50
+MOST_TRIALS = 2000
+"""Trials above which a forest has `FEW_TREES`, each grown on `TREE_TRIALS`, and values `FEW_REPEATS` draws."""
+FEW_TREES, TREE_TRIALS, FEW_REPEATS = 30, 1000, 2
+MOST_SETTINGS = 1000
+"""Settings above which there are `FEW_FOLDS`."""
+FEW_FOLDS = 2
 RIDGE = 0.1
 """Ridge of the linear model, in squared standard deviations of a feature: enough for indicators that add up to 1."""
 _DECADE = 10.0
@@ -121,6 +130,45 @@ class Importance:
         return [*lines, *self.remarks]
 
 
+@dataclass(frozen=True)
+class Effort:
+    """How thoroughly models are fitted and scored: where there are many trials, less tells as much.
+
+    Every trial is scored all the same; a standard error holds what fewer draws add to it.
+    """
+
+    trials: int
+    settings: int = 0
+
+    @property
+    def folds(self) -> int:
+        """Parts of the settings of which each is predicted by the others."""
+        return FEW_FOLDS if self.settings > MOST_SETTINGS else min(FOLDS, self.settings)
+
+    @property
+    def repeats(self) -> int:
+        """Times a field's values are drawn anew."""
+        return FEW_REPEATS if self.trials > MOST_TRIALS else REPEATS
+
+    def forest(self, trials: int) -> dict[str, Any]:
+        """How many trees a forest has, and on how many draws from the trials of its fit each is grown."""
+        if self.trials > MOST_TRIALS:
+            return {"n_estimators": FEW_TREES, "max_samples": min(TREE_TRIALS, trials)}
+        return {"n_estimators": TREES}
+
+    def forest_words(self) -> list[str]:
+        """That trees are grown on a sample, in words; nothing where they are not."""
+        sample = f"{TREE_TRIALS:,} of {self.trials:,} trials drawn at random"
+        return [f"forests of {FEW_TREES} trees, each grown on {sample}"] if self.trials > MOST_TRIALS else []
+
+    def words(self) -> list[str]:
+        """What is done less thoroughly, in words; nothing in a small study."""
+        said = [f"{w}; fields' values drawn anew {self.repeats} times" for w in self.forest_words()]
+        if self.settings > MOST_SETTINGS:
+            said.append(f"{self.folds} folds of {self.settings:,} settings")
+        return ["; ".join(said)] if said else []
+
+
 class Model(Protocol):
     """What can be fitted and predicts."""
 
@@ -143,9 +191,10 @@ def importances(trials: pd.DataFrame, fields: Sequence[str], metric: str | None,
         seed: Of folds, forests and permutations; the same trials and seed give the same numbers.
     """
     kinds: list[Kind] = ["quality", "time", "divergence"] if metric is not None else ["time", "divergence"]
+    rows = needed_rows(trials, fields, metric)
     # A good part of the time of a small forest is scikit-learn's checks of the same arguments again and again.
     with config_context(assume_finite=True, skip_parameter_validation=True):
-        return [importance(trials, fields, kind, metric, seed) for kind in kinds]
+        return [_importance(rows, fields, kind, metric, seed) for kind in kinds]
 
 
 def importance(
@@ -161,9 +210,38 @@ def importance(
         metric: Name of a metric where `kind` is quality.
         seed: See `importances`.
     """
-    rows, y, label, remarks = target_values(records(trials), kind, metric)
+    return _importance(needed_rows(trials, fields, metric), fields, kind, metric, seed)
+
+
+def needed_rows(trials: pd.DataFrame, fields: Sequence[str], metric: str | None) -> list[Trial]:
+    """The trials as plain values, of the columns that `target_values` and the fields need: a tenth of them all."""
+    names = ["study", "setting_id", "outcome", "seconds_per_iteration", "hardware", *fields]
+    if metric in METRIC_BY_NAME:
+        names += [f"{metric}_best", METRIC_BY_NAME[metric].protocol_column]
+    return list(records(trials[[name for name in dict.fromkeys(names) if name in trials]]))
+
+
+def varied_fields(rows: Sequence[Trial], fields: Sequence[str]) -> list[str]:
+    """The fields of more than one value, as people read values."""
+    return [f for f in fields if more_than(1, {t[f] for t in rows})]
+
+
+def more_than(most: int, values: Iterable[Any]) -> bool:
+    """Whether there are more values than so many; numbers that read the same are one."""
+    seen = set()
+    for value in values:
+        seen.add(text(value))
+        if len(seen) > most:
+            return True
+    return False
+
+
+def _importance(
+    trials: Sequence[Trial], fields: Sequence[str], kind: Kind, metric: str | None, seed: int
+) -> Importance:
+    rows, y, label, remarks = target_values(trials, kind, metric)
     name = {"quality": str(metric), "time": "seconds_per_iteration", "divergence": "divergence"}[kind]
-    varied = [f for f in fields if len({text(t[f]) for t in rows}) > 1]
+    varied = varied_fields(rows, fields)
     groups = group_numbers([f"{t['study']}/{t['setting_id']}" for t in rows])
     settings = len(set(groups.tolist()))
 
@@ -176,11 +254,13 @@ def importance(
     if is_ratio(kind, y):
         y = np.log(y)
         remarks.append(f"{label} taken on a log scale, as a ratio")
+    effort = Effort(len(rows), settings)
+    remarks += effort.words()
     skills = []
     found: list[dict[str, Any]] = []
     for model in ("forest", "linear"):
         columns = features_of(rows, varied, one_hot=model == "linear")
-        skill, scores = _permuted(model, kind, columns, y, groups, seed)
+        skill, scores = _permuted(model, kind, columns, y, groups, seed, effort)
         skills.append(skill)
         slopes = _slopes(kind, columns, y) if model == "linear" else {}
         for field in varied:
@@ -269,10 +349,11 @@ def features_of(rows: Sequence[Trial], fields: Sequence[str], *, one_hot: bool) 
     numeric = set()
     for field in fields:
         values = [t[field] for t in rows]
-        known = [v for v in values if v is not None]
+        distinct = dict.fromkeys(values)
+        known = [v for v in distinct if v is not None]
         if known and all(isinstance(v, (int, float)) for v in known):
             numeric.add(field)
-            numbers = np.array([math.nan if v is None else float(v) for v in values])
+            numbers = np.array(values, dtype=np.float64)  # None becomes NaN
             low, high = np.nanmin(numbers), np.nanmax(numbers)
             scaled = np.log(numbers) if low > 0 and high / low >= _DECADE else numbers
             missing = np.isnan(scaled)
@@ -280,13 +361,21 @@ def features_of(rows: Sequence[Trial], fields: Sequence[str], *, one_hot: bool) 
             own = [(filled - filled.mean()) / (filled.std() or 1.0)]
             own += [missing.astype(np.float64)] if missing.any() else []
         elif one_hot:
-            own = [np.array([float(text(v) == c) for v in values]) for c in dict.fromkeys(text(v) for v in values)]
+            names = dict(zip(distinct, group_numbers([text(v) for v in distinct]).tolist(), strict=True))
+            numbers = np.array([names[v] for v in values])
+            own = [(numbers == i).astype(np.float64) for i in range(max(names.values()) + 1)]
         else:
-            ranks = {v: i for i, v in enumerate(sorted(set(values), key=sort_key))}
-            own = [np.array([float(ranks[v]) for v in values])]
+            own = [ranked(values)[1].astype(np.float64)]
         of[field] = list(range(len(parts), len(parts) + len(own)))
         parts += own
     return Features(np.column_stack(parts), of, frozenset(numeric))
+
+
+def ranked(values: Sequence[Any]) -> tuple[list[Any], NDArray[np.int64]]:
+    """The distinct values, ascending, and the place of every value among them."""
+    distinct = sorted(set(values), key=sort_key)
+    place = {v: i for i, v in enumerate(distinct)}
+    return distinct, np.array([place[v] for v in values], dtype=np.int64)
 
 
 def group_numbers(names: Sequence[str]) -> NDArray[np.int64]:
@@ -317,9 +406,10 @@ class _Classifier:
         return np.asarray(self._inner.predict_proba(x)[:, 1], dtype=np.float64)
 
 
-def make_model(model: str, kind: Kind, seed: int) -> Model:
-    """An unfitted forest or linear model of a number, or of the probability to end badly."""
+def make_model(model: str, kind: Kind, seed: int, size: Mapping[str, Any] | None = None) -> Model:
+    """An unfitted forest (of a size as of `Effort.forest`) or linear model of a number, or of a probability."""
     forest: dict[str, Any] = {"n_estimators": TREES, "min_samples_leaf": 2, "random_state": seed, "n_jobs": 1}
+    forest |= size or {}
     if kind == "divergence":
         return _Classifier(RandomForestClassifier(**forest) if model == "forest" else LogisticRegression(max_iter=1000))
     made: Model = RandomForestRegressor(**forest) if model == "forest" else Ridge(alpha=RIDGE)
@@ -327,29 +417,54 @@ def make_model(model: str, kind: Kind, seed: int) -> Model:
 
 
 def _permuted(
-    model: str, kind: Kind, columns: Features, y: NDArray[np.float64], groups: NDArray[np.int64], seed: int
+    model: str,
+    kind: Kind,
+    columns: Features,
+    y: NDArray[np.float64],
+    groups: NDArray[np.int64],
+    seed: int,
+    effort: Effort,
 ) -> tuple[Skill, dict[str, tuple[float, float]]]:
     """Held-out skill, and each field's importance with its standard error over settings."""
     rng = np.random.default_rng(seed)
-    x = columns.features
+    x, repeats = columns.features, effort.repeats
     base, own = np.empty(len(y)), np.empty(len(y))
     lost = {field: np.empty(len(y)) for field in columns.of}
-    folds = GroupKFold(min(FOLDS, len(set(groups.tolist()))), shuffle=True, random_state=seed)
+    # Seeds of a setting, and draws of the same value for it, are one place: each is predicted once.
+    settings, setting = _distinct(x)
+    values = {field: _distinct(x[:, at]) for field, at in columns.of.items()}
+    folds = GroupKFold(effort.folds, shuffle=True, random_state=seed)
     for train, test in folds.split(x, y, groups):
-        fitted = make_model(model, kind, seed)
+        fitted = make_model(model, kind, seed, effort.forest(len(train)))
         fitted.fit(x[train], y[train])
-        base[test] = (y[test] - y[train].mean()) ** 2
-        own[test] = (y[test] - fitted.predict(x[test])) ** 2
+        places, back = [x[test]], []
         for field, at in columns.of.items():
-            changed = np.repeat(x[None, test], REPEATS, axis=0)
+            different, value = values[field]
             # Drawn from all trials: a fold of few settings has too few values of its own to shuffle.
-            changed[:, :, at] = x[rng.integers(len(x), size=(REPEATS, len(test)))][:, :, at]
-            predicted = fitted.predict(changed.reshape(-1, x.shape[1])).reshape(REPEATS, -1)
-            lost[field][test] = ((y[test] - predicted) ** 2).mean(axis=0) - own[test]
-            lost[field][test] /= 2
+            drawn = value[rng.integers(len(x), size=(repeats, len(test)))]
+            pairs, position = np.unique(setting[test] * len(different) + drawn, return_inverse=True)
+            changed = settings[pairs // len(different)]
+            changed[:, at] = different[pairs % len(different)]
+            places.append(changed)
+            back.append(position.reshape(repeats, -1))
+        predicted = np.split(fitted.predict(np.concatenate(places)), np.cumsum([len(p) for p in places[:-1]]))
+        base[test] = (y[test] - y[train].mean()) ** 2
+        own[test] = (y[test] - predicted[0]) ** 2
+        for field, position, found in zip(lost, back, predicted[1:], strict=True):
+            lost[field][test] = (((y[test] - found[position]) ** 2).mean(axis=0) - own[test]) / 2
     spread = base.mean()
     skill = Skill(model, float(1 - own.mean() / spread), p_better(base - own, groups))
     return skill, {f: mean_se(values / spread, groups) for f, values in lost.items()}
+
+
+def _distinct(x: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """The distinct rows, and the number of every row among them."""
+    code = np.zeros(len(x), dtype=np.int64)
+    for column in x.T:  # a column at a time: sorting numbers is several times faster than sorting rows
+        different, number = np.unique(column, return_inverse=True)
+        code = np.unique(code * len(different) + number, return_inverse=True)[1]
+    first = np.unique(code, return_index=True)[1]
+    return x[first], code
 
 
 def by_group(values: NDArray[np.float64], groups: NDArray[np.int64]) -> NDArray[np.float64]:

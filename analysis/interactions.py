@@ -15,6 +15,7 @@ of divergence is logistic: there two fields that each multiply the odds do not.
 from __future__ import annotations
 
 import html
+import math
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
@@ -22,13 +23,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
+from scipy.special import expit
 from sklearn import config_context
-from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GroupKFold
 
-from analysis.anova import EFFECT_COLUMNS, ForestAnova
+from analysis.anova import EFFECT_COLUMNS, ForestAnova, applied, crossed
 from analysis.importance import (
     FOLDS,
+    Effort,
     Features,
     Kind,
     Skill,
@@ -36,12 +38,14 @@ from analysis.importance import (
     group_numbers,
     is_ratio,
     mean_se,
+    needed_rows,
     p_better,
     refusal_for,
     target_values,
+    varied_fields,
 )
 from analysis.load import records, typed_frame
-from analysis.words import brief, symbol, text
+from analysis.words import brief, symbol
 from trainables.schema import Column
 
 if TYPE_CHECKING:
@@ -50,12 +54,18 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
+    from analysis.aggregate import Trial
+
 LEVEL = 0.05
 """P value, corrected for the number of pairs, below which a pair is called an interaction."""
 MOST_FIELDS = 6
 """Fields whose pairs are looked at; of more, those with the largest single effects in the forest."""
 _SHRINK = 1.0
 """Ridge of the models of single effects and pairs, in squared standard deviations of a column."""
+_TOLERANCE, _NEWTON_STEPS = 1e-4, 100
+"""Largest slope and Newton decrement at which a logistic regression is fitted, and most steps to get there."""
+_LEAST_PART, _DESCENT = 1e-6, 2.0**-11
+"""Smallest part of a step that is taken, and the share of the expected descent that a part has to reach."""
 
 INTERACTION_COLUMNS: tuple[Column, ...] = (
     Column("first", "string", "a setting"),
@@ -124,7 +134,8 @@ def all_interactions(
     Args: as of `analysis.importance.importances`.
     """
     kinds: list[Kind] = ["quality", "time", "divergence"] if metric is not None else ["time", "divergence"]
-    return [interactions(trials, fields, kind, metric, seed) for kind in kinds]
+    rows = needed_rows(trials, fields, metric)
+    return [_interactions(rows, fields, kind, metric, seed) for kind in kinds]
 
 
 def interactions(
@@ -140,9 +151,15 @@ def interactions(
         metric: Name of a metric where `kind` is quality.
         seed: Of folds, forest and draws; the same trials and seed give the same numbers.
     """
-    rows, y, label, remarks = target_values(records(trials), kind, metric)
+    return _interactions(needed_rows(trials, fields, metric), fields, kind, metric, seed)
+
+
+def _interactions(
+    trials: Sequence[Trial], fields: Sequence[str], kind: Kind, metric: str | None, seed: int
+) -> Interactions:
+    rows, y, label, remarks = target_values(trials, kind, metric)
     name = {"quality": str(metric), "time": "seconds_per_iteration", "divergence": "divergence"}[kind]
-    varied = [f for f in fields if len({text(t[f]) for t in rows}) > 1]
+    varied = varied_fields(rows, fields)
     groups = group_numbers([f"{t['study']}/{t['setting_id']}" for t in rows])
     settings = len(set(groups.tolist()))
 
@@ -158,6 +175,7 @@ def interactions(
     if ratio:
         y = np.log(y)
         remarks.append(f"{label} taken on a log scale: fields that each multiply it do not interact")
+    remarks += Effort(len(rows), settings).forest_words()
     with config_context(assume_finite=True, skip_parameter_validation=True):
         anova = ForestAnova.of(rows, varied, y, kind, seed)
         chosen = anova.largest(MOST_FIELDS)
@@ -189,21 +207,37 @@ def _gains(
     """What every pair takes off the held-out squared error of single effects, and those effects' own skill."""
     bases = {f: _basis(columns.features[:, at], numeric=f in columns.numeric) for f, at in columns.of.items()}
     single = np.column_stack(list(bases.values()))
-    splits = list(
-        GroupKFold(min(FOLDS, len(set(groups.tolist()))), shuffle=True, random_state=seed).split(single, y, groups)
-    )
+    fold = np.empty(len(y), dtype=np.int64)
     base = np.empty(len(y))
-    for train, test in splits:
+    splits = GroupKFold(min(FOLDS, len(set(groups.tolist()))), shuffle=True, random_state=seed)
+    for k, (train, test) in enumerate(splits.split(single, y, groups)):
+        fold[test] = k
         base[test] = (y[test] - y[train].mean()) ** 2
-    alone = _held_out(kind, single, y, splits)
+    # Seeds of a setting have the same columns, so models see them as one place that counts as often as there are seeds.
+    first = np.unique(groups, return_index=True)[1]
+    place = groups
+    if not np.array_equal(single, single[first][groups]):
+        first = place = np.arange(len(y))
+    trials = np.bincount(place).astype(np.float64)
+    total = np.asarray(np.bincount(place, weights=y), dtype=np.float64)
+    fold = fold[first]
+    bases = {f: b[first] for f, b in bases.items()}
+    single = single[first]
+
+    def lost(x: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Squared error of every trial (of its probability, for divergence)."""
+        predicted = held_out(kind, x, trials, total, fold)
+        return np.asarray((y - predicted[place]) ** 2, dtype=np.float64)
+
+    alone = lost(single)
     # A pair that mends a model worse than the mean has gained nothing: it has to beat the better of the two.
     reference = alone if alone.mean() < base.mean() else base
     found: list[dict[str, Any]] = []
-    for first, second in combinations(fields, 2):
-        product = (bases[first][:, :, None] * bases[second][:, None, :]).reshape(len(y), -1)
-        less = reference - _held_out(kind, np.column_stack([single, product]), y, splits)
+    for a, b in combinations(fields, 2):
+        product = (bases[a][:, :, None] * bases[b][:, None, :]).reshape(len(single), -1)
+        less = reference - lost(np.column_stack([single, product]))
         gain, se = mean_se(less / base.mean(), groups)
-        found.append({"first": first, "second": second, "gain": gain, "gain_se": se, "p": p_better(less, groups)})
+        found.append({"first": a, "second": b, "gain": gain, "gain_se": se, "p": p_better(less, groups)})
     for row, p in zip(found, holm([r["p"] for r in found]), strict=True):
         row |= {"p": p, "interacts": row["gain"] > 0 and p < LEVEL}
     share = float(1 - alone.mean() / base.mean())
@@ -219,19 +253,81 @@ def _basis(columns: NDArray[np.float64], *, numeric: bool) -> NDArray[np.float64
     return np.asarray((kept - kept.mean(axis=0)) / kept.std(axis=0), dtype=np.float64)
 
 
-def _held_out(kind: Kind, x: NDArray[np.float64], y: NDArray[np.float64], splits: Sequence[Any]) -> NDArray[np.float64]:
-    """Squared error of every trial (of its probability, for divergence) by models that have not seen its setting."""
-    lost = np.empty(len(y))
-    for train, test in splits:
+def held_out(
+    kind: Kind,
+    x: NDArray[np.float64],
+    trials: NDArray[np.float64],
+    total: NDArray[np.float64],
+    fold: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    """What models that were fitted without a place's fold predict there: a number, or a probability for divergence.
+
+    Args:
+        kind: What is predicted.
+        x: Features of places, (n, d).
+        trials: Trials of each place, (n,).
+        total: Sum of the target over them, (n,).
+        fold: Number of each place's fold, (n,).
+    """
+    predicted = np.empty(len(x))
+    for k in range(int(fold.max()) + 1):
+        train, test = fold != k, fold == k
+        own, count, summed = x[train], trials[train], total[train]
         if kind != "divergence":
-            predicted = Ridge(alpha=_SHRINK).fit(x[train], y[train]).predict(x[test])
-        elif np.ptp(y[train]) == 0:
-            predicted = np.full(len(test), y[train][0])
+            coefficients, constant = _ridge(own, count, summed)
+            predicted[test] = applied(x[test], coefficients) + constant
+        elif summed.sum() in (0, count.sum()):
+            predicted[test] = summed.sum() / count.sum()
         else:
-            fitted = LogisticRegression(C=1 / _SHRINK, solver="newton-cholesky").fit(x[train], y[train] > 0.5)
-            predicted = fitted.predict_proba(x[test])[:, 1]
-        lost[test] = (y[test] - predicted) ** 2
-    return lost
+            coefficients, constant = _logistic(own, count, summed)
+            predicted[test] = expit(applied(x[test], coefficients) + constant)
+    return predicted
+
+
+def _ridge(
+    x: NDArray[np.float64], trials: NDArray[np.float64], total: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], float]:
+    """Coefficients and constant of a ridge regression, in closed form."""
+    count = trials.sum()
+    middle, level = applied(x.T, trials) / count, total.sum() / count
+    centred = x - middle
+    inner = crossed(centred * trials[:, None], centred) + _SHRINK * np.eye(x.shape[1])
+    coefficients = np.linalg.solve(inner, applied(centred.T, total - trials * level))
+    return np.asarray(coefficients, dtype=np.float64), float(level - middle @ coefficients)
+
+
+def _logistic(
+    x: NDArray[np.float64], trials: NDArray[np.float64], bad: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], float]:
+    """Coefficients and constant of a logistic regression with a ridge, by Newton's method.
+
+    The steps and the tolerance are those of scikit-learn's solver newton-cholesky, which takes one trial a row.
+    """
+    count = trials.sum()
+    x = np.column_stack([x, np.ones(len(x))])
+    ridge = np.full(x.shape[1], _SHRINK / count)
+    ridge[-1] = 0.0
+
+    def loss(at: NDArray[np.float64], raw: NDArray[np.float64]) -> float:
+        return float((trials * np.logaddexp(0, raw) - bad * raw).sum() / count + (ridge * at**2).sum() / 2)
+
+    at, raw = np.zeros(x.shape[1]), np.zeros(len(x))
+    here, decrement = loss(at, raw), math.inf
+    for _ in range(_NEWTON_STEPS):
+        chance = expit(raw)
+        gradient = applied(x.T, trials * chance - bad) / count + ridge * at
+        if decrement <= _TOLERANCE and np.abs(gradient).max() <= _TOLERANCE:
+            break
+        inner = crossed(x * (trials * chance * (1 - chance) / count)[:, None], x) + np.diag(ridge)
+        step = np.linalg.solve(inner, -gradient)
+        decrement = float(step @ inner @ step) / 2
+        ahead, slope, part = applied(x, step), gradient @ step, 1.0
+        there = loss(at + step, raw + ahead)
+        while there > here + _DESCENT * part * slope and part > _LEAST_PART:
+            part /= 2
+            there = loss(at + part * step, raw + part * ahead)
+        at, raw, here = at + part * step, raw + part * ahead, there
+    return at[:-1], float(at[-1])
 
 
 def holm(p: Sequence[float]) -> list[float]:

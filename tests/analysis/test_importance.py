@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.importance import by_group, importance, importances, p_better
+import analysis.importance
+from analysis.importance import Effort, by_group, importance, importances, make_model, p_better
 from analysis.load import load, records
 from analysis.stability_figures import importance_figure
 
@@ -158,3 +159,30 @@ def test_the_same_seed_gives_the_same_numbers_and_the_figure_shows_them(syntheti
     drawn = sum(len(t.x) for t in figure.data)
     assert drawn == sum(int(i.fields["importance"].notna().sum()) for i in shown)
     assert figure.data[0].y[0] == "K"
+
+
+def test_a_large_study_is_fitted_on_less_and_says_so(drawn, monkeypatch):
+    trials = drawn(80, lambda s, _: 100 + 0.35 * s["sampling_steps"] + 12 * s["reinit_probability"])
+    whole = importance(trials, FIELDS, "quality", "fd_buffer")
+    assert whole.remarks == () and Effort(160, 80).words() == []
+    monkeypatch.setattr(analysis.importance, "MOST_TRIALS", 159)
+    monkeypatch.setattr(analysis.importance, "TREE_TRIALS", 70)
+    sparing = importance(trials, FIELDS, "quality", "fd_buffer")
+    (said,) = sparing.remarks
+    assert said.startswith("forests of 30 trees, each grown on 70 of 160 trials drawn at random; fields' values drawn")
+    assert (sparing.trials, sparing.settings) == (160, 80), "every trial is scored all the same"
+    for model in ("forest", "linear"):
+        assert by_model(sparing, model) == pytest.approx(by_model(whole, model), abs=0.1)
+    monkeypatch.setattr(analysis.importance, "MOST_SETTINGS", 79)
+    (said,) = importance(trials, FIELDS, "quality", "fd_buffer").remarks
+    assert said.endswith("; 2 folds of 80 settings")
+    assert said in importance(trials, FIELDS, "quality", "fd_buffer").lines()
+
+
+def test_a_tree_is_grown_on_no_more_trials_than_stated(monkeypatch):
+    monkeypatch.setattr(analysis.importance, "MOST_TRIALS", 159)
+    monkeypatch.setattr(analysis.importance, "TREE_TRIALS", 70)
+    x = np.random.default_rng(0).normal(size=(200, 2))
+    for draws, trials in ((70, 160), (40, 40)):
+        forest = make_model("forest", "time", 0, Effort(160, 80).forest(trials)).fit(x[:trials], x[:trials, 0])
+        assert {len(drawn) for drawn in forest.estimators_samples_} == {draws}

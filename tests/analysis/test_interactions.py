@@ -5,11 +5,14 @@ import itertools
 import numpy as np
 import pytest
 from sklearn.ensemble import RandomForestRegressor
+from sklearn.linear_model import LogisticRegression, Ridge
 
-from analysis.anova import MOST_VALUES, ForestAnova
+import analysis.importance
+from analysis.anova import MOST_VALUES, ForestAnova, applied, crossed
 from analysis.importance import TREES, features_of
 from analysis.interactions import (
     all_interactions,
+    held_out,
     holm,
     interaction_caption,
     interaction_figure,
@@ -182,3 +185,63 @@ def test_the_same_seed_gives_the_same_and_the_figure_shows_the_frames(synthetic)
     assert all(
         line.partition(":")[0].lower() in interaction_caption(first).lower() for i in first for line in i.lines()
     )
+
+
+@pytest.mark.parametrize("kind", ["quality", "divergence"])
+def test_models_of_places_are_those_of_one_trial_a_row(kind):
+    rng = np.random.default_rng(3)
+    x, trials, fold = rng.normal(size=(90, 5)), rng.integers(1, 4, 90), np.arange(90) % 3
+    rows = np.repeat(np.arange(90), trials)
+    y = x[rows] @ rng.normal(size=5) + 3 + rng.normal(size=len(rows))
+    y = (y > 2).astype(float) if kind == "divergence" else y
+    expected = np.empty(90)
+    for k in range(3):
+        train = fold[rows] != k
+        if kind == "divergence":
+            model = LogisticRegression(C=1.0, solver="newton-cholesky").fit(x[rows[train]], y[train])
+            expected[fold == k] = model.predict_proba(x[fold == k])[:, 1]
+        else:
+            expected[fold == k] = Ridge(alpha=1.0).fit(x[rows[train]], y[train]).predict(x[fold == k])
+    total = np.bincount(rows, weights=y)
+    np.testing.assert_allclose(held_out(kind, x, trials.astype(float), total, fold), expected, rtol=0, atol=1e-10)
+
+
+def test_a_fold_without_a_divergence_predicts_none():
+    x, trials, fold = np.arange(6.0)[:, None], np.full(6, 2.0), np.arange(6) // 3
+    predicted = held_out("divergence", x, trials, np.array([0.0, 0, 0, 1, 2, 1]), fold)
+    assert predicted[3:].tolist() == [0, 0, 0] and (predicted[:3] > 0.5).all()
+
+
+def test_seeds_whose_fields_differ_are_places_of_their_own(drawn):
+    trials = drawn(40, lambda s, rng: 50 + 5 * sign(s) + rng.normal(0, 0.5))
+    same = interactions(trials, FIELDS, "quality", "fd_buffer")
+    trials = trials.assign(
+        reinit_probability=trials["reinit_probability"] + 1e-12 * (trials["seed"] == 1).astype(float)
+    )
+    apart = interactions(trials, FIELDS, "quality", "fd_buffer")
+    for name in ("gain", "gain_se"):
+        np.testing.assert_allclose(apart.pairs[name].to_numpy(float), same.pairs[name].to_numpy(float), atol=1e-8)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 7, 1000, 5000])
+def test_products_in_blocks_are_products(rows):
+    rng = np.random.default_rng(rows)
+    a, b = rng.normal(size=(rows, 17)), rng.normal(size=(rows, 200))
+    for width in (0, 1, 17, 200):
+        np.testing.assert_allclose(crossed(a, b[:, :width]), a.T @ b[:, :width], atol=1e-10)
+    np.testing.assert_allclose(applied(a, np.arange(17.0)), a @ np.arange(17.0), atol=1e-10)
+
+
+def test_a_forest_of_a_sample_of_the_trials_is_said(drawn, monkeypatch):
+    trials = drawn(60, lambda s, rng: 50 + 5 * sign(s) + rng.normal(0, 0.5))
+    whole = interactions(trials, FIELDS, "quality", "fd_buffer")
+    monkeypatch.setattr(analysis.importance, "MOST_TRIALS", 100)
+    monkeypatch.setattr(analysis.importance, "TREE_TRIALS", 80)
+    found = interactions(trials, FIELDS, "quality", "fd_buffer")
+    said = "forests of 30 trees, each grown on 80 of 120 trials drawn at random"
+    assert whole.remarks == () and found.remarks == (said,)
+    assert said[1:] in interaction_caption([found])
+    exact = ["first", "second", "gain", "gain_se", "p"]
+    assert found.pairs[exact].equals(whole.pairs[exact]), "gains are of all trials"
+    (share,), (before,) = ([r["forest_share"] for r in records(f.pairs)][:1] for f in (found, whole))
+    assert share == pytest.approx(before, abs=0.15)
