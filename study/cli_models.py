@@ -104,9 +104,8 @@ def figures(
     ids = [part.strip() for part in (trials or "").split(",") if part.strip()]
     if trials is not None and not ids:
         raise UserError(f"--trials {trials!r}: names no trial")
-    places = [local_copy(f, models=not listed) for f in folders]
     if listed:
-        for name, caption in list_figures(places):
+        for name, caption in list_figures(folders):
             click.echo(f"{name:<40} {caption}")
         return
     request = Request(
@@ -121,7 +120,7 @@ def figures(
     )
     if only is not None and not request.only:
         raise UserError(f"--only {only!r}: names no figure")
-    made, notes = make_all(places, target, request)
+    made, notes = make_all(folders, target, request)
     for name, files in made:
         more = f" (and {len(files) - 1} more)" if len(files) > 1 else ""
         click.echo(f"{name:<10} {target / files[0]}{more}")

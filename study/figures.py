@@ -28,6 +28,7 @@ from analysis.export import (
 )
 from analysis.load import Results, load, read_parquet
 from study.errors import UserError, parse_choices
+from study.places import local_copy
 
 KIND_TEXT: dict[str, str] = {
     "samples": "of models: sample grids (Figs 1, 3, 8)",
@@ -62,7 +63,7 @@ class Request:
     device: str = "auto"
 
 
-def list_figures(folders: Sequence[Path]) -> list[tuple[str, str]]:
+def list_figures(folders: Sequence[Path | str]) -> list[tuple[str, str]]:
     """Names of the figures that can be made of studies, each with what it is.
 
     Raises:
@@ -72,8 +73,13 @@ def list_figures(folders: Sequence[Path]) -> list[tuple[str, str]]:
     return [*((name, caption.partition(": ")[0]) for name, caption in found.items()), *KIND_TEXT.items()]
 
 
-def make_all(folders: Sequence[Path], out: Path, request: Request) -> tuple[list[Named], list[str]]:
+def make_all(folders: Sequence[Path | str], out: Path, request: Request) -> tuple[list[Named], list[str]]:
     """Make what was asked for; a mistake writes nothing.
+
+    Args:
+        folders: studies, also URLs of studies in a store.
+        out: where the figures go.
+        request: what was asked for.
 
     Returns:
         What was made, the report's figures first, and what was not, a line each.
@@ -94,7 +100,8 @@ def make_all(folders: Sequence[Path], out: Path, request: Request) -> tuple[list
     models: list[Exhibit] = []
     notes: list[str] = []
     if kinds or everything:
-        models, notes = _of_models(folders, out, request, kinds, required=not drawn)
+        places = [local_copy(f, models=True) for f in folders]
+        models, notes = _of_models(places, out, request, kinds, required=not drawn)
     if everything and any(e.kind == "curves" for e in models):
         drawn = [d for d in drawn if d[1] != COURSES]  # the same figure
     made: list[Named] = [(e.name, e.files) for e in write_drawings(drawn, results.studies, out, formats)]

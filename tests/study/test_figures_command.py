@@ -43,6 +43,23 @@ def test_only_some_figures_in_some_formats(mebm, trained, tmp_path):
     assert made == {"phase.html", "phase.parquet", "plotly.min.js", "t0001", "centres.parquet", "figures.json"}
 
 
+def test_a_study_in_a_store_gives_the_same_figures(mebm, trained, tmp_path, store_url):
+    from trainables.storage import Store, join
+
+    url = join(store_url, trained.name)
+    for file in [p for p in trained.rglob("*") if p.is_file() and "figures" not in p.parts]:
+        Store(url).put(file, file.relative_to(trained).as_posix())
+    options = ("--only", "training,samples", "--format", "json")
+    for place, out in ((trained, tmp_path / "here"), (url, tmp_path / "there")):
+        code, _, err = mebm("figures", place, *options, "--out", out)
+        assert (code, err) == (0, "")
+    here = {p.relative_to(tmp_path / "here") for p in (tmp_path / "here").rglob("*") if p.is_file()}
+    assert here == {p.relative_to(tmp_path / "there") for p in (tmp_path / "there").rglob("*") if p.is_file()}
+    training = "training.json"  # of every iteration: from the signals
+    assert (tmp_path / "here" / training).read_bytes() == (tmp_path / "there" / training).read_bytes()
+    assert mebm("figures", url, "--list")[0] == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
