@@ -188,19 +188,20 @@ class Hovers:
         Args:
             fields: Settings to name first.
         """
-        settings = [self._of(f) for f in dict.fromkeys((*fields, *_HOVER_FIELDS))]
+        named = dict.fromkeys((*fields, *_HOVER_FIELDS))
+        self._fields |= {f: in_words(self.trials[f]) for f in named if f not in self._fields}
+        settings = [self._fields[f] for f in named]
         return [
             f"{first}<br>{', '.join(said)}<br>{last}"
             for (first, last), said in zip(self._lines, zip(*settings, strict=True), strict=True)
         ]
 
-    def _of(self, field: str) -> list[str]:
-        """A setting of every trial in words; few of its values differ."""
-        if field not in self._fields:
-            codes, distinct = coded(plain(self.trials[field]))
-            words = [_said(field, value) for value in distinct]
-            self._fields[field] = [words[i] for i in codes.tolist()]
-        return self._fields[field]
+
+def in_words(column: pd.Series[Any]) -> list[str]:
+    """A setting of every trial in words, such as "K 2"; each of its values is put into words once."""
+    codes, distinct = coded(plain(column))
+    words = [_said(str(column.name), value) for value in distinct]
+    return [words[i] for i in codes.tolist()]
 
 
 def ending(trial: Trial) -> str:
@@ -348,7 +349,7 @@ def training_points(curves: Sequence[TrainingCurve], metric: Metric | None) -> p
         "quantity": names.take(np.repeat([0, 1], [len(gaps), len(qualities)])),
         "iteration": np.concatenate([*(c.iteration for c in curves), no_quality]),
         "epoch": np.concatenate([no_gap, *(c.epoch for c in curves)]),
-        "value": np.concatenate([*(c.energy_gap for c in curves), *(c.quality for c in curves)]),
+        "value": np.concatenate([np.empty(0), *(c.energy_gap for c in curves), *(c.quality for c in curves)]),
         "source": sources.take(np.concatenate([gaps, np.full(len(qualities), len(curves))])),
     }
     return line_points([c.trial for c in curves], np.concatenate([gaps, qualities]), points, TRAINING_COLUMNS)

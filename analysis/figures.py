@@ -7,6 +7,7 @@ A point of a trial carries its id in `ids`, a line of one in `meta["trial"]`: th
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -18,17 +19,20 @@ from analysis.anytime import Anytime, anytime
 from analysis.compare import ITERATIONS_PER_EPOCH
 from analysis.figure_data import (
     Axis,
+    Hovers,
     TrainingCurve,
     ending,
     hover,
+    in_words,
     outcome_fields,
     outcome_points,
     symlog,
     training_curves,
+    unchecked,
 )
 from analysis.load import Results, records
 from analysis.stability import SurvivalCurve, logrank_p, survival_by
-from analysis.summary import duration, setting_text, varied_or_all
+from analysis.summary import duration, varied_or_all
 from analysis.tradeoff import cost_points, iso_cost, published_points, settings_front, tradeoff, without_value
 from analysis.words import symbol
 from trainables.schema import METRIC_BY_NAME, Metric, Outcome
@@ -94,13 +98,13 @@ def outcome_figure(results: Results, study: str, fields: tuple[str, str] | None 
         part = points[points["outcome"] == outcome.value]
         if len(part):
             figure.add_scatter(
-                x=part["x"].tolist(),
-                y=part["y"].tolist(),
-                ids=part["trial_id"].tolist(),
+                x=unchecked(part["x"]),
+                y=unchecked(part["y"]),
+                ids=unchecked(part["trial_id"]),
                 mode="markers",
                 name=f"{outcome.value} ({len(part)})",
                 marker=_marker(colour, shape, 10),
-                hovertext=part["hover"].tolist(),
+                hovertext=unchecked(part["hover"]),
                 hoverinfo="text",
             )
     return figure.update_layout(xaxis=_ticks(horizontal), yaxis=_ticks(vertical), height=480, showlegend=True)
@@ -171,28 +175,29 @@ def tradeoff_figure(results: Results, study: str, metric: str) -> go.Figure:
     trials = results.trials[results.trials["study"] == study]
     frame = tradeoff(trials, metric)
     info = METRIC_BY_NAME[metric]
-    by_id = {t["trial_id"]: t for t in records(trials)}
-    rows = [r for r in records(frame) if r["seconds_per_iteration"] is not None]
+    said = _hover_by_id(trials)
+    rows = records(frame[frame["seconds_per_iteration"].notna()])
+    ended = group_by(rows, ("outcome",))
     figure = go.Figure()
     for outcome, (_, shape) in MARKS.items():
-        part = [r for r in rows if r["outcome"] == outcome.value]
+        part = ended.get((outcome.value,), [])
         if part:
             name = f"{outcome.value} ({len(part)})"
             _add_legend(figure, name, shape, 10)
             figure.add_scatter(
-                x=[1000 * r["seconds_per_iteration"] for r in part],
-                y=[r["quality"] for r in part],
-                ids=[r["trial_id"] for r in part],
+                x=unchecked(1000 * r["seconds_per_iteration"] for r in part),
+                y=unchecked(r["quality"] for r in part),
+                ids=unchecked(r["trial_id"] for r in part),
                 mode="markers",
                 name=name,
                 legendgroup=name,
                 showlegend=False,
                 marker=_marker([_log2(r["sampling_steps"]) for r in part], shape, 10) | {"coloraxis": "coloraxis"},
-                hovertext=[
-                    f"{hover(by_id[r['trial_id']])}<br>{info.label} {r['quality']:.3g} ({r['protocol']}), "
+                hovertext=unchecked(
+                    f"{said[r['trial_id']]}<br>{info.label} {r['quality']:.3g} ({r['protocol']}), "
                     f"{1000 * r['seconds_per_iteration']:.3g} ms per iteration"
                     for r in part
-                ],
+                ),
                 hoverinfo="text",
             )
     fronts = group_by([r for r in rows if r["on_front"]], ("dataset", "protocol", "hardware"))
@@ -212,7 +217,7 @@ def tradeoff_figure(results: Results, study: str, metric: str) -> go.Figure:
     if any(r["dataset"] == "cifar10" for r in rows):
         steps += _add_published(figure, metric)
     unscored = records(without_value(trials, metric))
-    steps += _add_without_value(figure, unscored, by_id)
+    steps += _add_without_value(figure, unscored, said)
     better = "lower" if info.direction == "minimize" else "higher"
     return figure.update_layout(
         xaxis={"title": {"text": "time per iteration [ms]"}, "type": "log", "minor": {"ticks": "outside"}},
@@ -223,7 +228,7 @@ def tradeoff_figure(results: Results, study: str, metric: str) -> go.Figure:
     )
 
 
-def _add_without_value(figure: go.Figure, unscored: list[dict[str, Any]], by_id: dict[str, Any]) -> list[int]:
+def _add_without_value(figure: go.Figure, unscored: list[dict[str, Any]], said: dict[str, str]) -> list[int]:
     """A band above the plot with the trials that ended badly before they had a value; returns the K it draws."""
     if not unscored:
         return []
@@ -240,20 +245,20 @@ def _add_without_value(figure: go.Figure, unscored: list[dict[str, Any]], by_id:
         if not part:
             continue
         figure.add_scatter(
-            x=[1000 * r["seconds_per_iteration"] for r in part],
-            y=[0.0] * len(part),
-            ids=[r["trial_id"] for r in part],
+            x=unchecked(1000 * r["seconds_per_iteration"] for r in part),
+            y=unchecked([0.0] * len(part)),
+            ids=unchecked(r["trial_id"] for r in part),
             yaxis="y2",
             mode="markers",
             name=name,
             legendgroup=name,
             showlegend=False,
             marker=_marker([_log2(r["sampling_steps"]) for r in part], shape, 9) | {"coloraxis": "coloraxis"},
-            hovertext=[
-                f"{hover(by_id[r['trial_id']])}<br>no value before it {r['outcome']}, "
+            hovertext=unchecked(
+                f"{said[r['trial_id']]}<br>no value before it {r['outcome']}, "
                 f"{1000 * r['seconds_per_iteration']:.3g} ms per iteration"
                 for r in part
-            ],
+            ),
             hoverinfo="text",
         )
     if timed:
@@ -312,8 +317,8 @@ def front_figure(results: Results, study: str, metric: str, front: pd.DataFrame 
         label = f"{name} ({len(part)})" + (f", {missing} without a value" if missing else "")
         _add_legend(figure, label, shape, 11)
         figure.add_scatter(
-            x=[1000 * r["cost"] for r in at],
-            y=[_shown_quality(r) for r in at],
+            x=unchecked(1000 * r["cost"] for r in at),
+            y=unchecked(_shown_quality(r) for r in at),
             error_y=_bars([(r["quality"], r["quality_low"], r["quality_high"]) for r in at]),
             error_x=_bars([(1000 * r["cost"], 1000 * r["cost_low"], 1000 * r["cost_high"]) for r in at]),
             mode="markers",
@@ -321,7 +326,7 @@ def front_figure(results: Results, study: str, metric: str, front: pd.DataFrame 
             legendgroup=label,
             showlegend=False,
             marker=_marker([r["front_probability"] for r in at], shape, 11) | {"coloraxis": "coloraxis"},
-            hovertext=[_front_hover(r, named, info) for r in at],
+            hovertext=unchecked(_front_hover(r, named, info) for r in at),
             hoverinfo="text",
         )
     return figure.update_layout(
@@ -360,13 +365,13 @@ def steps_figure(results: Results, study: str, metric: str, front: pd.DataFrame 
         label = f"{name} ({len(part)})" + (f", {missing} without a value" if missing else "")
         steps |= {int(r["sampling_steps"]) for r in at}
         figure.add_scatter(
-            x=_beside(at),
-            y=[_shown_quality(r) for r in at],
+            x=unchecked(_beside(at)),
+            y=unchecked(_shown_quality(r) for r in at),
             error_y=_bars([(r["quality"], r["quality_low"], r["quality_high"]) for r in at]),
             mode="markers",
             name=label,
             marker=_marker(_SURVIVAL_COLOURS[name], shape, 11),
-            hovertext=[_front_hover(r, named, info) for r in at],
+            hovertext=unchecked(_front_hover(r, named, info) for r in at),
             hoverinfo="text",
         )
     if any(r["dataset"] == "cifar10" for r in rows):
@@ -402,7 +407,7 @@ def cost_figure(results: Results, study: str, metric: str) -> go.Figure:
     trials = _of(results, study)
     rows = records(cost_points(trials, metric))
     info = METRIC_BY_NAME[metric]
-    by_id = {t["trial_id"]: t for t in records(trials)}
+    said, ended = _hover_by_id(trials), group_by(rows, ("outcome",))
     figure = go.Figure()
     x_frame, y_frame = _frame([r["iterations"] for r in rows]), _frame([r["seconds_per_iteration"] for r in rows])
     if rows:
@@ -426,7 +431,7 @@ def cost_figure(results: Results, study: str, metric: str) -> go.Figure:
             )
     for outcome, (colour, shape) in MARKS.items():
         for scored in (True, False):
-            part = [r for r in rows if r["outcome"] == outcome.value and (r["quality"] is not None) is scored]
+            part = [r for r in ended.get((outcome.value,), []) if (r["quality"] is not None) is scored]
             if not part:
                 continue
             name = f"{outcome.value}{'' if scored else ', no value'} ({len(part)})"
@@ -435,20 +440,20 @@ def cost_figure(results: Results, study: str, metric: str) -> go.Figure:
             if scored:
                 marker |= {"color": [_tone(r["quality"], info) for r in part], "coloraxis": "coloraxis"}
             figure.add_scatter(
-                x=[r["iterations"] for r in part],
-                y=[1000 * r["seconds_per_iteration"] for r in part],
-                ids=[r["trial_id"] for r in part],
+                x=unchecked(r["iterations"] for r in part),
+                y=unchecked(1000 * r["seconds_per_iteration"] for r in part),
+                ids=unchecked(r["trial_id"] for r in part),
                 mode="markers",
                 name=name,
                 legendgroup=name,
                 showlegend=False,
                 marker=marker,
-                hovertext=[
-                    f"{hover(by_id[r['trial_id']])}<br>"
+                hovertext=unchecked(
+                    f"{said[r['trial_id']]}<br>"
                     + ("no value" if r["quality"] is None else f"{info.label} {r['quality']:.3g}")
                     + f" at iteration {r['iterations']}, {duration(r['seconds'])} of training"
                     for r in part
-                ],
+                ),
                 hoverinfo="text",
             )
     values = [r["quality"] for r in rows if r["quality"] is not None]
@@ -583,9 +588,15 @@ def _front_hover(row: dict[str, Any], named: dict[str, str], info: Metric) -> st
 
 def _setting_names(results: Results, study: str) -> dict[str, str]:
     """What every trial's setting is, in the fields the study varied."""
-    fields = varied_or_all(results, study)
-    trials: list[Trial] = list(records(_of(results, study)))
-    return {identifier(t): setting_text(t, fields) for t in trials}
+    trials = _of(results, study)
+    words = zip(*(in_words(trials[field]) for field in varied_or_all(results, study)), strict=True)
+    names = records(trials[["study", "trial_id"]])
+    # One trial alone may have no field that varies.
+    return {identifier(t): ", ".join(of_trial) for t, of_trial in zip(names, words, strict=False)}
+
+
+def _hover_by_id(trials: pd.DataFrame) -> dict[str, str]:
+    return dict(zip(trials["trial_id"].tolist(), Hovers(trials).over(), strict=True))
 
 
 def _of(results: Results, study: str) -> pd.DataFrame:
@@ -601,8 +612,8 @@ def _bars(values: list[tuple[float | None, float | None, float | None]]) -> dict
     return {
         "type": "data",
         "symmetric": False,
-        "array": [length(high, value) for value, _, high in values],
-        "arrayminus": [length(value, low) for value, low, _ in values],
+        "array": unchecked(length(high, value) for value, _, high in values),
+        "arrayminus": unchecked(length(value, low) for value, low, _ in values),
         "thickness": 1.2,
         "width": 3,
         "color": "#8c8c8c",
@@ -815,6 +826,7 @@ def _steps_axis(steps: list[int]) -> dict[str, Any]:
     }
 
 
+@lru_cache(maxsize=1024)
 def _log2(steps: int | None) -> float:
     return float(np.log2(steps)) if steps else 0.0
 
