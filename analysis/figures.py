@@ -7,6 +7,8 @@ A point of a trial carries its id in `ids`, a line of one in `meta["trial"]`: th
 
 from __future__ import annotations
 
+import dataclasses
+from collections import Counter
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,6 +32,7 @@ from analysis.figure_data import (
     training_curves,
     unchecked,
 )
+from analysis.lines import chosen
 from analysis.load import Results, records
 from analysis.stability import SurvivalCurve, logrank_p, survival_by
 from analysis.summary import duration, varied_or_all
@@ -38,7 +41,10 @@ from analysis.words import symbol
 from trainables.schema import METRIC_BY_NAME, Metric, Outcome
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pandas as pd
+    from numpy.typing import NDArray
 
 MARKS: dict[Outcome, tuple[str, str]] = {
     Outcome.COMPLETED: ("#2f8fce", "circle"),
@@ -468,40 +474,54 @@ def cost_figure(results: Results, study: str, metric: str) -> go.Figure:
     )
 
 
-def anytime_figure(results: Results, study: str, metric: str) -> go.Figure:
+def anytime_figure(results: Results, study: str, metric: str, courses: Sequence[Anytime] | None = None) -> go.Figure:
     """Best quality so far against time, a line per trial; the mark at its end says how it ended.
 
-    Trials that ended before they had a value stand in a band above the plot, at the time they ended.
+    Trials that ended before they had a value stand in a band above the plot, at the time they ended. Of thousands of
+    trials all have their mark, and a part their lines (`analysis.lines.chosen`).
+
+    Args:
+        results: The study among others.
+        study: Its name.
+        metric: Name of the quality.
+        courses: Its courses as `analysis.anytime.anytime` gives them, if they are there.
     """
     info = METRIC_BY_NAME[metric]
-    courses = anytime(results.of(study), info)
-    figure = go.Figure()
-    drawn = sorted((c for c in courses if c.seconds), key=lambda c: c.trial["outcome"] in ENDED_BADLY)
-    names = _add_line_legend(figure, [c.trial for c in drawn])
-    for c in drawn:
-        _add_course(figure, c, info, names)
+    if courses is None:
+        courses = anytime(dataclasses.replace(results, trials=_of(results, study)), info)
+    valued = sorted((c for c in courses if c.seconds), key=lambda c: c.trial["outcome"] in ENDED_BADLY)
+    drawn = chosen([c.trial["outcome"] for c in valued], np.array([c.best[-1] for c in valued]))
+    traces, names = _line_legend([c.trial for c in valued], drawn)
+    traces += [_course_line(c, info, names) for c, is_drawn in zip(valued, drawn, strict=True) if is_drawn]
+    for outcome in sorted(names, key=lambda o: o in ENDED_BADLY):
+        traces.append(_course_ends([c for c in valued if c.trial["outcome"] == outcome], info, names[outcome]))
     silent = [c for c in courses if not c.seconds and c.end_seconds]
     for outcome, (colour, shape) in MARKS.items():
         part = [c for c in silent if c.trial["outcome"] == outcome]
         if part:
-            figure.add_scatter(
-                x=[c.end_seconds for c in part],
-                y=[0.0] * len(part),
-                ids=[c.trial["trial_id"] for c in part],
-                yaxis="y2",
-                mode="markers",
-                name=f"{outcome.value}, no value yet ({len(part)})",
-                marker=_marker(colour, shape, 9),
-                hovertext=[hover(c.trial) for c in part],
-                hoverinfo="text",
+            traces.append(
+                {
+                    "type": "scatter",
+                    "x": [c.end_seconds for c in part],
+                    "y": [0.0] * len(part),
+                    "ids": [c.trial["trial_id"] for c in part],
+                    "yaxis": "y2",
+                    "mode": "markers",
+                    "name": f"{outcome.value}, no value yet ({len(part):,})",
+                    "marker": _marker(colour, shape, 9),
+                    "hovertext": [hover(c.trial) for c in part],
+                    "hoverinfo": "text",
+                }
             )
     basis = courses[0].basis if courses else "training time"
-    logarithmic = info.direction == "minimize" and all(b > 0 for c in courses for b in c.best)
+    extremes = [b for c in valued for b in (c.best[0], c.best[-1])]
+    logarithmic = info.direction == "minimize" and all(b > 0 for b in extremes)
+    figure = go.Figure(data=traces)
     figure.update_layout(
         xaxis={"title": {"text": f"{basis} [s]"}, "rangemode": "tozero"},
         yaxis={
             "title": {"text": _quality_title(info, "best so far,")},
-            **(_log_axis(_frame([b for c in courses for b in c.best], 0.06)) if logarithmic else {}),
+            **(_log_axis(_frame(extremes, 0.06)) if logarithmic else {}),
         },
         height=480,
         showlegend=True,
@@ -511,48 +531,73 @@ def anytime_figure(results: Results, study: str, metric: str) -> go.Figure:
     return figure
 
 
-def _add_line_legend(figure: go.Figure, trials: list[Trial]) -> dict[str, str]:
+def _line_legend(trials: Sequence[Trial], drawn: NDArray[np.bool_]) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Entries of the legend for lines of trials, and their names by outcome: a line itself is too thin and faint."""
-    names = {}
+    counts = Counter(t["outcome"] for t in trials)
+    lines = Counter(t["outcome"] for t, is_drawn in zip(trials, drawn, strict=True) if is_drawn)
+    traces, names = [], {}
     for outcome, (colour, shape) in MARKS.items():
-        count = sum(t["outcome"] == outcome for t in trials)
-        if count:
-            names[outcome.value] = name = f"{outcome.value} ({count})"
-            figure.add_scatter(
-                x=[None],
-                y=[None],
-                mode="lines+markers",
-                name=name,
-                legendgroup=name,
-                line={"color": colour, "width": 2.5},
-                marker=_marker(colour, shape, 9),
+        if count := counts[outcome.value]:
+            part = f"; {lines[outcome.value]:,} lines" if lines[outcome.value] < count else ""
+            names[outcome.value] = name = f"{outcome.value} ({count:,}{part})"
+            traces.append(
+                {
+                    "type": "scatter",
+                    "x": [None],
+                    "y": [None],
+                    "mode": "lines+markers",
+                    "name": name,
+                    "legendgroup": name,
+                    "line": {"color": colour, "width": 2.5},
+                    "marker": _marker(colour, shape, 9),
+                }
             )
-    return names
+    return traces, names
 
 
-def _add_course(figure: go.Figure, c: Anytime, info: Metric, names: dict[str, str]) -> None:
+def _course_line(c: Anytime, info: Metric, names: dict[str, str]) -> dict[str, Any]:
     outcome = Outcome(c.trial["outcome"])
-    colour, shape = MARKS[outcome]
     # Only where it improves: between improvements the line is level.
     keep = [i for i in range(len(c.best)) if i == 0 or c.best[i] != c.best[i - 1]]
-    x, y = [c.seconds[i] for i in keep], [c.best[i] for i in keep]
-    end = max(c.end_seconds or 0.0, c.seconds[-1])
-    x, y = [*x, end], [*y, c.best[-1]]
-    bad = outcome in ENDED_BADLY
-    figure.add_scatter(
-        x=x,
-        y=y,
-        meta={"trial": c.trial["trial_id"]},
-        mode="lines+markers",
-        name=names[outcome.value],
-        legendgroup=names[outcome.value],
-        showlegend=False,
-        opacity=0.9 if bad else 0.6,
-        line={"color": colour, "width": 1.4, "shape": "hv"},
-        marker={"color": colour, "symbol": shape, "size": [0.0] * (len(x) - 1) + [9.0], "line": {"width": 0}},
-        hovertext=[f"{hover(c.trial)}<br>{info.label} {b:.3g} after {duration(t)}" for t, b in zip(x, y, strict=True)],
-        hoverinfo="text",
-    )
+    x, y = [*(c.seconds[i] for i in keep), c.end_seconds or 0.0], [*(c.best[i] for i in keep), c.best[-1]]
+    return {
+        "type": "scatter",
+        "x": x,
+        "y": y,
+        "meta": {"trial": c.trial["trial_id"]},
+        "mode": "lines",
+        "name": names[outcome.value],
+        "legendgroup": names[outcome.value],
+        "showlegend": False,
+        "opacity": 0.9 if outcome in ENDED_BADLY else 0.6,
+        "line": {"color": MARKS[outcome][0], "width": 1.4, "shape": "hv"},
+        "hovertext": [f"{hover(c.trial)}<br>{_reached(b, t, info)}" for b, t in zip(y, x, strict=True)],
+        "hoverinfo": "text",
+    }
+
+
+def _course_ends(courses: Sequence[Anytime], info: Metric, name: str) -> dict[str, Any]:
+    """The marks at the ends of courses of one outcome."""
+    outcome = Outcome(courses[0].trial["outcome"])
+    colour, shape = MARKS[outcome]
+    return {
+        "type": "scatter",
+        "x": [c.end_seconds for c in courses],
+        "y": [c.best[-1] for c in courses],
+        "ids": [c.trial["trial_id"] for c in courses],
+        "mode": "markers",
+        "name": name,
+        "legendgroup": name,
+        "showlegend": False,
+        "opacity": 0.9 if outcome in ENDED_BADLY else 0.6,
+        "marker": {"color": colour, "symbol": shape, "size": 9, "line": {"width": 0}},
+        "hovertext": [f"{hover(c.trial)}<br>{_reached(c.best[-1], c.end_seconds or 0.0, info)}" for c in courses],
+        "hoverinfo": "text",
+    }
+
+
+def _reached(best: float, seconds: float, info: Metric) -> str:
+    return f"{info.label} {best:.3g} after {duration(seconds)}"
 
 
 _SURVIVAL_SHAPES = {"all trials completed": "circle", "some ended badly": "diamond", "all ended badly": "x"}
@@ -712,23 +757,37 @@ def _add_band(figure: go.Figure) -> None:
     )
 
 
-def training_figure(results: Results, study: str, metric: Metric | None) -> go.Figure:
-    """Energy gap per iteration (symlog) and quality per epoch of every trial; a cross marks a divergence."""
-    curves = training_curves(results, study, metric)
-    with_quality = metric is not None and any(len(c.epoch) for c in curves)
+def training_figure(
+    results: Results, study: str, metric: Metric | None, curves: Sequence[TrainingCurve] | None = None
+) -> go.Figure:
+    """Energy gap per iteration (symlog) and quality per epoch of every trial; a cross marks a divergence.
+
+    Of thousands of trials a part is drawn (`analysis.lines.chosen`).
+
+    Args:
+        results: The study among others.
+        study: Its name.
+        metric: The quality.
+        curves: Its curves as `analysis.figure_data.training_curves` gives them, if they are there.
+    """
+    if curves is None:
+        curves = training_curves(results, study, metric)
+    # Completed trials first, so that the few that ended badly are drawn over them.
+    drawn = sorted((c for c in curves if c.drawn), key=lambda c: c.trial["outcome"] in ENDED_BADLY)
+    with_quality = metric is not None and any(len(c.epoch) for c in drawn)
     titles = ["energy gap E(x⁺) − E(x⁻)"] + ([metric.label] if metric is not None and with_quality else [])
     figure = make_subplots(rows=len(titles), cols=1, vertical_spacing=0.14)
-    names = _add_line_legend(figure, [c.trial for c in curves])
-    # Completed trials first, so that the few that ended badly are drawn over them.
-    for curve in sorted(curves, key=lambda c: c.trial["outcome"] in ENDED_BADLY):
-        _add_curve(figure, curve, 1, curve.iteration, symlog(curve.energy_gap), names)
+    traces, names = _line_legend([c.trial for c in curves], np.array([c.drawn for c in curves], dtype=bool))
+    for curve in drawn:
+        traces += _curve_line(curve, "", curve.iteration, symlog(curve.energy_gap), names)
         if with_quality:
-            _add_curve(figure, curve, 2, curve.epoch, curve.quality, names)
-    gaps = np.concatenate([c.energy_gap for c in curves]) if curves else np.array([0.0])
+            traces += _curve_line(curve, "2", curve.epoch, curve.quality, names)
+    figure.add_traces(traces)
+    gaps = np.concatenate([c.energy_gap for c in drawn]) if drawn else np.array([0.0])
     figure.update_yaxes(title_text=titles[0], row=1, col=1, **_symlog_ticks(gaps))
     figure.update_xaxes(title_text="training iterations", row=1, col=1)
     if with_quality:
-        values = [v for c in curves for v in c.quality.tolist()]
+        values = [v for c in drawn for v in c.quality.tolist()]
         logarithmic = metric is not None and metric.direction == "minimize" and min(values, default=0.0) > 0
         scale = _log_axis(_frame(values, 0.06)) if logarithmic else {}
         figure.update_yaxes(title_text=titles[1], row=2, col=1, **scale)
@@ -736,37 +795,41 @@ def training_figure(results: Results, study: str, metric: Metric | None) -> go.F
     return figure.update_layout(height=780 if with_quality else 420, showlegend=True)
 
 
-def _add_curve(figure: go.Figure, curve: TrainingCurve, row: int, x: Any, y: Any, names: dict[str, str]) -> None:
+def _curve_line(curve: TrainingCurve, panel: str, x: Any, y: Any, names: dict[str, str]) -> list[dict[str, Any]]:
+    """The trace of a curve in a panel (the number of its axes); none of a curve without points."""
     if not len(x):
-        return
+        return []
     outcome = Outcome(curve.trial["outcome"])
     colour, shape = MARKS[outcome]
     bad = outcome in ENDED_BADLY
     sizes = [0.0] * (len(x) - 1) + [9.0] if bad else 0.0
-    figure.add_scatter(
-        # Single precision is finer than a pixel and half the size in the report.
-        x=np.asarray(x, dtype=np.int32),
-        y=np.asarray(y, dtype=np.float32),
-        meta={"trial": curve.trial["trial_id"]},
-        mode="lines+markers" if bad or len(x) == 1 else "lines",
-        name=names[outcome.value],
-        legendgroup=names[outcome.value],
-        showlegend=False,
-        opacity=0.9 if bad else 0.55,
-        line={"color": colour, "width": 1.3},
-        marker={
-            "color": colour,
-            "symbol": shape,
-            "size": sizes if len(x) > 1 else 7,
-            "opacity": 1,
-            "line": {"width": 0},
-        },
-        text=f"{curve.trial['trial_id']} {ending(curve.trial)}<br>"
-        f"K {curve.trial['sampling_steps']}, p0 {curve.trial['initial']}, seed {curve.trial['seed']}",
-        hovertemplate="%{text}<br>at %{x}<extra></extra>",
-        row=row,
-        col=1,
-    )
+    return [
+        {
+            "type": "scatter",
+            # Single precision is finer than a pixel and half the size in the report.
+            "x": np.asarray(x, dtype=np.int32),
+            "y": np.asarray(y, dtype=np.float32),
+            "xaxis": f"x{panel}",
+            "yaxis": f"y{panel}",
+            "meta": {"trial": curve.trial["trial_id"]},
+            "mode": "lines+markers" if bad or len(x) == 1 else "lines",
+            "name": names[outcome.value],
+            "legendgroup": names[outcome.value],
+            "showlegend": False,
+            "opacity": 0.9 if bad else 0.55,
+            "line": {"color": colour, "width": 1.3},
+            "marker": {
+                "color": colour,
+                "symbol": shape,
+                "size": sizes if len(x) > 1 else 7,
+                "opacity": 1,
+                "line": {"width": 0},
+            },
+            "text": f"{curve.trial['trial_id']} {ending(curve.trial)}<br>"
+            f"K {curve.trial['sampling_steps']}, p0 {curve.trial['initial']}, seed {curve.trial['seed']}",
+            "hovertemplate": "%{text}<br>at %{x}<extra></extra>",
+        }
+    ]
 
 
 def _symlog_ticks(values: Any) -> dict[str, Any]:

@@ -68,14 +68,14 @@ def _shares(counts: Counter[str]) -> dict[str, int]:
     return shares
 
 
-def words(drawn: NDArray[np.bool_], metric: Metric | None) -> str:
-    """What a caption says of a figure that draws some trials' lines only; empty where it draws all."""
-    if drawn.all():
+def drawn_part(trials: int, metric: Metric | None) -> str:
+    """What a caption says of a figure with a line for each of so many trials; empty where it draws all of them."""
+    if trials <= MAX_LINES:
         return ""
-    ranking = f"the ranking by best {metric.label}" if metric is not None else "the order of the trials"
+    ranking = f"the ranking by best {metric.label}" if metric is not None else "their order"
     return (
-        f"; lines of {int(drawn.sum()):,} of {len(drawn):,} trials are drawn, evenly over {ranking} and at least "
-        f"{LEAST_LINES} of every outcome: the data has all"
+        f"; lines of {MAX_LINES:,} of {trials:,} trials are drawn, evenly over {ranking} and at least {LEAST_LINES} "
+        "of every outcome; the data has all"
     )
 
 

@@ -9,7 +9,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from analysis.figure_data import drawn_points, outcome_fields, survival_fields
+from analysis.anytime import anytime, course_points
+from analysis.figure_data import drawn_points, outcome_fields, survival_fields, training_curves, training_points
 from analysis.figures import (
     anytime_figure,
     cost_figure,
@@ -20,6 +21,7 @@ from analysis.figures import (
     tradeoff_figure,
     training_figure,
 )
+from analysis.lines import drawn_part
 from analysis.load import Results, records
 from analysis.stability_report import other_phases, stability_drawings, survival_lines
 from analysis.tradeoff import cost_points, measured_metrics, settings_front, tradeoff
@@ -116,14 +118,16 @@ def study_drawings(part: Results, study: str, metric: Metric | None) -> dict[str
             )
             for m in measured_metrics(part.trials)
         ]
-        training = training_figure(part, study, metric)
-        if training.data:
+        if curves := training_curves(part, study, metric):
+            which = f"METRIC_BY_NAME[{metric.name!r}]" if metric is not None else "None"
             figures["training"] = [
                 Drawing(
-                    training,
-                    "Course of every trial",
+                    training_figure(part, study, metric, curves),
+                    f"Course of every trial{drawn_part(len(curves), metric)}",
                     f"{study}_training",
-                    made_by=f"{place}\nanalysis.figure_data.training_curves(results, {study!r}, metric)",
+                    training_points(curves, metric),
+                    f"{place}\ncurves = analysis.figure_data.training_curves(results, {study!r}, {which})\n"
+                    f"analysis.figure_data.training_points(curves, {which})",
                 )
             ]
     if trials and metric is not None:
@@ -167,13 +171,17 @@ def _settings_figures(part: Results, study: str, metric: Metric, place: str) -> 
                 f"{place}\nanalysis.tradeoff.cost_points(trials, {metric.name!r})",
             )
         )
-    course = anytime_figure(part, study, metric.name)
+    courses = anytime(part, metric)
+    course = anytime_figure(part, study, metric.name, courses)
+    limit = drawn_part(sum(bool(c.seconds) for c in courses), metric)
     drawn = [
         Drawing(
             course,
-            f"Best {metric.label} so far of every trial over time",
+            f"Best {metric.label} so far of every trial over time{limit and f'{limit}, and every trial its mark'}",
             f"{study}_anytime_{metric.name}",
-            made_by=f"{place}\nanalysis.anytime.anytime(results, METRIC_BY_NAME[{metric.name!r}])",
+            course_points(courses),
+            f"{place}\ncourses = analysis.anytime.anytime(results, METRIC_BY_NAME[{metric.name!r}])\n"
+            "analysis.anytime.course_points(courses)",
         )
     ]
     return {"settings": shown, "anytime": drawn if course.data else []}
