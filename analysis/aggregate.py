@@ -227,10 +227,14 @@ def settings_table(trials: pd.DataFrame) -> pd.DataFrame:
     divergence = [wilson(k, n) for k, n in zip(counts[Outcome.DIVERGED], judged, strict=True)]
     when = zip(columns["outcome"], columns["iteration"], strict=True)
     columns["diverged_at"] = [at if outcome == Outcome.DIVERGED else None for outcome, at in when]
-    studies, configs = first("study"), [_parsed(config) for config in first("config")]
+    studies, configs, texts = first("study"), [], []
+    for config in first("config"):
+        parsed = _parsed(config)
+        configs.append(_flat(parsed))
+        texts.append(None if parsed is None else json.dumps(parsed, sort_keys=True))
     table: dict[str, list[Any]] = {
         **{name: first(name) for name in ("study", "setting_id", *SETTING_NAMES)},
-        "setting": _differences(studies, [_flat(config) for config in configs]),
+        "setting": _differences(studies, configs),
         "trials": [s.stop - s.start for s in slices],
         "seeds": each("seed", lambda seeds: len({*seeds} - {None})),
         **{o.value: counts[o] for o in Outcome if o not in (Outcome.PENDING, Outcome.RUNNING)},
@@ -245,7 +249,7 @@ def settings_table(trials: pd.DataFrame) -> pd.DataFrame:
         "saved_seconds_sum": each("saved_seconds", total),
         "hardware": each("hardware", joined),
         "trial_ids": each("trial_id", joined),
-        "config": [_without_seed(config) for config in configs],
+        "config": texts,
     }
     for metric in METRICS:
         for name in (f"{metric.name}_best", f"{metric.name}_last"):
@@ -310,10 +314,6 @@ def _all_equal(values: Sequence[Any]) -> bool:
         # Equal lists may hold what is not: [1] and [1.0].
         return len({json.dumps(v, sort_keys=True) for v in values}) == 1
     return values.count(values[0]) == len(values)
-
-
-def _without_seed(config: dict[str, Any] | None) -> str | None:
-    return None if config is None else json.dumps(config, sort_keys=True)
 
 
 def total(values: Iterable[float | None]) -> float | None:

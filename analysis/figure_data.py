@@ -16,7 +16,7 @@ from pandas.api.types import is_numeric_dtype
 
 from analysis.aggregate import ENDED_BADLY, Trial, configuration, group_by
 from analysis.epoch_rows import epoch_rows, floats
-from analysis.grouping import alike, coded, plain, sort_key
+from analysis.grouping import alike, coded, each_row, plain, sort_key
 from analysis.lines import LINE_COLUMNS, chosen, line_points
 from analysis.load import Results, current_epochs, records
 from analysis.summary import explanatory_fields, objective, varied_or_all
@@ -179,7 +179,8 @@ class Hovers:
     def __init__(self, trials: pd.DataFrame) -> None:
         names = ["trial_id", "setting_id", "seed", "outcome", "iterations_done", "iteration", "cause", "message"]
         self.trials = trials
-        self._lines = [(_first_line(t), _last_lines(t)) for t in records(trials[names])]
+        self._first = [_first_line(t) for t in each_row(trials[names])]
+        self._last = [_last_lines(t) for t in each_row(trials[names])]
         self._fields: dict[str, list[str]] = {}
 
     def over(self, fields: Sequence[str] = ()) -> list[str]:
@@ -193,7 +194,7 @@ class Hovers:
         settings = [self._fields[f] for f in named]
         return [
             f"{first}<br>{', '.join(said)}<br>{last}"
-            for (first, last), said in zip(self._lines, zip(*settings, strict=True), strict=True)
+            for first, last, said in zip(self._first, self._last, zip(*settings, strict=True), strict=True)
         ]
 
 

@@ -32,6 +32,7 @@ from analysis.figure_data import (
     training_curves,
     unchecked,
 )
+from analysis.grouping import each_row, plain
 from analysis.lines import chosen
 from analysis.load import Results, records
 from analysis.stability import SurvivalCurve, logrank_p, survival_by
@@ -182,31 +183,31 @@ def tradeoff_figure(results: Results, study: str, metric: str) -> go.Figure:
     frame = tradeoff(trials, metric)
     info = METRIC_BY_NAME[metric]
     said = _hover_by_id(trials)
-    rows = records(frame[frame["seconds_per_iteration"].notna()])
-    ended = group_by(rows, ("outcome",))
+    timed = frame[frame["seconds_per_iteration"].notna()]
     figure = go.Figure()
     for outcome, (_, shape) in MARKS.items():
-        part = ended.get((outcome.value,), [])
-        if part:
+        part = timed[timed["outcome"] == outcome.value]
+        if len(part):
             name = f"{outcome.value} ({len(part)})"
             _add_legend(figure, name, shape, 10)
+            columns = [plain(part[c]) for c in ("trial_id", "quality", "protocol", "seconds_per_iteration")]
             figure.add_scatter(
-                x=unchecked(1000 * r["seconds_per_iteration"] for r in part),
-                y=unchecked(r["quality"] for r in part),
-                ids=unchecked(r["trial_id"] for r in part),
+                x=unchecked(1000 * s for s in columns[3]),
+                y=unchecked(columns[1]),
+                ids=unchecked(columns[0]),
                 mode="markers",
                 name=name,
                 legendgroup=name,
                 showlegend=False,
-                marker=_marker([_log2(r["sampling_steps"]) for r in part], shape, 10) | {"coloraxis": "coloraxis"},
+                marker=_marker([_log2(k) for k in plain(part["sampling_steps"])], shape, 10)
+                | {"coloraxis": "coloraxis"},
                 hovertext=unchecked(
-                    f"{said[r['trial_id']]}<br>{info.label} {r['quality']:.3g} ({r['protocol']}), "
-                    f"{1000 * r['seconds_per_iteration']:.3g} ms per iteration"
-                    for r in part
+                    f"{said[trial]}<br>{info.label} {quality:.3g} ({protocol}), {1000 * s:.3g} ms per iteration"
+                    for trial, quality, protocol, s in zip(*columns, strict=True)
                 ),
                 hoverinfo="text",
             )
-    fronts = group_by([r for r in rows if r["on_front"]], ("dataset", "protocol", "hardware"))
+    fronts = group_by(records(timed[timed["on_front"]]), ("dataset", "protocol", "hardware"))
     for index, front in enumerate(fronts.values()):
         line = sorted((1000 * r["seconds_per_iteration"], r["quality"]) for r in front)
         figure.add_scatter(
@@ -219,8 +220,8 @@ def tradeoff_figure(results: Results, study: str, metric: str) -> go.Figure:
             line={"shape": "hv", "color": "#8c8c8c", "width": 2, "dash": "dot"},
             hoverinfo="skip",
         )
-    steps = [int(r["sampling_steps"]) for r in rows if r["sampling_steps"] is not None]
-    if any(r["dataset"] == "cifar10" for r in rows):
+    steps = [int(k) for k in timed["sampling_steps"].dropna().unique()]
+    if (timed["dataset"] == "cifar10").any():
         steps += _add_published(figure, metric)
     unscored = records(without_value(trials, metric))
     steps += _add_without_value(figure, unscored, said)
@@ -492,9 +493,14 @@ def anytime_figure(results: Results, study: str, metric: str, courses: Sequence[
     valued = sorted((c for c in courses if c.seconds), key=lambda c: c.trial["outcome"] in ENDED_BADLY)
     drawn = chosen([c.trial["outcome"] for c in valued], np.array([c.best[-1] for c in valued]))
     traces, names = _line_legend([c.trial for c in valued], drawn)
-    traces += [_course_line(c, info, names) for c, is_drawn in zip(valued, drawn, strict=True) if is_drawn]
-    for outcome in sorted(names, key=lambda o: o in ENDED_BADLY):
-        traces.append(_course_ends([c for c in valued if c.trial["outcome"] == outcome], info, names[outcome]))
+    lines = [_course_line(c, info, names) for c, is_drawn in zip(valued, drawn, strict=True) if is_drawn]
+    # Marks of thousands are small and under the lines: over them they would be all that is seen.
+    size = 9 if drawn.all() else 5
+    ends = [
+        _course_ends([c for c in valued if c.trial["outcome"] == outcome], info, names[outcome], size)
+        for outcome in sorted(names, key=lambda o: o in ENDED_BADLY)
+    ]
+    traces += lines + ends if drawn.all() else ends + lines
     silent = [c for c in courses if not c.seconds and c.end_seconds]
     for outcome, (colour, shape) in MARKS.items():
         part = [c for c in silent if c.trial["outcome"] == outcome]
@@ -502,14 +508,14 @@ def anytime_figure(results: Results, study: str, metric: str, courses: Sequence[
             traces.append(
                 {
                     "type": "scatter",
-                    "x": [c.end_seconds for c in part],
-                    "y": [0.0] * len(part),
-                    "ids": [c.trial["trial_id"] for c in part],
+                    "x": unchecked(c.end_seconds for c in part),
+                    "y": unchecked([0.0] * len(part)),
+                    "ids": unchecked(c.trial["trial_id"] for c in part),
                     "yaxis": "y2",
                     "mode": "markers",
                     "name": f"{outcome.value}, no value yet ({len(part):,})",
                     "marker": _marker(colour, shape, 9),
-                    "hovertext": [hover(c.trial) for c in part],
+                    "hovertext": unchecked(hover(c.trial) for c in part),
                     "hoverinfo": "text",
                 }
             )
@@ -560,10 +566,11 @@ def _course_line(c: Anytime, info: Metric, names: dict[str, str]) -> dict[str, A
     # Only where it improves: between improvements the line is level.
     keep = [i for i in range(len(c.best)) if i == 0 or c.best[i] != c.best[i - 1]]
     x, y = [*(c.seconds[i] for i in keep), c.end_seconds or 0.0], [*(c.best[i] for i in keep), c.best[-1]]
+    said = hover(c.trial)
     return {
         "type": "scatter",
-        "x": x,
-        "y": y,
+        "x": unchecked(x),
+        "y": unchecked(y),
         "meta": {"trial": c.trial["trial_id"]},
         "mode": "lines",
         "name": names[outcome.value],
@@ -571,27 +578,29 @@ def _course_line(c: Anytime, info: Metric, names: dict[str, str]) -> dict[str, A
         "showlegend": False,
         "opacity": 0.9 if outcome in ENDED_BADLY else 0.6,
         "line": {"color": MARKS[outcome][0], "width": 1.4, "shape": "hv"},
-        "hovertext": [f"{hover(c.trial)}<br>{_reached(b, t, info)}" for b, t in zip(y, x, strict=True)],
+        "hovertext": unchecked(f"{said}<br>{_reached(b, t, info)}" for b, t in zip(y, x, strict=True)),
         "hoverinfo": "text",
     }
 
 
-def _course_ends(courses: Sequence[Anytime], info: Metric, name: str) -> dict[str, Any]:
+def _course_ends(courses: Sequence[Anytime], info: Metric, name: str, size: int) -> dict[str, Any]:
     """The marks at the ends of courses of one outcome."""
     outcome = Outcome(courses[0].trial["outcome"])
     colour, shape = MARKS[outcome]
     return {
         "type": "scatter",
-        "x": [c.end_seconds for c in courses],
-        "y": [c.best[-1] for c in courses],
-        "ids": [c.trial["trial_id"] for c in courses],
+        "x": unchecked(c.end_seconds for c in courses),
+        "y": unchecked(c.best[-1] for c in courses),
+        "ids": unchecked(c.trial["trial_id"] for c in courses),
         "mode": "markers",
         "name": name,
         "legendgroup": name,
         "showlegend": False,
         "opacity": 0.9 if outcome in ENDED_BADLY else 0.6,
-        "marker": {"color": colour, "symbol": shape, "size": 9, "line": {"width": 0}},
-        "hovertext": [f"{hover(c.trial)}<br>{_reached(c.best[-1], c.end_seconds or 0.0, info)}" for c in courses],
+        "marker": {"color": colour, "symbol": shape, "size": size, "line": {"width": 0}},
+        "hovertext": unchecked(
+            f"{hover(c.trial)}<br>{_reached(c.best[-1], c.end_seconds or 0.0, info)}" for c in courses
+        ),
         "hoverinfo": "text",
     }
 
@@ -635,9 +644,9 @@ def _setting_names(results: Results, study: str) -> dict[str, str]:
     """What every trial's setting is, in the fields the study varied."""
     trials = _of(results, study)
     words = zip(*(in_words(trials[field]) for field in varied_or_all(results, study)), strict=True)
-    names = records(trials[["study", "trial_id"]])
     # One trial alone may have no field that varies.
-    return {identifier(t): ", ".join(of_trial) for t, of_trial in zip(names, words, strict=False)}
+    named = zip(each_row(trials[["study", "trial_id"]]), words, strict=False)
+    return {identifier(t): ", ".join(of_trial) for t, of_trial in named}
 
 
 def _hover_by_id(trials: pd.DataFrame) -> dict[str, str]:

@@ -113,7 +113,8 @@ def without_value(trials: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 def _frame(columns: dict[str, list[Any]]) -> pd.DataFrame:
     """Columns of plain values as a frame of nullable types."""
-    return pd.DataFrame(zip(*columns.values(), strict=True), columns=list(columns)).convert_dtypes()
+    empty = not next(iter(columns.values()))
+    return pd.DataFrame(columns, dtype=object if empty else None).convert_dtypes()
 
 
 def pareto(points: ArrayLike, directions: Sequence[Literal["minimize", "maximize"]]) -> NDArray[np.bool_]:
