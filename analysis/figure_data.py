@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from textwrap import shorten
@@ -14,11 +15,11 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
-from analysis.aggregate import ENDED_BADLY, Trial, configuration, group_by
+from analysis.aggregate import ENDED_BADLY, Trial, configuration
 from analysis.epoch_rows import epoch_rows, floats
 from analysis.grouping import alike, coded, each_row, plain, sort_key
 from analysis.lines import LINE_COLUMNS, chosen, line_points
-from analysis.load import Results, current_epochs, records
+from analysis.load import Results, records
 from analysis.summary import explanatory_fields, objective, varied_or_all
 from analysis.words import brief, symbol, text
 from trainables.schema import CAUSE_TEXT, METRICS, Cause, Column, Metric, Outcome
@@ -390,6 +391,11 @@ def _plain_text(markup: Any) -> str | None:
     return html.unescape(re.sub(r"<[^>]+>", "; ", str(markup)).strip("; ").replace("; ;", ";")) if markup else None
 
 
+_KINDS = ("buffer", "fresh", "end")
+_EpochsOf = Callable[[str, "Sequence[str]"], "list[Trial]"]
+"""Columns of the epochs of a trial, by its id."""
+
+
 @dataclass(frozen=True)
 class SampleGrid:
     """A grid of samples to show, with what it is."""
@@ -417,15 +423,24 @@ def sample_grids(results: Results, study: str, best: int = 2) -> list[SampleGrid
         completed = sorted(scored, key=lambda t: sign * t[f"{metric.name}_best"])
     part = results.of(study)
     fields = varied_or_all(results, study)
-    epochs = group_by(records(current_epochs(part.epochs)), ("trial_id",))
+    current = epoch_rows(part.trials, part.epochs)
+    spans = dict(zip(part.trials["trial_id"], current.spans, strict=True))
+
+    def epochs_of(trial_id: str, columns: Sequence[str]) -> list[Trial]:
+        # Of the trials whose grids are looked at, not of all: a large study has millions of epochs.
+        return [*each_row(part.epochs.iloc[current.rows[slice(*spans[trial_id])]][[*columns]])]
 
     def grids_of(trial: Trial) -> list[SampleGrid]:
-        return _grids(results, study, trial, fields, epochs.get((trial["trial_id"],), []))
+        return _grids(results, study, trial, fields, epochs_of)
 
     shown = list(islice((g for t in completed if (g := grids_of(t))), best))
     for outcome in (Outcome.DIVERGED, Outcome.COLLAPSED):
-        ended = [grids_of(t) for t in trials if t["outcome"] == outcome]
-        shown += sorted((g for g in ended if g), key=lambda g: -_informative(g))[:1]
+        most: list[SampleGrid] = []
+        for grids in (grids_of(t) for t in trials if t["outcome"] == outcome):
+            most = grids if _informative(grids) > _informative(most) else most
+            if _informative(most) == 2 * len(_KINDS):
+                break
+        shown += [most]
     return [grid for group in shown for grid in group]
 
 
@@ -434,17 +449,15 @@ def _informative(grids: Sequence[SampleGrid]) -> int:
     return sum(2 if g.kind == "end" or "untrained" not in g.title else 1 for g in grids)
 
 
-def _grids(
-    results: Results, study: str, trial: Trial, fields: Sequence[str], epochs: Sequence[Trial]
-) -> list[SampleGrid]:
+def _grids(results: Results, study: str, trial: Trial, fields: Sequence[str], epochs_of: _EpochsOf) -> list[SampleGrid]:
     """The grids that were kept of a trial, labelled by its values of `fields` and by its epochs."""
     setting = ", ".join(f"{symbol(f)} {brief(trial[f])}" for f in fields) or trial["setting_id"]
     grids = []
-    for kind in ("buffer", "fresh", "end"):
+    for kind in _KINDS:
         path = results.sample_grid(study, trial["trial_id"], kind)
         if path is None:
             continue
-        what, quality = _at_the_end(trial) if kind == "end" else _evaluated(epochs, trial, kind)
+        what, quality = _at_the_end(trial) if kind == "end" else _evaluated(epochs_of, trial, kind)
         caption = "; ".join(part for part in (f"{setting}, seed {trial['seed']}", quality, ending(trial)) if part)
         grids.append(SampleGrid(trial["trial_id"], kind, f"{trial['trial_id']}: {what}", caption, path))
     return grids
@@ -456,14 +469,15 @@ def _at_the_end(trial: Trial) -> tuple[str, str]:
     return f"chains {when}, when it {trial['outcome']}", ""
 
 
-def _evaluated(epochs: Sequence[Trial], trial: Trial, kind: str) -> tuple[str, str]:
+def _evaluated(epochs_of: _EpochsOf, trial: Trial, kind: str) -> tuple[str, str]:
     """What the samples of a trial's last evaluation are, and the first metric that was taken of them."""
     what = "replay buffer"
     if kind == "fresh":
         steps = configuration(trial["config"]).get("evaluation.fresh_steps")
         what = "fresh chains from p0" + (f", {steps} steps" if steps is not None else "")
     metrics = [m for m in METRICS if m.name.endswith(f"_{kind}")]
-    rows = [r for r in epochs if any(r[m.name] is not None for m in metrics)]
+    columns = ["epoch", *(name for m in metrics for name in (m.name, m.protocol_column))]
+    rows = [r for r in epochs_of(trial["trial_id"], columns) if any(r[m.name] is not None for m in metrics)]
     if not rows:
         return what, ""
     last = rows[-1]
