@@ -115,10 +115,11 @@ def courses(results: Results, settings: Collection[str] | None = None) -> list[C
     """
     metrics = course_metrics(results)
     shown: list[tuple[list[dict[str, Any]], int]] = []
-    for by_setting in _settings_by_method(results).values():
+    for by_setting in _settings_by_method(results, metrics[:1]).values():
         ranked = sorted(by_setting, key=lambda s: _rank(by_setting[s], metrics[:1]))
         some = [s for s in ranked if s in settings] if settings is not None else ranked[:1]
-        shown += [(by_setting[s], len(by_setting) - len(some)) for s in some]
+        hidden = len(by_setting) - len(some)
+        shown += [(records(results.trials.iloc[[t["row"] for t in by_setting[s]]]), hidden) for s in some]
     epochs = _epochs_of([t for trials, _ in shown for t in trials], metrics, results)
     found = [_course(trials, metric, epochs, hidden) for trials, hidden in shown for metric in metrics]
     return [course for course in found if course.seeds or course.without]
@@ -135,14 +136,16 @@ def _epochs_of(
     return group_by(records(results.epochs[names].iloc[own.rows]), key)
 
 
-def _settings_by_method(results: Results) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for trial in records(results.trials):
-        found.setdefault(trial["method"], {}).setdefault(trial["setting_id"], []).append(trial)
+def _settings_by_method(results: Results, metrics: Sequence[Metric]) -> dict[str, dict[str, list[Trial]]]:
+    """What trials are ranked by, and their rows, by method and setting."""
+    found: dict[str, dict[str, list[Trial]]] = {}
+    names = ["method", "setting_id", "outcome", *(f"{m.name}_best" for m in metrics)]
+    for row, trial in enumerate(records(results.trials[names])):
+        found.setdefault(trial["method"], {}).setdefault(trial["setting_id"], []).append(trial | {"row": row})
     return found
 
 
-def _rank(trials: list[dict[str, Any]], metrics: Sequence[Metric]) -> tuple[float, float]:
+def _rank(trials: Sequence[Trial], metrics: Sequence[Metric]) -> tuple[float, float]:
     bad = sum(t["outcome"] in ENDED_BADLY for t in trials) / len(trials)
     for metric in metrics:
         values = [t[f"{metric.name}_best"] for t in trials if t[f"{metric.name}_best"] is not None]

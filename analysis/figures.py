@@ -811,7 +811,7 @@ def _curve_line(curve: TrainingCurve, panel: str, x: Any, y: Any, names: dict[st
     outcome = Outcome(curve.trial["outcome"])
     colour, shape = MARKS[outcome]
     bad = outcome in ENDED_BADLY
-    sizes = [0.0] * (len(x) - 1) + [9.0] if bad else 0.0
+    sizes = np.array([0] * (len(x) - 1) + [9], dtype=np.uint8) if bad else 0.0
     return [
         {
             "type": "scatter",

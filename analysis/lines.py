@@ -60,7 +60,7 @@ def _shares(counts: Counter[str]) -> dict[str, int]:
     left = MAX_LINES - sum(least.values())
     further = sum(counts.values()) - sum(least.values())
     shares, before = {}, 0
-    for name, count in counts.items():
+    for name, count in sorted(counts.items()):
         after = before + count - least[name]
         # Rounded sums, so that the shares' sum is exact; in whole numbers.
         shares[name] = least[name] + after * left // further - before * left // further

@@ -177,7 +177,7 @@ def _settings_figures(part: Results, study: str, metric: Metric, place: str) -> 
     drawn = [
         Drawing(
             course,
-            f"Best {metric.label} so far of every trial over time{limit and f'{limit}, and every trial its mark'}",
+            f"Best {metric.label} so far of every trial over time{limit and f'{limit}; every trial is marked'}",
             f"{study}_anytime_{metric.name}",
             course_points(courses),
             f"{place}\ncourses = analysis.anytime.anytime(results, METRIC_BY_NAME[{metric.name!r}])\n"

@@ -87,7 +87,7 @@ def test_the_data_of_a_part_are_those_of_all(example, few):
     for drawing in (course, training):
         assert "lines of 12 of 48 trials are drawn" in drawing.caption
         assert set(drawing.table["trial_id"]) == set(example.trials["trial_id"])
-    assert course.caption.endswith("and every trial its mark")
+    assert course.caption.endswith("; every trial is marked")
 
 
 def test_signals_are_read_of_drawn_trials_alone(example, few, monkeypatch):
