@@ -9,6 +9,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from threadpoolctl import threadpool_limits
+
 from analysis.anytime import anytime, course_points
 from analysis.figure_data import drawn_points, outcome_fields, survival_fields, training_curves, training_points
 from analysis.figures import (
@@ -74,6 +76,12 @@ def study_drawings(part: Results, study: str, metric: Metric | None) -> dict[str
         study: Its name.
         metric: Its objective, if it has one.
     """
+    # Models of a few fields take many small products: threads would spend more time waiting for each other.
+    with threadpool_limits(limits=1, user_api="blas"):
+        return _drawings(part, study, metric)
+
+
+def _drawings(part: Results, study: str, metric: Metric | None) -> dict[str, list[Drawing]]:
     trials = records(part.trials)
     figures: dict[str, list[Drawing]] = {
         n: [] for n in ("outcomes", "phase", "survival", "stability", "tradeoff", "settings", "anytime", "training")
