@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -283,16 +284,22 @@ def _check_numbers(frame: pd.DataFrame, columns: Sequence[Column], path: Path) -
             raise ResultsError(f"{path}: column {column.name} holds {values.max()}, but expected at most 1")
 
 
+def _rising(values: pd.Series) -> bool:
+    """Whether whole numbers without a null rise from row to row."""
+    return bool((np.diff(values.to_numpy(dtype=np.int64)) > 0).all())
+
+
 def check_signals(signals: pd.DataFrame, trial_id: str, path: Path) -> None:
     """Refuse signals of another trial, and iterations that are there twice.
 
     Raises:
         ResultsError: so.
     """
-    if (other := signals["trial_id"].ne(trial_id).fillna(True)).any():
-        raise ResultsError(f"{path}: {plural(int(other.sum()), 'row')} not of {printable(trial_id)}")
+    if other := len(signals) - int(signals["trial_id"].eq(trial_id).sum()):
+        raise ResultsError(f"{path}: {plural(other, 'row')} not of {printable(trial_id)}")
     iterations = signals["iteration"]
-    if iterations.isna().any() or (iterations < 0).any() or iterations.duplicated().any():
+    first = iterations.min()
+    if iterations.hasnans or (len(iterations) and first < 0) or not (_rising(iterations) or iterations.is_unique):
         raise ResultsError(f"{path}: an iteration is null, below 0, or there twice")
 
 

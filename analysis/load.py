@@ -312,6 +312,8 @@ class Results:
         except ResultsError as error:
             self.note(f"{error}; left out")
             return None
+        if signals["iteration"].is_monotonic_increasing:
+            return signals
         return signals.sort_values("iteration", kind="stable", ignore_index=True)
 
     def sample_grid(self, study: str, trial_id: str, kind: str) -> Path | None:

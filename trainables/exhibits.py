@@ -194,7 +194,7 @@ def embed(features: Sequence[Floats]) -> list[Floats]:
         ValueError: fewer than four images, or sets of unequal F.
     """
     from sklearn.manifold import TSNE  # seconds to import
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # comes with scikit-learn
+    from threadpoolctl import threadpool_limits
 
     joined = np.concatenate(features)
     if len(joined) < 4:
