@@ -24,7 +24,7 @@ from analysis.figures import (
     training_figure,
 )
 from analysis.lines import drawn_part
-from analysis.load import Results, records
+from analysis.load import Results
 from analysis.stability_report import other_phases, stability_drawings, survival_lines
 from analysis.tradeoff import cost_points, measured_metrics, settings_front, tradeoff
 from analysis.words import symbol
@@ -82,12 +82,11 @@ def study_drawings(part: Results, study: str, metric: Metric | None) -> dict[str
 
 
 def _drawings(part: Results, study: str, metric: Metric | None) -> dict[str, list[Drawing]]:
-    trials = records(part.trials)
     figures: dict[str, list[Drawing]] = {
         n: [] for n in ("outcomes", "phase", "survival", "stability", "tradeoff", "settings", "anytime", "training")
     }
     place = f'results = load("{study}"); trials = results.trials'
-    if trials:
+    if len(part.trials):
         x, y = outcome_fields(part, study)
         figures["outcomes"] = [
             Drawing(
@@ -138,7 +137,7 @@ def _drawings(part: Results, study: str, metric: Metric | None) -> dict[str, lis
                     f"analysis.figure_data.training_points(curves, {which})",
                 )
             ]
-    if trials and metric is not None:
+    if len(part.trials) and metric is not None:
         figures |= _settings_figures(part, study, metric, place)
     return figures
 
