@@ -6,10 +6,12 @@ a folder per trial and a line of JSON per report in it. Then, each time in a pro
 - package: the study is loaded, Tables 1-6 and the table of settings are built, and every figure of the report with its
   data;
 - ray: `ray.tune.ExperimentAnalysis` reads it (what `ResultGrid` reads through) and gives the frame of last reports.
-  Nothing is computed;
+  Nothing is computed. Its reports hold the numbers of the epochs alone;
+- ray-whole: the same where every report also holds the trial's own columns (outcome, cause, best values, times and so
+  on), as trials of this package report them: without them the tables could not be made;
 - report: this package's report as a file, of a study with signals.
 
-Imports are not counted. Memory is the most that the process ever held, imports included.
+Imports are not counted, and none is made that a side does not need. Memory is the most that the process ever held, imports included.
 """
 
 from __future__ import annotations
@@ -17,7 +19,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -27,12 +28,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from study.generated import VARIED, generate_study
 
-SIDES = ("package", "ray", "report")
+SIDES = ("package", "ray", "ray-whole", "report")
+READERS = ("ray", "ray-whole")
 BASELINE = "ray"
 EPOCHS = 200
-RAY_TRIALS = (100, 300, 1000)
+RAY_TRIALS = (100, 1000)
 """Trials that Ray Tune's classes read; the package reads as many beside them, in turn."""
 REPORT_TRIALS = 1000
 SIGNALS_EVERY = 10
@@ -94,7 +95,7 @@ def _run_report(folder: Path) -> _Clock:
     return clock
 
 
-_RUN = {"package": _run_package, "ray": _run_ray, "report": _run_report}
+_RUN = {"package": _run_package, "ray": _run_ray, "ray-whole": _run_ray, "report": _run_report}
 
 
 def run_side(side: str, folder: Path) -> dict[str, Any]:
@@ -109,11 +110,16 @@ def run_side(side: str, folder: Path) -> dict[str, Any]:
     """
     parts = _RUN[side](folder).parts
     sums = {name: sum(p[name] for p in parts.values()) for name in ("seconds", "cpu_seconds")}
-    # In kilobytes on Linux.
-    return {"parts": parts, **sums, "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
+    return {"parts": parts, **sums, "peak_bytes": _peak()}
 
 
-def write_ray_study(study: Path, folder: Path) -> None:
+def _peak() -> int:
+    """Most memory this process has held; `getrusage` would count what its parent held when it started this one."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+
+
+def write_ray_study(study: Path, folder: Path, *, whole: bool = False) -> None:
     """Write a study of this package as Ray Tune leaves one: its state, and every trial's reports as lines of JSON.
 
     A report holds what a row of `epochs.parquet` holds (null is left out), the trial's varied fields as `config`, and
@@ -122,6 +128,7 @@ def write_ray_study(study: Path, folder: Path) -> None:
     Args:
         study: folder of the study.
         folder: where to; its last two parts are Ray's storage path and the experiment's name.
+        whole: every report also holds the trial's columns, as they are in the end.
     """
     import pyarrow.parquet as pq
     from ray.train._internal.storage import StorageContext
@@ -129,14 +136,19 @@ def write_ray_study(study: Path, folder: Path) -> None:
     from ray.tune.experiment import Trial
     from ray.tune.utils.serialization import TuneFunctionEncoder
 
+    from study.generated import VARIED
+    from study.scale import DRIVERS
+    from trainables.schema import TRIAL_COLUMNS
+
     folder.mkdir(parents=True)
-    trials = pq.read_table(study / "trials.parquet", columns=["trial_id", "seed", *VARIED]).to_pylist()
+    own = [c.name for c in TRIAL_COLUMNS if c.name not in DRIVERS] if whole else []
+    trials = pq.read_table(study / "trials.parquet", columns=["trial_id", "seed", *VARIED, *own]).to_pylist()
     epochs = pq.ParquetFile(study / "epochs.parquet")
     kept: list[dict[str, Any]] = []
     states = []
     batches = epochs.iter_batches(batch_size=20_000)
     for values in trials:
-        name = values.pop("trial_id")
+        name, columns = values.pop("trial_id"), {n: values.pop(n) for n in own}
         while not kept or kept[-1]["trial_id"] == name:  # rows lie trial by trial
             batch = next(batches, None)
             if batch is None:
@@ -157,7 +169,7 @@ def write_ray_study(study: Path, folder: Path) -> None:
         trial.relative_logdir = name
         (folder / name).mkdir()
         (folder / name / "params.json").write_text(json.dumps(values, indent=2), encoding="utf-8")
-        reports = [_as_ray_report(row, values, n) for n, row in enumerate(rows, 1)]
+        reports = [_as_ray_report({**columns, **row}, values, n) for n, row in enumerate(rows, 1)]
         lines = "".join(json.dumps(report) + "\n" for report in reports)
         (folder / name / "result.json").write_text(lines, encoding="utf-8")
         trial.run_metadata.last_result = reports[-1]
@@ -225,6 +237,8 @@ def time_reading(
         `runs`, in their order: `side`, `trials`, `round` and what `run_side` gives. And what follows from them; see
         `summary`.
     """
+    from study.generated import generate_study
+
     runs: list[dict[str, Any]] = []
 
     def run(side: str, count: int, number: int, folder: Path) -> None:
@@ -232,11 +246,12 @@ def time_reading(
 
     for count in sorted(ray_trials):
         with tempfile.TemporaryDirectory() as text:
-            folders = {"package": Path(text) / "package", "ray": Path(text) / "ray" / "run"}
+            folders = {"package": Path(text) / "package"} | {side: Path(text) / side / "run" for side in READERS}
             generate_study(folders["package"], count, epochs)
-            write_ray_study(folders["package"], folders["ray"])
+            for side in READERS:
+                write_ray_study(folders["package"], folders[side], whole=side == "ray-whole")
             for number in range(rounds):
-                for side in ("package", "ray") if number % 2 else ("ray", "package"):
+                for side in list(folders)[:: 1 if number % 2 else -1]:
                     run(side, count, number, folders[side])
     for side, count, every in (("package", trials, None), ("report", report_trials, SIGNALS_EVERY)):
         with tempfile.TemporaryDirectory() as text:
@@ -251,28 +266,27 @@ def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Returns:
         Per side `sides`, and in it per number of trials `seconds`, `cpu_seconds`, `peak_gigabytes` and `parts` (their
-        seconds). Per number of trials that both sides read `ratios`: `load_over_ray_baseline` is the package's time to
-        load over Ray's to read, `all_over_ray_baseline` that of loading, all tables and all figures. And `growth` per
-        side: the exponent of time over trials between the two largest sizes.
+        seconds). Per number of trials that Ray reads too `ratios`: `load_over_ray_baseline` is the package's time to
+        load over Ray's to read, `all_over_ray_baseline` that of loading, all tables and all figures; and the same over
+        `ray-whole`. And `growth` per side: the exponent of time over trials between the two largest sizes.
     """
     sides: dict[str, dict[str, Any]] = {}
     for side in dict.fromkeys(r["side"] for r in runs):
         sizes = sorted({r["trials"] for r in runs if r["side"] == side})
         sides[side] = {str(n): _medians([r for r in runs if r["side"] == side and r["trials"] == n]) for n in sizes}
-    ratios = {}
-    for size in sides.get("ray", {}):
+    ratios: dict[str, dict[str, float]] = {}
+    for size in dict.fromkeys(str(r["trials"]) for r in runs if r["side"] in READERS):
         rounds: dict[int, dict[str, Mapping[str, Any]]] = {}
         for r in runs:
-            if str(r["trials"]) == size and r["side"] in ("package", "ray"):
+            if str(r["trials"]) == size:
                 rounds.setdefault(r["round"], {})[r["side"]] = r
-        pairs = [found for found in rounds.values() if len(found) == 2]
-        if pairs:
-            load = [p["package"]["parts"]["load"]["seconds"] / p["ray"]["seconds"] for p in pairs]
-            whole = [p["package"]["seconds"] / p["ray"]["seconds"] for p in pairs]
-            ratios[size] = {
-                "load_over_ray_baseline": statistics.median(load),
-                "all_over_ray_baseline": statistics.median(whole),
-            }
+        for side in READERS:
+            pairs = [(found["package"], found[side]) for found in rounds.values() if {"package", side} <= found.keys()]
+            if pairs:
+                load = statistics.median(ours["parts"]["load"]["seconds"] / rays["seconds"] for ours, rays in pairs)
+                whole = statistics.median(ours["seconds"] / rays["seconds"] for ours, rays in pairs)
+                found = {f"load_over_{side}_baseline": load, f"all_over_{side}_baseline": whole}
+                ratios.setdefault(size, {}).update(found)
     return {"sides": sides, "ratios": ratios, "growth": {s: _growth(found) for s, found in sides.items()}}
 
 
@@ -296,13 +310,15 @@ def _growth(found: Mapping[str, Mapping[str, Any]]) -> float | None:
 
 def lines(found: Mapping[str, Any]) -> list[str]:
     """The figures of `time_reading` for people."""
-    said = [
-        f"{size} trials of {found['epochs']} epochs: loading takes {ratio['load_over_ray_baseline']:.4f} times "
-        f"(1/{1 / ratio['load_over_ray_baseline']:.3g}) what Ray Tune's ExperimentAnalysis takes to read them; "
-        f"loading, all tables and all figures {ratio['all_over_ray_baseline']:.3f} times "
-        f"(1/{1 / ratio['all_over_ray_baseline']:.3g})"
-        for size, ratio in found["ratios"].items()
-    ]
+    said = []
+    for size, ratio in found["ratios"].items():
+        for side, what in zip(READERS, ("the epochs' numbers", "them with the trials' own columns"), strict=True):
+            if f"load_over_{side}_baseline" in ratio:
+                load, whole = (1 / ratio[f"{part}_over_{side}_baseline"] for part in ("load", "all"))
+                said.append(
+                    f"{size} trials of {found['epochs']} epochs: to read {what} Ray Tune's ExperimentAnalysis takes "
+                    f"{load:.3g} times what loading takes here, {whole:.3g} times loading, all tables and all figures"
+                )
     for side, sizes in found["sides"].items():
         for size, numbers in sizes.items():
             parts = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in numbers["parts"].items())

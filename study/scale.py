@@ -48,7 +48,7 @@ ROUNDS = 3
 _MARKS = 20
 """Times that a run's clock and memory are noted, evenly over its trials."""
 _IDLE = frozenset({"study", "trial_id", "attempt", "reported_at"})
-_DRIVERS = frozenset(
+DRIVERS = frozenset(
     {"study", "trial_id", "setting_id", "seed", "seconds", "replayed_seconds", "lost_seconds", "gpus", "attempts",
      "started_at", "ended_at", "config", *SETTING_NAMES}
 )  # fmt: skip
@@ -78,7 +78,7 @@ class NoOpTrainable(tune.Trainable):
         self._epoch += 1
         epoch, last = self._epoch, self._epoch >= self._epochs
         row = {c.name: _value(c, epoch) for c in EPOCH_COLUMNS if c.name not in _IDLE}
-        trial = {c.name: _value(c, epoch) for c in TRIAL_COLUMNS if c.name not in _DRIVERS}
+        trial = {c.name: _value(c, epoch) for c in TRIAL_COLUMNS if c.name not in DRIVERS}
         row |= {"epoch": epoch, "iteration": epoch}
         trial |= {
             "outcome": (Outcome.COMPLETED if last else Outcome.RUNNING).value,
