@@ -11,7 +11,8 @@ a folder per trial and a line of JSON per report in it. Then, each time in a pro
   on), as trials of this package report them: without them the tables could not be made;
 - report: this package's report as a file, of a study with signals.
 
-Imports are not counted, and none is made that a side does not need. Memory is the most that the process ever held, imports included.
+Imports are not counted, and none is made that a side does not need. Memory is the most that the process ever held,
+imports included.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
 
 SIDES = ("package", "ray", "ray-whole", "report")
 READERS = ("ray", "ray-whole")
