@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from analysis.anova import EFFECT_COLUMNS
-from analysis.anytime import AT_TIME_COLUMNS, TO_QUALITY_COLUMNS
+from analysis.anytime import AT_TIME_COLUMNS, COURSE_POINT_COLUMNS, TO_QUALITY_COLUMNS
 from analysis.courses import COURSE_COLUMNS
 from analysis.exhibits import CELL_COLUMNS, CENTRE_COLUMNS, POINT_COLUMNS, SCORE_COLUMNS
+from analysis.figure_data import TRAINING_COLUMNS
 from analysis.importance import IMPORTANCE_COLUMNS, OPTUNA_COLUMNS
 from analysis.interactions import INTERACTION_COLUMNS
 from analysis.load import Results, empty_frame, typed_frame
@@ -44,6 +45,8 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
     "front": FRONT_COLUMNS,
     "at_time": AT_TIME_COLUMNS,
     "to_quality": TO_QUALITY_COLUMNS,
+    "anytime": COURSE_POINT_COLUMNS,
+    "training": TRAINING_COLUMNS,
     "courses": COURSE_COLUMNS,
     "importance": IMPORTANCE_COLUMNS,
     "importances_optuna": OPTUNA_COLUMNS,
