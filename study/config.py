@@ -209,8 +209,8 @@ class RunConfig(_Model):
     )
     hang_minutes: Annotated[float, Field(gt=0)] | None = Field(
         60,
-        description="a trial without a sign of life (an iteration or a report) for so long is killed and started "
-        "again; null: never",
+        description="a trial without a sign of life (an iteration or a report; its start is none) for so long is "
+        "killed and started again; null: never",
     )
     drain_seconds: Annotated[float, Field(ge=0)] = Field(
         90, description="after SIGUSR1 trials may finish their epoch and save for so long"

@@ -1,4 +1,4 @@
-"""Ray Tune's loop, with one correction."""
+"""Ray Tune's loop, with a correction and an addition."""
 
 from __future__ import annotations
 
@@ -18,7 +18,18 @@ class Controller(TuneController):
     needs. Where that fails Ray either takes it for the failure of a trial that cannot be started again, or, where the
     worker's process is gone, handles it twice: the first time the trial is put back, and the second time it fails for
     good because it waits. So a node that is lost in those seconds would cost its trials, whatever `max_failures` says.
+
+    And it says which worker is being prepared for a trial (`preparing` of the trial's temporary state), so that one
+    that hangs there can be found.
     """
+
+    def on_step_begin(self) -> None:
+        """Ray's hook, before the callbacks' own."""
+        super().on_step_begin()
+        workers: Any = self._actor_manager._live_actors_to_ray_actors_resources
+        for trial in self._pending_trials:
+            state: Any = trial.temporary_state
+            state.preparing, _ = workers.get(self._trial_to_actor.get(trial), (None, None))
 
     def _trial_task_failure(self, trial: Trial, exception: Exception) -> None:
         if trial in self._resetting_trials:

@@ -219,7 +219,7 @@ class StudyScheduler(FIFOScheduler):
         return TrialScheduler.STOP if ended else TrialScheduler.CONTINUE
 
     def look_after(self, trials: list[RayTrial], report: Callable[[str, str], None]) -> None:
-        """End trials that wait while the study drains, and kill those that hang.
+        """Kill trials that hang, also those whose worker hangs before they have started.
 
         Args:
             trials: all of Ray's.
@@ -230,11 +230,12 @@ class StudyScheduler(FIFOScheduler):
             return
         self._looked = now
         for trial in trials:
-            if trial.status != RayTrial.RUNNING:
+            preparing = getattr(trial.temporary_state, "preparing", None) if trial.status == RayTrial.PENDING else None
+            if trial.status != RayTrial.RUNNING and preparing is None:
                 self._watch.forget(trial.config["trial_id"])
                 continue
             silent = self._watch.silent(trial.config["trial_id"], now)
-            actor = trial.temporary_state.ray_actor
+            actor = preparing or trial.temporary_state.ray_actor
             if silent is not None and actor is not None:
                 report(trial.config["trial_id"], f"no sign of life for {silent / 60:.3g} minutes")
                 self._watch.forget(trial.config["trial_id"])

@@ -25,6 +25,7 @@ import json
 import math
 import os
 import signal
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -561,6 +562,63 @@ def test_a_worker_lost_while_it_is_prepared_fails_its_trial_for_good_and_in_a_st
     assert (tmp_path / "mark").exists()
     assert grid.num_errors == (0 if ours else 1)
     assert grid.num_terminated == (4 if ours else 3)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("how", ["setup", "reset"])
+def test_a_worker_that_hangs_while_it_is_prepared_is_killed_and_its_trial_completes(ray_cluster, tmp_path, how):
+    """With Ray alone it hangs for ever: only a trial that has started is known to have a worker."""
+    from ray import tune
+
+    from study.controller import corrected
+    from study.scheduler import StudyScheduler
+
+    class HangsOnce(tune.Trainable):
+        def setup(self, config):
+            self.prepare(config, "setup")
+
+        def reset_config(self, new_config):
+            self.prepare(new_config, "reset")
+            return True
+
+        def prepare(self, config, now):
+            if now == how:
+                try:
+                    Path(config["mark"]).touch(exist_ok=False)
+                except FileExistsError:
+                    return
+                time.sleep(3600)
+
+        def step(self):
+            return {**pack_report(None, {}), "done": True}
+
+        def save_checkpoint(self, checkpoint_dir):
+            pass
+
+        def load_checkpoint(self, checkpoint):
+            pass
+
+    study = a_study(run={"hang_minutes": 0.05})
+    scheduler = StudyScheduler(Control(study, Ledger(tmp_path, study.name)))
+    said = {}
+
+    class LooksAfter(tune.Callback):
+        def on_step_begin(self, iteration, trials, **info):
+            scheduler.look_after(trials, said.__setitem__)
+
+    with corrected():
+        grid = tune.Tuner(
+            tune.with_resources(HangsOnce, {"cpu": 1}),
+            param_space={"mark": str(tmp_path / "mark"), "trial_id": tune.grid_search(["t1", "t2", "t3"])},
+            tune_config=tune.TuneConfig(scheduler=scheduler, max_concurrent_trials=1, reuse_actors=True),
+            run_config=tune.RunConfig(
+                "plain", str(tmp_path), callbacks=[LooksAfter()], verbose=0,
+                failure_config=tune.FailureConfig(max_failures=1),
+            ),
+        ).fit()  # fmt: skip
+    assert (tmp_path / "mark").exists()
+    assert grid.num_errors == 0 and grid.num_terminated == 3
+    assert list(said) == ["t1" if how == "setup" else "t2"]
 
 
 @pytest.mark.ray
