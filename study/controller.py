@@ -25,7 +25,7 @@ class Controller(TuneController):
 
     def on_step_begin(self) -> None:
         """Ray's hook, before the callbacks' own."""
-        super().on_step_begin()
+        super().on_step_begin()  # type: ignore[no-untyped-call]
         workers: Any = self._actor_manager._live_actors_to_ray_actors_resources
         for trial in self._pending_trials:
             state: Any = trial.temporary_state
