@@ -226,7 +226,7 @@ def courses_figure(found: Sequence[Course]) -> go.Figure:
     for c in found:
         col, key = metrics.index(c.metric) + 1, (c.method, c.setting_id)
         colour = _COLOURS[lines.index(key) % len(_COLOURS)]
-        name = html.escape(f"{c.method} {c.setting_id}" if several else c.method)
+        name = html.escape(f"{c.method} {c.setting_id}" if several else str(c.method))
         _add_seeds(figure, c, colour, name, col, named)
         epochs = [e for e, _, _ in c.mean]
         if len(c.seeds) > 1 and epochs:

@@ -7,7 +7,6 @@ import logging
 import re
 import shutil
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from ray.tune import Callback
 from ray.tune.result import SHOULD_CHECKPOINT
 
 from study.console import StudyConsole
+from study.controller import Workers
 from study.errors import one_line
 from study.ledger import Ledger, is_checkpoint
 from trainables.config import TrialConfig
@@ -31,10 +31,6 @@ log = logging.getLogger("mebm")
 FOR_GOOD = (Outcome.COMPLETED, Outcome.DIVERGED, Outcome.COLLAPSED, Outcome.PRUNED)
 """Ends after which a trial is never trained again."""
 _ALIVE_SECONDS = 60.0
-_WORKER_LOST = re.compile(r"^The actor\b.*\b(died|dead|unavailable)\b", re.MULTILINE)
-"""In what Ray says of a trial whose process or node is gone; an exception in its code leaves a trace instead."""
-MOST_LOSSES = 20
-"""Lost workers and nodes of one trial in one run that do not count as its failures."""
 _EXCEPTION = re.compile(r"[\w.]*(Error|Exception|Exit|Interrupt)\b(\([^)]*\))?:")
 
 
@@ -61,9 +57,10 @@ class LedgerCallback(Callback):
         console: shows them.
         gpus: GPUs of a trial.
         control: says which trials end early; None: none does.
-        look_after: called in every turn of Ray's loop with Ray's trials and a function that takes a remark on one.
+        look_after: called in every turn of Ray's loop with Ray's trials.
         loggers: are told as well.
         mirror: of a study whose checkpoints live in object storage.
+        workers: says whose worker was killed, and why.
 
     Attributes:
         error: the first error of a callback, if any.
@@ -76,16 +73,16 @@ class LedgerCallback(Callback):
         console: StudyConsole,
         gpus: float,
         control: Control | None = None,
-        look_after: Callable[[list[Any], Callable[[str, str], None]], None] | None = None,
+        look_after: Callable[[list[Any]], None] | None = None,
         loggers: Sequence[Logger] = (),
         mirror: Mirror | None = None,
+        workers: Workers | None = None,
     ) -> None:
         self.ledger, self.console, self.gpus, self.control = ledger, console, gpus, control
         self.look_after, self.loggers, self.mirror = look_after, loggers, mirror
         self.error: Exception | None = None
         self._remarks: set[str] = set()
-        self._reasons: dict[str, str] = {}
-        self._lost: Counter[str] = Counter()
+        self.workers = workers or Workers()
         self.at_first: Callable[[], None] | None = None
         self._full = False
         self._alive_at = time.monotonic()
@@ -104,7 +101,7 @@ class LedgerCallback(Callback):
             self.at_first()
             self.at_first = None
         if self.look_after is not None:
-            self.look_after(trials, self._reasons.__setitem__)
+            self.look_after(trials)
         if self.ledger.trouble is not None:
             self.ledger.flush()
         full = self.ledger.trouble is not None
@@ -122,6 +119,7 @@ class LedgerCallback(Callback):
         trial_id = trial.config["trial_id"]
         config = TrialConfig.model_validate_json(trial.config["trial"])
         setting, number = trial.config["setting_id"], int(trial.config.get("setting", 0))
+        self.workers.killed.pop(trial_id, None)  # another worker took its place in time
         attempt = self.ledger.start(trial_id, config, setting, self.gpus, number)
         log.info("%s starts (attempt %d): %s", trial_id, attempt, trial.config["trial"])
         for logger in self.loggers:
@@ -192,18 +190,13 @@ class LedgerCallback(Callback):
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial failed and is about to start again."""
         trial_id = trial.config["trial_id"]
-        trace, hung = _error_text(trial), trial_id in self._reasons
         reason = self._why(trial)
         log.warning("%s is started again: %s", trial_id, reason)
         if trial_id in self.ledger.trials:  # else it had not started yet
             self.ledger.lost(trial_id, reason)
-        # A lost worker or node is not the trial's doing: a weekend on a cluster must not use up its restarts.
-        if _WORKER_LOST.search(trace) and not hung and self._lost[trial_id] < MOST_LOSSES:
-            self._lost[trial_id] += 1
-            trial.run_metadata.num_failures -= 1
 
     def _why(self, trial: Any) -> str:
-        return self._reasons.pop(trial.config["trial_id"], None) or _reason(_error_text(trial))
+        return self.workers.killed.pop(trial.config["trial_id"], None) or _reason(_error_text(trial))
 
     @_kept
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

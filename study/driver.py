@@ -185,7 +185,7 @@ def run_trials(
     from ray import tune
 
     from study.callback import LedgerCallback
-    from study.controller import corrected
+    from study.controller import Workers, corrected
     from study.loggers import make_loggers
     from study.scheduler import Control, StudyScheduler, StudyStopper
     from study.search import StudySearch
@@ -225,9 +225,10 @@ def run_trials(
             direction=study.objectives[0].resolved_direction,
         )
         progress.begin(ledger.trials)
-        scheduler = StudyScheduler(control)
+        workers = Workers()
+        scheduler = StudyScheduler(control, workers)
         loggers = make_loggers(study.run.loggers, folder, study.name)
-        callback = LedgerCallback(ledger, console, gpus, control, scheduler.look_after, loggers, mirror)
+        callback = LedgerCallback(ledger, console, gpus, control, scheduler.look_after, loggers, mirror, workers)
         storage_path, filesystem = ray_storage(mirror.url) if mirror else (str((folder / "tune").resolve()), None)
         tuner = tune.Tuner(
             tune.with_resources(trainable or MebmTrainable, placement(study, cpus, gpus)),
@@ -253,7 +254,7 @@ def run_trials(
         )
         ledger.run(run_facts(study, driver))
         broken: Exception | None = None
-        with corrected(), _signals(control, callback):
+        with corrected(workers), _signals(control, callback):
             console.start(progress)
             try:
                 tuner.fit()

@@ -92,7 +92,7 @@ def generate_study(
     epoch_table, of_trials = _epochs(drawn, name, rng)
     write_table(epoch_table, folder / "epochs.parquet")
     write_table(_trials(drawn, name, of_trials), folder / "trials.parquet")
-    write_table(_attempts(drawn, name), folder / "attempts.parquet")
+    write_table(_attempts(drawn, name, of_trials), folder / "attempts.parquet")
     (folder / "manifest.json").write_text(
         json.dumps(with_checksum(_manifest(name, trials)), indent=2) + "\n", encoding="utf-8"
     )
@@ -219,7 +219,8 @@ def _epochs(drawn: _Drawn, name: str, rng: np.random.Generator) -> tuple[pa.Tabl
     counts = (attempt == 2) | (drawn.again[owner] == 0) | (epoch <= drawn.again[owner])
     of_trials = _summaries(metrics, owner[counts], epoch[counts], counts, len(done))
     weights = {"train_seconds": np.nan_to_num(train) * counts, "evaluation_seconds": evaluation * counts}
-    for what, values in {**weights, "lost": spent * ~counts}.items():
+    weights |= {"lost": spent * ~counts, "first": spent * (attempt == 1), "second": spent * (attempt == 2)}
+    for what, values in weights.items():
         of_trials[what] = np.bincount(owner, values, len(done)).astype(np.float64)
     return _as_table(columns, EPOCH_COLUMNS, n), of_trials
 
@@ -320,14 +321,14 @@ def _trials(drawn: _Drawn, name: str, of_trials: dict[str, NDArray[np.float64]])
     return _as_table(columns, TRIAL_COLUMNS, n)
 
 
-def _attempts(drawn: _Drawn, name: str) -> pa.Table:
+def _attempts(drawn: _Drawn, name: str, of_trials: dict[str, NDArray[np.float64]]) -> pa.Table:
     owner, place = _repeated(1 + (drawn.again > 0))
     n, done = len(owner), drawn.iterations // ITERATIONS_PER_EPOCH
     over = (place == 1) | (drawn.again[owner] == 0)
     first = np.where(place == 1, drawn.again[owner], 0)
     last = np.where(over, done[owner], np.minimum(drawn.again[owner] + 2, done[owner]))
     failed = drawn.outcome[owner] == Outcome.FAILED.value
-    seconds = (last - first) * ITERATIONS_PER_EPOCH * drawn.pace[owner]
+    seconds = np.where(place == 0, of_trials["first"][owner], of_trials["second"][owner])
     began = _BEGAN + owner * 40
     columns: dict[str, Any] = {
         "study": _same(name, n),
@@ -338,7 +339,7 @@ def _attempts(drawn: _Drawn, name: str) -> pa.Table:
         "first_epoch": first,
         "last_epoch": last,
         "seconds": seconds,
-        "replayed_seconds": np.where(over, 0.0, (last - drawn.again[owner]) * ITERATIONS_PER_EPOCH * drawn.pace[owner]),
+        "replayed_seconds": np.where(over, 0.0, of_trials["lost"][owner]),
         "lost_seconds": np.zeros(n),
         "ended": pa.array(np.where(~over, "interrupted", np.where(failed, "failed", "finished")).tolist()),
         "started_at": _times(began),

@@ -253,7 +253,10 @@ def time_reading(
             for number in range(rounds):
                 for side in list(folders)[:: 1 if number % 2 else -1]:
                     run(side, count, number, folders[side])
-    for side, count, every in (("package", trials, None), ("report", report_trials, SIGNALS_EVERY)):
+    alone: list[tuple[str, int, int | None]] = [("report", report_trials, SIGNALS_EVERY)]
+    if trials not in ray_trials:  # else it has been read, in turn with Ray
+        alone.insert(0, ("package", trials, None))
+    for side, count, every in alone:
         with tempfile.TemporaryDirectory() as text:
             generate_study(Path(text) / side, count, epochs, signals_every=every)
             for number in range(rounds):

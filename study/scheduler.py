@@ -22,6 +22,7 @@ from ray.tune.stopper import Stopper
 
 from study.budget import Budget, Spent
 from study.config import StudyConfig
+from study.controller import Workers
 from study.ledger import Ledger
 from study.pruning import Course, verdict
 from trainables.ray_trainable import PULSE
@@ -182,9 +183,11 @@ class StudyStopper(Stopper):
 class StudyScheduler(FIFOScheduler):
     """Runs trials in the order they come and ends those that `Control` ends; kills those that hang."""
 
-    def __init__(self, control: Control) -> None:
+    def __init__(self, control: Control, workers: Workers | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._control = control
+        self._workers = workers or Workers()
+        self._watched: dict[str, Any] = {}
         self._watch = Watch(control.study.run.hang_minutes)
         self._looked = 0.0
         self._offered: dict[str, float] = {}
@@ -207,7 +210,7 @@ class StudyScheduler(FIFOScheduler):
         due = [t for t in waiting if now - self._offered.get(t.trial_id, -math.inf) >= _START_SECONDS]
         if not due:
             return None
-        chosen = min(due, key=lambda t: str(t.config["trial_id"]))
+        chosen = min(due, key=lambda t: (len(t.config["trial_id"]), t.config["trial_id"]))
         self._offered[chosen.trial_id] = now
         return chosen
 
@@ -218,28 +221,31 @@ class StudyScheduler(FIFOScheduler):
         ended = self._control.judge(trial.config["trial_id"], row, values)
         return TrialScheduler.STOP if ended else TrialScheduler.CONTINUE
 
-    def look_after(self, trials: list[RayTrial], report: Callable[[str, str], None]) -> None:
-        """Kill trials that hang, also those whose worker hangs before they have started.
+    def look_after(self, trials: list[RayTrial]) -> None:
+        """Kill workers of trials that hang, also before the trial has started, and tell `workers` why.
 
         Args:
             trials: all of Ray's.
-            report: called with the id of a trial that hangs, and how long.
         """
         now = time.monotonic()
         if now - self._looked < _LOOK_SECONDS:
             return
         self._looked = now
         for trial in trials:
-            preparing = getattr(trial.temporary_state, "preparing", None) if trial.status == RayTrial.PENDING else None
-            if trial.status != RayTrial.RUNNING and preparing is None:
-                self._watch.forget(trial.config["trial_id"])
+            name, worker = trial.config["trial_id"], trial.temporary_state.ray_actor
+            if trial.status != RayTrial.RUNNING:
+                worker = self._workers.preparing.get(trial.trial_id) if trial.status == RayTrial.PENDING else None
+            if self._watched.get(name) != (trial.status, worker):
+                # Another worker is not to blame for the silence of the one before, and a start is a sign of life.
+                self._watch.forget(name)
+                self._watched.pop(name, None)
+            if worker is None:
                 continue
-            silent = self._watch.silent(trial.config["trial_id"], now)
-            actor = preparing or trial.temporary_state.ray_actor
-            if silent is not None and actor is not None:
-                report(trial.config["trial_id"], f"no sign of life for {silent / 60:.3g} minutes")
-                self._watch.forget(trial.config["trial_id"])
-                ray.kill(actor)
+            self._watched[name] = trial.status, worker
+            if (silent := self._watch.silent(name, now)) is not None:
+                self._workers.killed[name] = f"no sign of life for {silent / 60:.3g} minutes"
+                self._watch.forget(name)
+                ray.kill(worker)
 
 
 class Watch:

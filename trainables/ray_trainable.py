@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pyarrow.fs import FileType
 from ray import tune
 from ray.experimental.internal_kv import _internal_kv_put
 from ray.tune.result import DONE, SHOULD_CHECKPOINT
@@ -139,10 +140,16 @@ class MebmTrainable(tune.Trainable):
 
     def restore(self, checkpoint_path: Any) -> None:
         """Ray's own, which knows where the checkpoint lies; `load_checkpoint` sees but a copy of what is in a store."""
-        place = getattr(getattr(checkpoint_path, "checkpoint", checkpoint_path), "path", "")
-        self._stored = self._store.name_of(str(place)) if self._store is not None else None
+        checkpoint = getattr(checkpoint_path, "checkpoint", checkpoint_path)
+        place = str(getattr(checkpoint, "path", checkpoint))
+        self._stored = self._store.name_of(place) if self._store is not None else None
         try:
-            super().restore(checkpoint_path)
+            # Ray refuses one that is gone; here it is one that is damaged.
+            gone = isinstance(checkpoint, tune.Checkpoint) and not _is_there(checkpoint)
+            if gone:
+                self.load_checkpoint(place)
+            else:
+                super().restore(checkpoint_path)
         finally:
             self._stored = None
 
@@ -180,3 +187,8 @@ class MebmTrainable(tune.Trainable):
             self._trial.close()
             self._recorder.close()
             del self._trial
+
+
+def _is_there(checkpoint: tune.Checkpoint) -> bool:
+    filesystem: Any = checkpoint.filesystem
+    return bool(filesystem.get_file_info(checkpoint.path).type is not FileType.NotFound)

@@ -10,6 +10,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from study import scheduler as module
 from study.config import validate_study
+from study.controller import Workers
 from study.ledger import Ledger
 from study.scheduler import Control, StudyScheduler, StudyStopper, Watch
 from trainables.methods import build_trial
@@ -74,7 +75,8 @@ def control(tmp_path):
 
 
 def ray_trial(name, status=RayTrial.RUNNING, actor="actor"):
-    return SimpleNamespace(config={"trial_id": name}, status=status, temporary_state=SimpleNamespace(ray_actor=actor))
+    state = SimpleNamespace(ray_actor=actor)
+    return SimpleNamespace(trial_id=f"ray-{name}", config={"trial_id": name}, status=status, temporary_state=state)
 
 
 # ---------------------------------------------------------------------------------------------------------- drain
@@ -224,23 +226,23 @@ def test_what_does_not_run_is_forgotten_with_its_pulse(clock, pulses):
 
 
 def test_a_hanging_trial_is_killed_once_and_the_others_are_not(control, clock, pulses, monkeypatch):
-    killed, said = [], {}
+    killed, workers = [], Workers()
     monkeypatch.setattr(module.ray, "kill", killed.append)
-    made = StudyScheduler(control(run={"hang_minutes": 1}))
+    made = StudyScheduler(control(run={"hang_minutes": 1}), workers)
     trials = [ray_trial("t0001", actor="one"), ray_trial("t0002", actor="two"), ray_trial("t0003", RayTrial.PENDING)]
     for number in range(40):
         pulses.values["t0001"] = str(number).encode()
-        made.look_after(trials, said.__setitem__)
+        made.look_after(trials)
         clock.now += 3
         if killed:
             break
     assert killed == ["two"]
-    assert list(said) == ["t0002"]
-    assert said["t0002"].startswith("no sign of life for 1")
+    assert list(workers.killed) == ["t0002"]
+    assert workers.killed["t0002"].startswith("no sign of life for 1")
     trials[1].status = RayTrial.PENDING  # Ray starts it again
     for number in range(40, 55):
         pulses.values["t0001"] = str(number).encode()
-        made.look_after(trials, said.__setitem__)
+        made.look_after(trials)
         clock.now += 3
     assert killed == ["two"]
 
@@ -250,9 +252,27 @@ def test_a_trial_whose_worker_is_gone_already_is_left_to_ray(control, clock, pul
     monkeypatch.setattr(module.ray, "kill", killed.append)
     made = StudyScheduler(control(run={"hang_minutes": 1}))
     for _ in range(40):
-        made.look_after([ray_trial("t0001", actor=None)], lambda *_: None)
+        made.look_after([ray_trial("t0001", actor=None)])
         clock.now += 3
     assert killed == []
+
+
+def test_a_worker_is_not_to_blame_for_the_silence_of_the_one_before(control, clock, pulses, monkeypatch):
+    killed, workers = [], Workers()
+    monkeypatch.setattr(module.ray, "kill", killed.append)
+    made = StudyScheduler(control(run={"hang_minutes": 1}), workers)
+    trial = ray_trial("t0001", RayTrial.PENDING)
+    for second in range(0, 180, 3):
+        # First its own worker is started, then one that has become free is given to it, then it runs there.
+        workers.preparing = {"ray-t0001": "own" if second < 45 else "free"} if second < 90 else {}
+        if second >= 90:
+            trial.status, trial.temporary_state.ray_actor = RayTrial.RUNNING, "free"
+        made.look_after([trial])
+        if killed:
+            break
+        clock.now += 3
+    assert killed == ["free"]
+    assert 90 + 60 <= second <= 90 + 66
 
 
 def test_a_trial_that_waits_for_its_worker_is_not_chosen_in_every_turn(control, clock):

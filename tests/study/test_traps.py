@@ -565,12 +565,64 @@ def test_a_worker_lost_while_it_is_prepared_fails_its_trial_for_good_and_in_a_st
 
 
 @pytest.mark.ray
+@pytest.mark.parametrize(
+    ("place", "how", "fails", "starts"),
+    [("step", "exit", False, 2), ("step", "raise", True, 1), ("setup", "exit", False, 2), ("setup", "raise", True, 1)],
+)
+def test_a_lost_worker_is_no_failure_of_its_trial_and_an_exception_is(ray_cluster, tmp_path, place, how, fails, starts):
+    """Ray takes a trial for failed whose last restart is spent before a callback can say that a loss does not count.
+
+    And an exception in a worker's set-up ends its process, which Ray tells in the words of a lost worker.
+    """
+    from ray import tune
+
+    from study.controller import Workers, corrected
+
+    class Troubled(tune.Trainable):
+        def setup(self, config):
+            self.marks = Path(config["marks"])
+            with (self.marks / "starts").open("a") as file:
+                file.write("x")
+            self.trouble("setup")
+
+        def trouble(self, now):
+            if now == place and not (self.marks / "mark").exists():
+                (self.marks / "mark").touch()
+                if how == "raise":
+                    raise OSError("a disk")
+                os._exit(1)
+
+        def step(self):
+            self.trouble("step")
+            return {"m": 1.0, "done": True}
+
+        def save_checkpoint(self, checkpoint_dir):
+            pass
+
+        def load_checkpoint(self, checkpoint):
+            pass
+
+    workers = Workers()
+    with corrected(workers):
+        grid = tune.Tuner(
+            tune.with_resources(Troubled, {"cpu": 1}),
+            param_space={"marks": str(tmp_path)},
+            run_config=tune.RunConfig(
+                "plain", str(tmp_path), failure_config=tune.FailureConfig(max_failures=0), verbose=0
+            ),
+        ).fit()
+    assert grid.num_errors == fails
+    assert len((tmp_path / "starts").read_text()) == starts
+    assert sum(workers.losses.values()) == (not fails)
+
+
+@pytest.mark.ray
 @pytest.mark.parametrize("how", ["setup", "reset"])
 def test_a_worker_that_hangs_while_it_is_prepared_is_killed_and_its_trial_completes(ray_cluster, tmp_path, how):
     """With Ray alone it hangs for ever: only a trial that has started is known to have a worker."""
     from ray import tune
 
-    from study.controller import corrected
+    from study.controller import Workers, corrected
     from study.scheduler import StudyScheduler
 
     class HangsOnce(tune.Trainable):
@@ -599,14 +651,14 @@ def test_a_worker_that_hangs_while_it_is_prepared_is_killed_and_its_trial_comple
             pass
 
     study = a_study(run={"hang_minutes": 0.05})
-    scheduler = StudyScheduler(Control(study, Ledger(tmp_path, study.name)))
-    said = {}
+    workers = Workers()
+    scheduler = StudyScheduler(Control(study, Ledger(tmp_path, study.name)), workers)
 
     class LooksAfter(tune.Callback):
         def on_step_begin(self, iteration, trials, **info):
-            scheduler.look_after(trials, said.__setitem__)
+            scheduler.look_after(trials)
 
-    with corrected():
+    with corrected(workers):
         grid = tune.Tuner(
             tune.with_resources(HangsOnce, {"cpu": 1}),
             param_space={"mark": str(tmp_path / "mark"), "trial_id": tune.grid_search(["t1", "t2", "t3"])},
@@ -618,7 +670,8 @@ def test_a_worker_that_hangs_while_it_is_prepared_is_killed_and_its_trial_comple
         ).fit()  # fmt: skip
     assert (tmp_path / "mark").exists()
     assert grid.num_errors == 0 and grid.num_terminated == 3
-    assert list(said) == ["t1" if how == "setup" else "t2"]
+    assert list(workers.killed) == ["t1" if how == "setup" else "t2"]
+    assert not workers.losses and not workers.preparing
 
 
 @pytest.mark.ray

@@ -156,15 +156,16 @@ def test_a_damaged_checkpoint_of_this_run_gives_way_to_the_one_before(config: di
         each.cleanup()
 
 
-def test_a_damaged_checkpoint_in_a_store_gives_way_to_the_one_before(
-    config: dict[str, Any], tmp_path: Path, store_url: str
+@pytest.mark.parametrize("wrong", ["damaged", "gone"])
+def test_a_newest_checkpoint_of_this_run_gives_way_to_the_one_before(
+    config: dict[str, Any], tmp_path: Path, store_place: str, wrong: str
 ) -> None:
     from ray.tune import Checkpoint
 
     from trainables.storage import Store
 
-    store = Store(store_url)
-    config |= {"store": store_url}
+    store = Store(store_place)
+    config |= {"store": store_place} if "://" in store_place else {}
     trainable = bare(config)
     rows(trainable, 2)
     for number in range(2):
@@ -173,7 +174,7 @@ def test_a_damaged_checkpoint_in_a_store_gives_way_to_the_one_before(
         trainable.save_checkpoint(str(folder))
         if number == 1:
             (folder / STATE_FILE).write_bytes(b"")
-        for file in folder.iterdir():
+        for file in [] if number == 1 and wrong == "gone" else folder.iterdir():
             store.put(file, f"tune/run-001/t0001/{folder.name}/{file.name}")
         expected = rows(trainable, 1)
     assert expected[0]["epoch"] == 3
