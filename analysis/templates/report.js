@@ -316,7 +316,9 @@
     card.hidden = false;
   }
   var at = { x: 0, y: 0 };
+  var placedAt = 0;
   function placeCard() {
+    placedAt = window.scrollY;
     var width = card.offsetWidth, height = card.offsetHeight, gap = 16;
     var left = at.x + gap + width < window.innerWidth ? at.x + gap : at.x - gap - width;
     var top = Math.min(at.y + gap, window.innerHeight - height - 6);
@@ -342,7 +344,10 @@
     placeCard();
   }
   function hideCard() { card.hidden = true; ring.hidden = true; }
-  window.addEventListener("scroll", hideCard, { passive: true });
+  // The news of a scroll that brought a figure into view may come once its card is there already.
+  window.addEventListener("scroll", function () {
+    if (Math.abs(window.scrollY - placedAt) > 2) { hideCard(); }
+  }, { passive: true });
   all("tr[data-trial]").forEach(function (row) {
     row.addEventListener("pointerenter", function (event) {
       if (event.pointerType !== "mouse" || !data.studies[row.dataset.study].trials[row.dataset.trial]) { return; }
