@@ -162,7 +162,8 @@ def workers(root):
                 name = Path(f"/proc/{child}/cmdline").read_bytes()
             except OSError:
                 continue
-            if name.startswith(b"ray::MebmTrainable"):
+            # While it does a task a worker has the name of the class that Ray wraps around ours.
+            if name.startswith((b"ray::MebmTrainable", b"ray::ResourceTrainable")):
                 found.append(child)
     return found
 
