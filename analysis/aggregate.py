@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
-from analysis.grouping import alike, plain
-from analysis.load import empty_frame
+from analysis.grouping import alike
+from analysis.load import empty_frame, plain
 from analysis.words import symbol, text
 from trainables.schema import METRICS, SETTING_FIELDS, SETTING_NAMES, Column, Outcome
 

@@ -17,9 +17,9 @@ from pandas.api.types import is_numeric_dtype
 
 from analysis.aggregate import ENDED_BADLY, Trial, configuration
 from analysis.epoch_rows import epoch_rows, floats
-from analysis.grouping import alike, coded, each_row, plain, sort_key
+from analysis.grouping import alike, coded, sort_key
 from analysis.lines import LINE_COLUMNS, chosen, line_points
-from analysis.load import Results, records
+from analysis.load import Results, each_row, plain, records
 from analysis.summary import explanatory_fields, objective, varied_or_all
 from analysis.words import brief, symbol, text
 from trainables.schema import CAUSE_TEXT, METRICS, Cause, Column, Metric, Outcome

@@ -32,9 +32,8 @@ from analysis.figure_data import (
     training_curves,
     unchecked,
 )
-from analysis.grouping import each_row, plain
 from analysis.lines import chosen
-from analysis.load import Results, records
+from analysis.load import Results, each_row, plain, records
 from analysis.stability import SurvivalCurve, logrank_p, survival_by
 from analysis.summary import duration, varied_or_all
 from analysis.tradeoff import cost_points, iso_cost, published_points, settings_front, tradeoff, without_value

@@ -11,7 +11,7 @@ import pandas as pd
 from analysis.words import text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -66,18 +66,6 @@ def places_by_value(values: Sequence[Any]) -> dict[str, NDArray[np.intp]]:
 def _parted(places: NDArray[np.intp], group: NDArray[np.intp], names: list[str]) -> dict[str, NDArray[np.intp]]:
     """Places by the name of their group, in their order."""
     return {name: places[group == i] for i, name in enumerate(names)}
-
-
-def plain(column: pd.Series[Any]) -> list[Any]:
-    """A column as plain Python values, null as None: as `analysis.load.records` has it."""
-    return column.astype(object).where(column.notna(), None).tolist()
-
-
-def each_row(frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """The rows as `analysis.load.records` has them, one at a time: thousands of them need not be there together."""
-    columns = {str(name): plain(frame[name]) for name in frame.columns}
-    for values in zip(*columns.values(), strict=True):
-        yield dict(zip(columns, values, strict=True))
 
 
 def coded(values: Iterable[Any]) -> tuple[NDArray[np.intp], list[Any]]:

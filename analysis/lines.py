@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from analysis.load import DTYPES
 from trainables.schema import Column
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ LINE_COLUMNS: tuple[Column, ...] = (
     Column("outcome", "string", "how it ended, or that it has not"),
 )
 """What `line_points` says of the trial of each point."""
-_DTYPES: dict[str, Any] = {"string": "string", "int64": "Int64", "float64": "Float64", "bool": "boolean"}
 
 
 def chosen(outcomes: Sequence[str], quality: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -93,7 +93,7 @@ def line_points(
     frame = {}
     for c in columns:
         if c.name in points:
-            frame[c.name] = pd.array(points[c.name], dtype=_DTYPES[c.type])
+            frame[c.name] = pd.array(points[c.name], dtype=DTYPES[c.type])
         else:
-            frame[c.name] = pd.array([t[c.name] for t in trials], dtype=_DTYPES[c.type]).take(whose)
+            frame[c.name] = pd.array([t[c.name] for t in trials], dtype=DTYPES[c.type]).take(whose)
     return pd.DataFrame(frame, copy=False)

@@ -58,7 +58,7 @@ from trainables.schema import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 log = logging.getLogger("mebm")
 
@@ -74,12 +74,14 @@ _ARROW_TYPES: dict[str, pa.DataType] = {
     "float64": pa.float64(),
     "bool": pa.bool_(),
 }
-_TYPES_MAPPER: dict[pa.DataType, Any] = {
-    pa.string(): pd.StringDtype(),
-    pa.int64(): pd.Int64Dtype(),
-    pa.float64(): pd.Float64Dtype(),
-    pa.bool_(): pd.BooleanDtype(),
+DTYPES: dict[str, Any] = {
+    "string": pd.StringDtype(),
+    "int64": pd.Int64Dtype(),
+    "float64": pd.Float64Dtype(),
+    "bool": pd.BooleanDtype(),
 }
+"""pandas' nullable type of a column's `type`."""
+_TYPES_MAPPER = {arrow: DTYPES[name] for name, arrow in _ARROW_TYPES.items()}
 
 
 def arrow_schema(columns: Sequence[Column]) -> pa.Schema:
@@ -111,8 +113,19 @@ def typed_frame(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) ->
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """A frame's rows as dictionaries of plain Python values, null as None."""
-    plain = {str(name): frame[name].astype(object).where(frame[name].notna(), None).tolist() for name in frame.columns}
-    return [dict(zip(plain, values, strict=True)) for values in zip(*plain.values(), strict=True)]
+    return list(each_row(frame))
+
+
+def each_row(frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """The rows of `records` one at a time: thousands of them need not be there together."""
+    columns = {str(name): plain(frame[name]) for name in frame.columns}
+    for values in zip(*columns.values(), strict=True):
+        yield dict(zip(columns, values, strict=True))
+
+
+def plain(column: pd.Series[Any]) -> list[Any]:
+    """A column as plain Python values, null as None."""
+    return column.astype(object).where(column.notna(), None).tolist()
 
 
 def write_parquet(

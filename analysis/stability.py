@@ -20,8 +20,8 @@ import pandas as pd
 from scipy import stats
 
 from analysis.aggregate import ENDED_BADLY, Interval, Trial, count, group_by, wilson
-from analysis.grouping import coded, places_by_value, plain, sort_key
-from analysis.load import records, typed_frame
+from analysis.grouping import coded, places_by_value, sort_key
+from analysis.load import plain, records, typed_frame
 from trainables.schema import Column, Outcome
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analysis.aggregate import ENDED_BADLY, JUDGED, Interval, Trial, group_by, spread, wilson
-from analysis.grouping import by_value, places_by_value, plain
-from analysis.load import Results, records, varied_fields
+from analysis.grouping import by_value, places_by_value
+from analysis.load import Results, plain, records, varied_fields
 from analysis.stability import compute_ledger
 from analysis.words import brief, symbol
 from trainables.schema import METRIC_BY_NAME, METRICS, SETTING_NAMES, Metric, Outcome

@@ -11,8 +11,8 @@ import pandas as pd
 from scipy import stats
 
 from analysis.aggregate import ENDED_BADLY, JUDGED, Trial, identifier, joined, spread
-from analysis.grouping import alike, plain
-from analysis.load import records, typed_frame
+from analysis.grouping import alike
+from analysis.load import plain, records, typed_frame
 from analysis.published import published_results
 from trainables.schema import METRIC_BY_NAME, METRICS, SETTING_NAMES, Column, Metric, Outcome
 
