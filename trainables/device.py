@@ -36,3 +36,8 @@ def cpu_name() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def make_generator(device: torch.device, seed: int) -> torch.Generator:
+    """A stream of random numbers on a device."""
+    return torch.Generator(device).manual_seed(seed)

@@ -23,7 +23,7 @@ from trainables.augment import contrastive
 from trainables.config import MOST_UNFILLED, TrialConfig
 from trainables.critic import Critic
 from trainables.datasets import CROP_PADDING, Batches, ImageData, crop_flip, load_dataset
-from trainables.device import resolve_device
+from trainables.device import make_generator, resolve_device
 from trainables.divergence import DivergenceLatch
 from trainables.execution import IterationGraph, Passes, resolve_execution, without_weight_gradients
 from trainables.igebm_networks import advance_power_iterations
@@ -89,7 +89,7 @@ class Learner:
         # One stream of random numbers per purpose: a change of one does not shift the others.
         purposes = ("data", "labels", "augment", "chains", "noise", "input", "dropout", "generator")
         self._generators = {
-            purpose: torch.Generator(self.device).manual_seed(derive_seed(config.seed, purpose)) for purpose in purposes
+            purpose: make_generator(self.device, derive_seed(config.seed, purpose)) for purpose in purposes
         }
         g = self._generators
         self.pixels = RANGES[config.pixel_range]
