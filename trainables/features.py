@@ -136,7 +136,7 @@ _LOADED: dict[tuple[str, str], SmallExtractor] = {}
 
 
 def small_extractor(data: ImageData) -> SmallExtractor:
-    """The extractor of a data set: trained once, then read from the cache, then kept by the process."""
+    """The extractor of a data set: trained once on a machine, read from its cache, then kept by the process."""
     key = (data.name, data.fingerprint)
     if key not in _LOADED:
         _LOADED[key] = _load(data)
@@ -147,29 +147,43 @@ def _load(data: ImageData) -> SmallExtractor:
     name = f"{VERSION}-{data.name}-{data.fingerprint}.pt"
     # The extractor of the embedded data set ships with the package, so that FD means the same on every machine.
     shipped = Path(__file__).with_name("data") / name
-    path = shipped if shipped.is_file() else cache_dir() / "features" / name
+    if shipped.is_file():
+        network = _new_network(data).eval().requires_grad_(False)
+        network.load_state_dict(torch.load(shipped, weights_only=True))
+        return _describe(data, network)
+    path = cache_dir() / "features" / name
+    return _describe(data, _read(data, path) or _trained_once(data, path))
+
+
+def _read(data: ImageData, path: Path) -> _Classifier | None:
+    if not path.is_file():
+        return None
     network = _new_network(data).eval().requires_grad_(False)
-    loaded = False
-    if path.is_file():
-        try:
-            network.load_state_dict(torch.load(path, weights_only=True))
-            loaded = True
-        except Exception:  # a damaged cache file is only a cache file: make it again
-            if path == shipped:
-                raise
-            path.unlink(missing_ok=True)
-    if not loaded:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # the sums' order, and with it the weights, must not depend on the machine's load
-        try:
-            network = _train(data)
-        finally:
-            torch.set_num_threads(threads)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        torch.save(network.state_dict(), part)
-        part.replace(path)
-    return _describe(data, network)
+    try:
+        network.load_state_dict(torch.load(path, weights_only=True))
+    except Exception:  # a damaged cache file is only a cache file: make it again
+        path.unlink(missing_ok=True)
+        return None
+    return network
+
+
+def _trained_once(data: ImageData, path: Path) -> _Classifier:
+    from filelock import FileLock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):  # trials that start together on a machine wait for the one that trains it
+        network = _read(data, path)
+        if network is None:
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)  # the sums' order, and with it the weights, must not depend on the machine's load
+            try:
+                network = _train(data)
+            finally:
+                torch.set_num_threads(threads)
+            part = path.with_name(f"{path.name}.{os.getpid()}.part")
+            torch.save(network.state_dict(), part)
+            part.replace(path)
+    return network
 
 
 def extractor_of_seed(data: ImageData, seed: int) -> SmallExtractor:

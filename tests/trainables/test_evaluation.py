@@ -6,12 +6,14 @@ import io
 import math
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 from torch import Tensor, nn
 
@@ -100,6 +102,27 @@ def test_extractor_is_cached_and_a_damaged_file_rebuilt(
     assert {e.id for e in again} == {first.id}
     assert all(np.array_equal(e.mean, first.mean) and e.scale == first.scale for e in again)
     assert first.id.startswith("small-") and data.name in first.id
+
+
+def test_a_process_that_comes_second_waits_and_reads(
+    make_data: Callable[..., ImageData], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process holds the lock, and leaves the extractor before it lets go."""
+    monkeypatch.setenv("MEBM_CACHE", str(tmp_path))
+    data = make_data(200, seed=79)
+    path = tmp_path / "features" / f"{features.VERSION}-{data.name}-{data.fingerprint}.pt"
+    path.parent.mkdir()
+    other = features._train(data, seed=3)
+    trained: list[int] = []
+    monkeypatch.setattr(features, "_train", lambda *a: trained.append(1) or other)
+    with ThreadPoolExecutor(1) as pool:
+        with FileLock(f"{path}.lock"):
+            found = pool.submit(features._load, data)
+            with pytest.raises(TimeoutError):
+                found.result(0.3)
+            torch.save(other.state_dict(), path)
+        weights = found.result(60).network.state_dict()
+    assert not trained and all(torch.equal(weights[name], value) for name, value in other.state_dict().items())
 
 
 def test_making_the_extractor_leaves_the_global_random_state_alone(
