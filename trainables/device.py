@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
 import torch
+
+PYTORCH = "pytorch"
+"""PyTorch's own arithmetic of float32: matrix products in IEEE, cuDNN's convolutions in TF32."""
+_ARITHMETIC = {"fp32": ("ieee", "ieee"), "tf32": ("tf32", "tf32"), "bf16": ("ieee", "ieee"), PYTORCH: ("ieee", "tf32")}
+"""Of float32 matrix products and convolutions on CUDA, by precision; bf16 leaves little to them."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -16,6 +25,41 @@ def resolve_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device cuda was asked for, but torch sees no CUDA device; use auto or cpu")
     return torch.device(name)
+
+
+def set_precision(precision: str, *, cudnn_benchmark: bool = False) -> None:
+    """Set the process's arithmetic for what runs on CUDA from here on; without a CUDA device nothing changes by it.
+
+    The switches belong to the process, not to a trial: where several take turns, each sets its own at every turn. The
+    older switches (`allow_tf32`) are never used: PyTorch refuses to read them once these have been set.
+
+    Args:
+        precision: fp32, tf32, bf16, or `PYTORCH`.
+        cudnn_benchmark: cuDNN tries its algorithms for every shape and keeps the fastest.
+    """
+    products, convolutions = _ARITHMETIC[precision]
+    _set_switches((products, convolutions, cudnn_benchmark))
+
+
+@contextmanager
+def precision_kept() -> Iterator[None]:
+    """What `set_precision` changes inside is put back at the end."""
+    before = switches()
+    try:
+        yield
+    finally:
+        _set_switches(before)
+
+
+def switches() -> tuple[str, str, bool]:
+    """The process's arithmetic of float32 matrix products and convolutions on CUDA, and whether cuDNN searches."""
+    cudnn = cast("Any", torch.backends.cudnn)
+    return torch.backends.cuda.matmul.fp32_precision, cudnn.conv.fp32_precision, cudnn.benchmark
+
+
+def _set_switches(values: tuple[str, str, bool]) -> None:
+    cudnn = cast("Any", torch.backends.cudnn)
+    torch.backends.cuda.matmul.fp32_precision, cudnn.conv.fp32_precision, cudnn.benchmark = values
 
 
 def wait(device: torch.device) -> None:
