@@ -24,7 +24,7 @@ from trainables.hybrid import HybridScores, score_hybrid
 from trainables.inception import (
     METRICS,
     Features,
-    NoWeightsError,
+    NoFeaturesError,
     ReferenceCache,
     fid_infinity,
     fid_interval,
@@ -327,7 +327,7 @@ class _Scorer:
             network = inception()
             features = network.features(images, self.device) if len(images) else None
             scores = inception_scores(images, self.data, self.device, protocol, self.request.metrics, features)
-        except NoWeightsError as error:
+        except NoFeaturesError as error:
             for metric in self.request.metrics:
                 yield base | {"metric": metric, "remark": f"no {metric}: {error}"}
             return

@@ -86,11 +86,11 @@ def accuracy(model: EnergyModel, images: Tensor, labels: Tensor, batch_size: int
     Args:
         images: uint8 (N, C, H, W); labels: int64 (N,).
     """
-    right = 0
+    right = torch.zeros((), dtype=torch.int64, device=images.device)
     with eval_mode(model):
         for part, truth in zip(images.split(batch_size), labels.split(batch_size), strict=True):
-            right += int((model.logits(to_float(part)).argmax(1) == truth).sum())
-    return right / len(labels)
+            right += (model.logits(to_float(part)).argmax(1) == truth).sum()
+    return int(right) / len(labels)  # the host waits here alone
 
 
 def most_confident(model: EnergyModel, images: Tensor, share: float, batch_size: int) -> Tensor:
@@ -103,12 +103,10 @@ def most_confident(model: EnergyModel, images: Tensor, share: float, batch_size:
     with eval_mode(model):
         probabilities = torch.cat([model.logits(part).softmax(1) for part in images.split(batch_size)])
     confidence, predicted = probabilities.max(1)
-    kept = []
-    for label in predicted.unique():
-        members = (predicted == label).nonzero().squeeze(1)
-        best = confidence[members].topk(int(len(members) * share)).indices
-        kept.append(members[best])
-    return images[torch.cat(kept)] if kept else images[:0]
+    counts = predicted.bincount(minlength=probabilities.shape[1]).tolist()  # the host waits here alone
+    classes = predicted.argsort(stable=True).split(counts)
+    kept = [members[confidence[members].topk(int(len(members) * share)).indices] for members in classes]
+    return images[torch.cat(kept)]
 
 
 def inception_scores(
@@ -124,7 +122,7 @@ def inception_scores(
     """
     try:
         found = inception.inception_scores(images, data, device, protocol)
-    except inception.NoWeightsError as error:
+    except inception.NoFeaturesError as error:
         return {}, f"no FID: {error}"
     return {name: found.values[name] for name in ("fid", "isc") if name in found.values}, found.remark
 

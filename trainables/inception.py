@@ -1,12 +1,13 @@
 """Inception's numbers: FID, IS, KID, precision and recall, by torch-fidelity's own functions on features taken once.
 
 The network is torch-fidelity's inception-v3-compat, built once per process; features are taken in batches on the
-trial's device, which the network leaves again. Features of the reference images are computed once per machine, kept
-with a checksum, and shared by trials.
+trial's device, where the network stays until `release`. Features of the reference images are computed once per machine,
+kept with a checksum, and shared by trials.
 """
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import warnings
@@ -30,7 +31,10 @@ CANONICAL_FILE = "pt_inception-2015-12-05-6726825d.pth"
 """Name of torch-fidelity's own download."""
 METRICS = ("fid", "isc", "kid", "precision", "recall")
 POOL, LOGITS, POOL_SIZE = "2048", "logits_unbiased", 2048
-_BATCH = {"cpu": 50, "cuda": 250}
+_BATCH = {"cpu": 50, "cuda": 125}
+"""Images per forward. More would make a GPU no faster, and take memory that trials may share (`cost.EXTRACTOR_BYTES`)."""
+_PER_COPY = 2000
+"""Images whose features are gathered on the device before the host waits for them."""
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 PRC_NEIGHBOURHOOD, PRC_BATCH = 3, 10_000
 """torch-fidelity's defaults; a KID subset is smaller where there are fewer images. Precision and recall are taken on
@@ -39,8 +43,16 @@ the same Inception features (the library's default for them is VGG-16)."""
 Statistics = Mapping[str, NDArray[Any]]
 
 
-class NoWeightsError(RuntimeError):
-    """Inception's weights are not to be had; the message is one line that says which file is wanted and where."""
+class NoFeaturesError(RuntimeError):
+    """Inception's features are not to be had; the message is one line."""
+
+
+class NoWeightsError(NoFeaturesError):
+    """Nor are its weights; the message says which file is wanted and where."""
+
+
+class NoMemoryError(NoFeaturesError):
+    """The device's memory does not hold the network and one image."""
 
 
 @dataclass(frozen=True)
@@ -65,26 +77,47 @@ class Inception:
         self._network, self.id = network, identity
 
     def features(self, images: Tensor, device: torch.device, batch_size: int | None = None) -> Features:
-        """uint8 (N, 1 or 3, H, W) on any device to features on the CPU; grey images as three equal channels."""
+        """uint8 (N, 1 or 3, H, W) on any device to features on the CPU; grey images as three equal channels.
+
+        Where the device's memory is short it goes on with half as many images at a time.
+
+        Raises:
+            NoMemoryError: one image at a time is too much.
+        """
         size = batch_size or _BATCH[device.type]
-        pools, logits = [], []
-        with self._on(device), torch.no_grad(), _plain_arithmetic():
-            for part in images.split(size):
-                rgb = part.to(device).expand(-1, 3, -1, -1)
-                pool, logit = self._network(rgb)
-                pools.append(pool.float().cpu())
-                logits.append(logit.float().cpu())
+        while True:
+            try:
+                return self._features(images, device, size)
+            except torch.OutOfMemoryError as error:
+                if size == 1:
+                    self.release()
+                    raise NoMemoryError(f"no memory left on {device} for Inception's features") from error
+            size //= 2
+            _DISTANCES.clear()
+            gc.collect()
+            _give_back(device)
+
+    def _features(self, images: Tensor, device: torch.device, size: int) -> Features:
+        pools: list[Tensor] = []
+        logits: list[Tensor] = []
+        self._network.to(device)
+        with torch.no_grad(), _plain_arithmetic():
+            for group in images.split(max(1, _PER_COPY // size) * size):
+                found = [self._network(part.expand(-1, 3, -1, -1)) for part in group.to(device).split(size)]
+                pools.append(torch.cat([pool.float() for pool, _ in found]).cpu())
+                logits.append(torch.cat([logit.float() for _, logit in found]).cpu())
+        _give_back(device)
         return Features(torch.cat(pools), torch.cat(logits))
 
-    @contextmanager
-    def _on(self, device: torch.device) -> Iterator[None]:
-        self._network.to(device)
-        try:
-            yield
-        finally:
-            self._network.to("cpu")
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
+    def release(self) -> None:
+        """Leave the device; the next `features` comes back to it."""
+        self._network.to("cpu")
+
+
+def _give_back(device: torch.device) -> None:
+    """What PyTorch keeps of a device's memory for later use; the activations of an extractor are large."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 @contextmanager
@@ -119,6 +152,12 @@ def inception() -> Inception:
     if path not in _LOADED:
         _LOADED[path] = _load(path)
     return _LOADED[path]
+
+
+def release() -> None:
+    """Take every network of this process off its device."""
+    for network in _LOADED.values():
+        network.release()
 
 
 def _load(path: str | None) -> Inception:
@@ -201,9 +240,18 @@ class ReferenceCache:
         """The distance to these images; the decomposition is kept by the process."""
         place = (self.id, str(self._device))
         if place not in _DISTANCES:
-            _DISTANCES.clear()
+            while len(_DISTANCES) >= _KEPT_DISTANCES:
+                del _DISTANCES[next(iter(_DISTANCES))]
             _DISTANCES[place] = FrechetToReference(self.statistics(), self._device)
         return _DISTANCES[place]
+
+    def distance(self, pool: Tensor) -> float:
+        """Frechet distance of features (n, 2048), n > 2048; on the CPU where the device's memory is short."""
+        try:
+            return self.frechet().distance(pool)
+        except torch.OutOfMemoryError:
+            _DISTANCES.clear()
+        return FrechetToReference(self.statistics()).distance(pool)
 
     def pool(self) -> Tensor:
         """Features for KID, precision and recall: float32 (n, 2048)."""
@@ -282,7 +330,7 @@ def inception_scores(
         features: of these images, where they have been taken already.
 
     Raises:
-        NoWeightsError: Inception's weights are not to be had.
+        NoFeaturesError: no weights, or no memory for them.
     """
     from torch_fidelity.metric_fid import fid_statistics_to_metric
     from torch_fidelity.metric_isc import isc_features_to_metric
@@ -297,7 +345,7 @@ def inception_scores(
     values: dict[str, float] = {}
     if "fid" in wanted:
         if len(found) > POOL_SIZE:
-            values["fid"] = cache.frechet().distance(found.pool)
+            values["fid"] = cache.distance(found.pool)
         else:
             # A singular covariance makes the library's eigenvalues noise around zero, which its number contains.
             result = fid_statistics_to_metric(_statistics(found.pool), cache.statistics(), False)
@@ -409,5 +457,6 @@ def fid_interval(pool: Tensor, reference: FrechetToReference, *, seed: int, grou
     return estimate - 1.96 * error, estimate + 1.96 * error
 
 
+_KEPT_DISTANCES = 4
 _DISTANCES: dict[tuple[str, str], FrechetToReference] = {}
-"""The newest reference of this process: a trial's evaluations share it."""
+"""The newest references of this process: a trial's evaluations share them. Each holds 34 MB of its device."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from trainables import inception
+from trainables import evaluation, inception
 from trainables.datasets import ImageData, load_dataset
 from trainables.inception import (
     INCEPTION_VARIABLE,
@@ -137,9 +137,7 @@ def test_fid_of_real_images_is_torch_fidelitys(
     assert ours.values["fid"] == pytest.approx(theirs["frechet_inception_distance"], abs=1e-3)
 
 
-def test_features_do_not_depend_on_batches_and_stay_off_the_device(
-    make_data: Callable[..., ImageData], with_random: Path
-) -> None:
+def test_features_do_not_depend_on_batches(make_data: Callable[..., ImageData], with_random: Path) -> None:
     images = make_data(7, (3, 32, 32)).images
     network = inception.inception()
     whole, parts = network.features(images, CPU, 7), network.features(images, CPU, 3)
@@ -150,6 +148,86 @@ def test_features_do_not_depend_on_batches_and_stay_off_the_device(
     assert torch.equal(grey.pool, same.pool)
     assert inception.inception() is network, "built once per process"
     assert network.id.startswith("inception-v3-compat-") and len(network.id) == 20 + 8
+
+
+class _Greedy(torch.nn.Module):
+    """Takes so many images at a time and no more, as a device with little memory left. Features: the mean pixel."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most, self.sizes = most, []
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        self.sizes.append(len(x))
+        if len(x) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return x.float().mean((2, 3)), x.float().amax((2, 3))
+
+
+def test_where_memory_is_short_fewer_images_are_taken_at_a_time(make_data: Callable[..., ImageData]) -> None:
+    images, network = make_data(23, (3, 8, 8)).images, _Greedy(5)
+    found = inception.Inception(network, "x").features(images, CPU, 20)
+    assert network.sizes == [20, 10, 5, 5, 5, 5, 3]
+    torch.testing.assert_close(found.pool, images.float().mean((2, 3)))
+    torch.testing.assert_close(found.logits, images.float().amax((2, 3)))
+
+
+def test_no_memory_at_all_is_no_fid_and_no_error(
+    make_data: Callable[..., ImageData], with_random: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make_data(12, (3, 32, 32))
+    monkeypatch.setattr(inception, "_LOADED", {os.environ[INCEPTION_VARIABLE]: inception.Inception(_Greedy(0), "x")})
+    values, remark = evaluation.inception_scores(data.test_images, data, CPU)
+    assert values == {} and remark == "no FID: no memory left on cpu for Inception's features"
+
+
+def test_a_distance_that_the_device_does_not_hold_is_taken_elsewhere(
+    make_data: Callable[..., ImageData], with_random: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device's tensors are on meta: what is computed there has no value."""
+
+    class Short(FrechetToReference):
+        def __init__(self, statistics: Any, device: torch.device | None = None) -> None:
+            if device is not None:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            super().__init__(statistics, device)
+
+    pool = torch.rand(40, 3, generator=torch.Generator().manual_seed(0))
+    network = inception.Inception(_Greedy(100), "short")
+    cache = ReferenceCache(make_data(12, (3, 32, 32)), PROTOCOLS["buffer-all"], network, CPU)
+    wanted = cache.distance(pool)
+    monkeypatch.setattr(inception, "_DISTANCES", {})
+    monkeypatch.setattr(inception, "FrechetToReference", Short)
+    assert cache.distance(pool) == wanted
+
+
+def test_references_that_alternate_are_decomposed_once(make_data: Callable[..., ImageData], with_random: Path) -> None:
+    data, network = make_data(12, (3, 32, 32)), inception.Inception(_Greedy(100), "x")
+    protocols = [replace(PROTOCOLS["buffer-all"], reference=which) for which in ("train", "test")]
+    first, second = ([ReferenceCache(data, p, network, CPU).frechet() for p in protocols] for _ in range(2))
+    assert all(a is b for a, b in zip(first, second, strict=True)) and first[0] is not first[1]
+    for seed in range(inception._KEPT_DISTANCES):
+        other = replace(protocols[0], reference_count=5, seed=seed)
+        ReferenceCache(data, other, network, CPU).frechet()
+    assert len(inception._DISTANCES) == inception._KEPT_DISTANCES, "and no more than so many are kept"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_network_stays_on_its_device_until_it_is_released(
+    make_data: Callable[..., ImageData], with_random: Path
+) -> None:
+    network, device = inception.inception(), torch.device("cuda")
+    inception.release()
+    images, before = make_data(130, (3, 32, 32)).images, torch.cuda.memory_allocated()
+    first = network.features(images, device)
+    held = torch.cuda.memory_allocated() - before
+    again = network.features(images.to(device), device)
+    torch.testing.assert_close(again.pool, first.pool, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(first.pool, network.features(images, CPU).pool, rtol=1e-3, atol=1e-4)
+    assert 80e6 < held < 120e6, "24 million weights"
+    inception.release()
+    assert torch.cuda.memory_allocated() - before < 1e7
 
 
 def test_references_are_taken_once_and_shared(
