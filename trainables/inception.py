@@ -32,7 +32,7 @@ CANONICAL_FILE = "pt_inception-2015-12-05-6726825d.pth"
 METRICS = ("fid", "isc", "kid", "precision", "recall")
 POOL, LOGITS, POOL_SIZE = "2048", "logits_unbiased", 2048
 _BATCH = {"cpu": 50, "cuda": 125}
-"""Images per forward. More would make a GPU no faster, and take memory that trials may share (`cost.EXTRACTOR_BYTES`)."""
+"""Images per forward. More would make a GPU no faster, and cost memory that other trials may need."""
 _PER_COPY = 2000
 """Images whose features are gathered on the device before the host waits for them."""
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
