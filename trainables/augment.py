@@ -8,7 +8,6 @@ are written out here with factors per image and an explicit generator.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -81,8 +80,8 @@ def grey(x: Tensor) -> Tensor:
     """Luma: (N, 3, H, W) to (N, 1, H, W); a grey image is its own."""
     if x.shape[1] == 1:
         return x
-    weights = torch.tensor(_LUMA, device=x.device).view(1, 3, 1, 1)
-    return (x * weights).sum(1, keepdim=True)
+    red, green, blue = (weight * part for weight, part in zip(_LUMA, x.split(1, dim=1), strict=True))
+    return red + green + blue
 
 
 def colour_jitter(
@@ -95,23 +94,15 @@ def colour_jitter(
     factors = [_uniform(x, generator, max(0.0, 1 - s), 1 + s) for s in (brightness, contrast, saturation)]
     turn = _uniform(x, generator, -hue, hue)
     order = torch.rand(len(x), 4, generator=generator, device=x.device).argsort(1)
-    operations: tuple[Callable[[Tensor], Tensor], ...] = (
-        lambda v: v * factors[0],
-        lambda v: _blend(v, grey(v).mean(dim=(2, 3), keepdim=True), factors[1]),
-        lambda v: _blend(v, grey(v), factors[2]),
-        lambda v: shift_hue(v, turn),
-    )
+    # An image takes one operation at a time. The first three blend it with black, with its mean luma and with its luma.
+    parameters = torch.cat([p.view(-1, 1) for p in (*factors, turn)], dim=1).gather(1, order)
     for place in range(4):
-        chosen = order[:, place].view(-1, 1, 1, 1)
-        result = x
-        for number, operation in enumerate(operations):
-            result = torch.where(chosen == number, operation(x).clamp(0, 1), result)
-        x = result
+        operation, factor = (v[:, place].view(-1, 1, 1, 1) for v in (order, parameters))
+        luma = grey(x)
+        other = torch.where(operation == 1, luma.mean(dim=(2, 3), keepdim=True), torch.where(operation == 2, luma, 0))
+        blended = factor * x + (1 - factor) * other
+        x = torch.where(operation == 3, shift_hue(x, turn), blended).clamp(0, 1)
     return x
-
-
-def _blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
-    return factor * x + (1 - factor) * other
 
 
 def shift_hue(x: Tensor, turn: Tensor) -> Tensor:
@@ -126,7 +117,7 @@ def shift_hue(x: Tensor, turn: Tensor) -> Tensor:
     hue = torch.where(value == r, (g - b) / safe, torch.where(value == g, (b - r) / safe + 2, (r - g) / safe + 4))
     hue = (hue / 6 + turn.squeeze(1)) % 1
     # Hue, chroma and value back to RGB: each channel falls by the chroma outside its third of the circle.
-    shifts = torch.tensor([5.0, 3.0, 1.0], device=x.device).view(1, 3, 1, 1)
+    shifts = torch.arange(5.0, 0.0, -2.0, device=x.device).view(1, 3, 1, 1)
     k = (shifts + hue.unsqueeze(1) * 6) % 6
     return value.unsqueeze(1) - spread.unsqueeze(1) * torch.minimum(k, 4 - k).clamp(0, 1)
 

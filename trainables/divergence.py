@@ -151,8 +151,9 @@ class DivergenceLatch:
         """Code of the first condition that holds, 0 where none does."""
         stacked = torch.stack(list(conditions.values()))
         causes = tuple(conditions)
-        if causes not in self._codes:  # copied to the device once, not at every iteration
-            self._codes[causes] = torch.tensor([_CODE[cause] for cause in causes], device=stacked.device)
+        if causes not in self._codes:  # made once, and there: a copy from the host has no place in an iteration
+            codes = [torch.full((), _CODE[cause], device=stacked.device) for cause in causes]
+            self._codes[causes] = torch.stack(codes)
         # index_select, because indexing with a scalar tensor would read it on the host.
         first = self._codes[causes].index_select(0, stacked.to(torch.uint8).argmax().view(1)).squeeze(0)
         return torch.where(stacked.any(), first, 0)

@@ -27,8 +27,8 @@ FIRST_NOISE_STD, FIRST_POSTERIOR_STD = 0.01, 0.1
 
 def normal_log_density(x: Tensor, mean: Tensor | float, std: Tensor | float) -> Tensor:
     """log N(x; mean, std^2), summed over all but the first dimension: (N, ...) to (N,)."""
-    scale = torch.as_tensor(std, device=x.device)
-    density = -0.5 * ((x - mean) / scale) ** 2 - scale.log() - 0.5 * math.log(2 * math.pi)
+    log_std = std.log() if isinstance(std, Tensor) else math.log(std)
+    density = -0.5 * ((x - mean) / std) ** 2 - log_std - 0.5 * math.log(2 * math.pi)
     return density.flatten(1).sum(1)
 
 
