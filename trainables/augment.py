@@ -81,7 +81,8 @@ def grey(x: Tensor) -> Tensor:
     if x.shape[1] == 1:
         return x
     red, green, blue = (weight * part for weight, part in zip(_LUMA, x.split(1, dim=1), strict=True))
-    return red + green + blue
+    luma: Tensor = red + green + blue
+    return luma
 
 
 def colour_jitter(
