@@ -2,61 +2,55 @@
 
 from __future__ import annotations
 
-import json
-import statistics
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from analysis.load import BENCH_FILE, read_bench, records, typed_frame, write_parquet
+from study.bench_pace import GRACE, MARGIN, Deadline, Group, Pace, TimeUp, Variant
+from study.bench_rows import BenchFolder, BenchResult, make_row, released_precision
 from study.config import assign, make_trial, parse_assignments
 from study.errors import UserError, nearest, one_line
-from study.folder import commit, hardware, versions
-from study.ledger import utc_now
 from study.space import known_fields
 from trainables.config import TrialConfig
 from trainables.cost import iteration_flops
 from trainables.datasets import DATASETS, DataError, ImageData, load_dataset
-from trainables.device import cpu_name
+from trainables.device import PYTORCH, precision_kept
 from trainables.execution import resolve_execution
+from trainables.learner import Learner
 from trainables.methods import METHODS
 from trainables.network_names import parse_network
 from trainables.released_loop import LOADER_WORKERS
 from trainables.released_loop import METHODS as RELEASED
-from trainables.schema import BENCH_COLUMNS, SCHEMA_VERSION
-from trainables.timing import (
-    Windows,
-    geometric_mean,
-    measure,
-    package_loop,
-    peak_flops,
-    profile,
-    released_loop,
-    start_runner,
-)
+from trainables.timing import Runner, Windows, free_memory, package_loop, peak_flops, released_loop
 
-PROFILE_FILE, INFO_FILE = "profile.json", "bench.json"
 TABLE6: tuple[tuple[str, int | None], ...] = (
-    ("softmax", None),
+    ("m-ebm", 5),
+    ("m-jem", 5),
     ("jem", 20),
+    *(("m-ebm", k) for k in (1, 2, 10, 20)),
+    *(("m-jem", k) for k in (1, 2, 10, 20)),
     ("jem++", 5),
     ("jem++", 10),
+    ("softmax", None),
     ("vera", None),
-    *(("m-ebm", k) for k in (1, 2, 5, 10, 20)),
-    *(("m-jem", k) for k in (1, 2, 5, 10, 20)),
     ("igebm", 60),
     ("kl-ebm", 40),
 )
-"""The rows of the paper's Table 6 that run here, and K = 20."""
+"""The rows of the paper's Table 6 that run here, and K = 20; the most wanted first."""
+LAST = ("igebm", "kl-ebm")
+"""Methods that wait until the others have been timed at every precision."""
 SHORT: tuple[tuple[str, int | None], ...] = (("m-ebm", 2), ("m-jem", 5), ("jem", 20))
 """What a CPU times in a minute."""
-PRECISIONS, EXECUTIONS = ("fp32", "tf32", "bf16"), ("eager", "compiled", "graphed", "compiled-graphed")
-BASELINE = "released-loop"
+PRECISIONS, EXECUTIONS = ("fp32", "tf32", "bf16"), ("eager", "graphed", "compiled", "compiled-graphed")
 _SYNTHETIC_IMAGES = {"cpu": 5000, "cuda": 50_000}
+_ERROR_LENGTH = 300
+"""Characters of an error that are kept: a compiler's can be pages."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +58,15 @@ class BenchOptions:
     """What to time.
 
     Attributes:
-        methods: (name, K) pairs; K is None for a method's own.
+        methods: (name, K) pairs, the most wanted first; K is None for a method's own.
         network: for the methods that are published with a Wide ResNet.
-        precisions, executions: every combination is timed.
+        precisions, executions: every combination is timed; all methods at the first precision, then at the next.
         rounds: windows of each; seconds: length of a window, about.
         baseline: time the released loop beside M-EBM and M-JEM.
         profiled: take a profile of each package row.
         threads: CPU threads of the training process; None: one on a CPU, PyTorch's own on a GPU.
         assignments: further trial fields, as KEY=VALUE.
+        limited: there is a limit on the time: what takes longest to compile comes late.
     """
 
     methods: tuple[tuple[str, int | None], ...]
@@ -87,6 +82,7 @@ class BenchOptions:
     profiled: bool = False
     threads: int | None = None
     assignments: tuple[str, ...] = ()
+    limited: bool = False
 
 
 def parse_methods(text: str | None, device: torch.device) -> tuple[tuple[str, int | None], ...]:
@@ -116,21 +112,6 @@ def parse_methods(text: str | None, device: torch.device) -> tuple[tuple[str, in
     if not pairs:
         raise UserError(f"--methods {text!r}: names no method")
     return tuple(dict.fromkeys(pairs))
-
-
-@dataclass
-class BenchResult:
-    """What was measured, as rows of `bench.parquet`, with what goes beside them."""
-
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    profiles: dict[str, dict[str, float]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    peaks: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def over_baseline(self) -> float | None:
-        """Geometric mean of the package's speed-ups over the released loop, every row that has one."""
-        return geometric_mean([r["speedup_over_baseline"] for r in self.rows if r.get("speedup_over_baseline")])
 
 
 def _config(options: BenchOptions, method: str, steps: int | None, precision: str, execution: str) -> TrialConfig:
@@ -167,39 +148,62 @@ def bench_data(options: BenchOptions) -> ImageData:
     return ImageData(options.dataset, images, labels, images[:100], labels[:100], info.classes, source)
 
 
-def cases(options: BenchOptions) -> list[tuple[str, list[TrialConfig]]]:
-    """What is timed, by method and K: the package's configurations of each, of every precision and execution.
+def cases(options: BenchOptions) -> list[Group]:
+    """What is timed, in order of worth: all methods at one precision, then at the next, `LAST` after all of them.
 
-    Executions that a method cannot do are left out.
+    Where time is limited, compiled executions of methods that the released loop is not timed beside come after the
+    others of every precision. Executions that a method cannot do are left out; a group may be left with none.
 
     Raises:
         UserError: a configuration no trial can have.
     """
-    found = []
-    for method, steps in options.methods:
-        configs: dict[str, TrialConfig] = {}
-        for precision in options.precisions:
-            for execution in options.executions:
-                config = _config(options, method, steps, precision, execution)
-                if resolve_execution(config, options.device).name == execution:
-                    configs[f"{precision} {execution}"] = config
-        name = method if steps is None else f"{method} K={steps}"
-        found.append((name, list(configs.values())))
-    return found
+    found: list[tuple[int, Group]] = []
+    for precision in options.precisions:
+        for method, steps in options.methods:
+            title = method if steps is None else f"{method} K={steps}"
+            configs = [_config(options, method, steps, precision, e) for e in options.executions]
+            configs = [c for c in configs if resolve_execution(c, options.device).name == c.execution]
+            late = [c for c in configs if options.limited and method not in RELEASED and "compiled" in c.execution]
+            soon = [c for c in configs if c not in late]
+            for level, part in ((0, soon), (1, late)):
+                if not part and (late or level):
+                    continue
+                variants = [Variant(title, c) for c in part]
+                if part and options.baseline and method in RELEASED:
+                    plain = part[0].model_copy(update={"l2_form": "released"})
+                    variants.insert(0, Variant(title, plain, released=True))
+                found.append((2 if method in LAST else level, Group(title, precision, tuple(variants))))
+    return [group for _, group in sorted(found, key=lambda item: item[0])]
 
 
 def planned_windows(options: BenchOptions) -> int:
     """Windows that will be timed, for a progress bar."""
-    groups = cases(options)
-    baselines = sum(1 for _, configs in groups if options.baseline and configs and configs[0].method in RELEASED)
-    return options.rounds * (sum(len(configs) for _, configs in groups) + baselines)
+    return options.rounds * sum(len(group.variants) for group in cases(options))
 
 
-def run_bench(options: BenchOptions, on_window: Callable[[str], None] | None = None) -> BenchResult:
-    """Time everything.
+def loader_workers(device: torch.device) -> int:
+    """Worker processes of each of the released loop's loaders: four, on a CPU as many as leave the training a core."""
+    spare = max(1, (len(os.sched_getaffinity(0)) - 1) // 2)
+    return LOADER_WORKERS if device.type == "cuda" else min(LOADER_WORKERS, spare)
+
+
+def run_bench(
+    options: BenchOptions,
+    folder: BenchFolder | None = None,
+    *,
+    deadline: Deadline | None = None,
+    on_window: Callable[[str], None] | None = None,
+    say: Callable[[str], None] | None = None,
+) -> BenchResult:
+    """Time everything, or what the time allows.
+
+    What fails is named in the result and the rest goes on; Ctrl-C, SIGTERM and the deadline end it with what there is.
 
     Args:
+        folder: gets the rows as they are measured.
+        deadline: nothing is begun that would not be over by then.
         on_window: called with the name of what is being timed after each window.
+        say: called with a line for each row and each failure.
 
     Raises:
         UserError: images missing, or a configuration no trial can have.
@@ -209,20 +213,23 @@ def run_bench(options: BenchOptions, on_window: Callable[[str], None] | None = N
         data = bench_data(options)
     except DataError as error:
         raise UserError(one_line(error)) from error
-    result = BenchResult()
-    with _threads(options):
-        for precision in options.precisions:
-            result.peaks[precision] = peak_flops(options.device, precision)
-        created, bench = utc_now(), f"bench-{utc_now()[:19].replace(':', '')}"
-        for name, configs in groups:
-            if not configs:
-                result.notes.append(f"{name}: can do none of {', '.join(options.executions)}")
-                continue
-            for row in _group(name, configs, data, options, result, on_window):
-                row |= {"bench": bench, "row_id": f"r{len(result.rows) + 1:03d}", "created_at": created}
-                result.rows.append(row)
-    _speedups_over_jem(result.rows)
+    bench = _Bench(options, groups, data, folder, deadline or Deadline(), on_window or _nothing, say or _nothing)
+    result = bench.result
+    try:
+        with _threads(options), precision_kept(), _terminated_as_interrupted(), bench.deadline.enforced():
+            bench.measure_peaks()
+            bench.run()
+    except KeyboardInterrupt:
+        result.interrupted = True
+        result.notes.append(f"interrupted during {bench.doing}")
+    except TimeUp:
+        result.notes.append(f"broken off during {bench.doing}, {GRACE:.0f} s past the limit")
+    bench.close()
     return result
+
+
+def _nothing(_text: str) -> None:
+    pass
 
 
 @contextmanager
@@ -236,160 +243,264 @@ def _threads(options: BenchOptions) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _group(
-    name: str,
-    configs: list[TrialConfig],
-    data: ImageData,
-    options: BenchOptions,
-    result: BenchResult,
-    on_window: Callable[[str], None] | None,
-) -> list[dict[str, Any]]:
-    """One method and K, the package's variants and the released loop in turn."""
-    baseline = options.baseline and configs[0].method in RELEASED
-    with ExitStack() as stack:
-        builders: dict[str, Callable[[], Any]] = {}
-        advances: dict[str, Callable[[], None]] = {}
-
-        def package(config: TrialConfig, key: str) -> Callable[[], Any]:
-            def build() -> Any:
-                _, advances[key] = stack.enter_context(package_loop(config, data))
-                return start_runner(advances[key], options.device)
-
-            return build
-
-        def released() -> Any:
-            config = configs[0].model_copy(update={"l2_form": "released"})
-            loop = released_loop(config, data, options.device, loader_workers(options.device))
-            return start_runner(stack.enter_context(loop)[1], options.device)
-
-        if baseline:
-            builders[BASELINE] = released
-        keys = {f"{c.precision} {c.execution}": c for c in configs}
-        for key, config in keys.items():
-            builders[key] = package(config, key)
-        say = (lambda key: on_window(f"{name} {key}")) if on_window else None
-        windows = measure(builders, rounds=options.rounds, seconds=options.seconds, on_window=say)
-        if options.profiled:
-            for key, advance in advances.items():
-                result.profiles[f"{name} {key}"] = profile(advance, options.device)
-    rows = []
-    for key, config in keys.items():
-        rows.append(_row("package", config, windows[key], data, options, result, windows.get(BASELINE)))
-    if baseline:
-        rows.append(_row(BASELINE, configs[0], windows[BASELINE], data, options, result, None))
-    return rows
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Inside, SIGTERM does what Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
-def loader_workers(device: torch.device) -> int:
-    """Worker processes of each of the released loop's loaders: four, on a CPU as many as leave the training a core."""
-    import os
+@dataclass
+class _Stand:
+    """A variant that is built, warm and taking part in the rounds."""
 
-    spare = max(1, (len(os.sched_getaffinity(0)) - 1) // 2)
-    return LOADER_WORKERS if device.type == "cuda" else min(LOADER_WORKERS, spare)
+    variant: Variant
+    runner: Runner
+    learner: Learner | None
+    stack: ExitStack
+    iterations: int
+    seconds: list[float] = field(default_factory=list)
+    ratios: list[float] = field(default_factory=list)
 
+    @property
+    def execution(self) -> str:
+        """What it really does."""
+        return "eager" if self.learner is None else self.learner.execution.name
 
-def _row(
-    implementation: str,
-    config: TrialConfig,
-    windows: Windows,
-    data: ImageData,
-    options: BenchOptions,
-    result: BenchResult,
-    baseline: Windows | None,
-) -> dict[str, Any]:
-    package = implementation == "package"
-    flops = float(iteration_flops(config, data.shape, data.classes))
-    low, high = windows.quartiles
-    default = "tf32" if options.device.type == "cuda" else "fp32"  # of PyTorch's convolutions
-    precision = config.precision if package else default
-    peak = result.peaks.get(precision)
-    ratio = None
-    if baseline is not None:
-        # Round by round: both windows of a round saw the same machine.
-        ratio = statistics.median(b / w for b, w in zip(baseline.seconds, windows.seconds, strict=True))
-    rate = flops / windows.median
-    return {
-        "implementation": implementation,
-        "method": config.method,
-        "sampling_steps": config.sampling_steps if config.sampler == "chains" else None,
-        "dataset": config.dataset,
-        "network": config.network,
-        "norm": config.norm,
-        "precision": precision,
-        "execution": config.execution if package else "eager",
-        "memory_format": config.memory_format if package else "contiguous",
-        "batch_size": config.batch_size if config.samples else None,
-        "label_batch_size": config.label_batch_size if config.classifies else None,
-        "threads": torch.get_num_threads(),
-        "loader_workers": None if package else loader_workers(options.device),
-        "seconds_per_iteration": windows.median,
-        "seconds_low": low,
-        "seconds_high": high,
-        "windows": len(windows.seconds),
-        "iterations": windows.iterations,
-        "first_seconds": windows.first_seconds,
-        "flops_per_iteration": flops,
-        "flops_per_second": rate,
-        "peak_flops_per_second": peak,
-        "mfu": rate / peak if peak else None,
-        "peak_memory_bytes": windows.peak_memory_bytes,
-        "speedup_over_baseline": ratio,
-        "device": options.device.type,
-        "hardware": torch.cuda.get_device_name(options.device) if options.device.type == "cuda" else cpu_name(),
-        "config": config.to_json(),
-    }
+    def windows(self) -> Windows:
+        """What was measured; before the first round the last iteration of the warm-up."""
+        r = self.runner
+        if not self.seconds:
+            return Windows((r.warm_seconds,), 1, r.first_seconds, r.peak_memory_bytes)
+        return Windows(tuple(self.seconds), self.iterations, r.first_seconds, r.peak_memory_bytes)
 
 
-def _speedups_over_jem(rows: list[dict[str, Any]]) -> None:
-    """Table 6's speed-up: against JEM(K=20) of the same network, precision and execution."""
-    alike = ("implementation", "network", "precision", "execution")
-    jem = {
-        tuple(r[f] for f in alike): r["seconds_per_iteration"]
-        for r in rows
-        if (r["method"], r["sampling_steps"]) == ("jem", 20)
-    }
-    for row in rows:
-        reference = jem.get(tuple(row[f] for f in alike))
-        row["speedup_over_jem"] = reference / row["seconds_per_iteration"] if reference else None
+class _Bench:
+    """One run.
 
-
-def write_bench(result: BenchResult, folder: Path) -> Path:
-    """`bench.parquet` with the rows of earlier runs kept, `bench.json` with versions and hardware, the profiles.
-
-    Returns:
-        The Parquet file.
+    Attributes:
+        doing: what is going on.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / BENCH_FILE
-    earlier = records(read_bench(path)) if path.is_file() else []
-    write_parquet(typed_frame([*earlier, *result.rows], BENCH_COLUMNS), BENCH_COLUMNS, path)
-    info = {
-        "schema_version": SCHEMA_VERSION,
-        "versions": versions(),
-        "commit": commit(),
-        "hardware": hardware(),
-        "peak_flops_per_second": result.peaks,
-        "notes": result.notes,
-        "written_at": utc_now(),
-    }
-    texts = {INFO_FILE: info} | ({PROFILE_FILE: result.profiles} if result.profiles else {})
-    for name, content in texts.items():
-        part = folder / f".{name}.tmp"
-        part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        part.replace(folder / name)
-    return path
+
+    def __init__(
+        self,
+        options: BenchOptions,
+        groups: Sequence[Group],
+        data: ImageData,
+        folder: BenchFolder | None,
+        deadline: Deadline,
+        on_window: Callable[[str], None],
+        say: Callable[[str], None],
+    ) -> None:
+        self.options, self.data, self.deadline = options, data, deadline
+        self.result, self.doing = BenchResult(), "the start"
+        self._folder, self._on_window, self._say = folder, on_window, say
+        self._waiting = list(groups)
+        self._cut: list[str] = []
+        gpu = options.device.type == "cuda"
+        self._pace = Pace(self._flops, self.result.peaks, options.seconds, gpu=gpu)
+
+    def _flops(self, config: TrialConfig) -> float:
+        return float(iteration_flops(config, self.data.shape, self.data.classes))
+
+    def measure_peaks(self) -> None:
+        """What a matrix product reaches at every precision that a row has."""
+        device = self.options.device
+        for precision in dict.fromkeys((*self.options.precisions, released_precision(device))):
+            self.doing = f"the matrix product in {precision}"
+            try:
+                self.result.peaks[precision] = peak_flops(device, precision)
+            except Exception as error:
+                self._failed(self.doing, error)
+
+    def run(self) -> None:
+        """Time one group after another."""
+        while self._waiting:
+            group = self._waiting.pop(0)
+            if not group.variants:
+                self._note(f"{group.title} can do none of {', '.join(self.options.executions)}")
+            elif rounds := self._pace.rounds(group, self._waiting, self.options.rounds, self.deadline.left()):
+                self._time(group, rounds)
+            else:
+                self.result.left_out.append(group.label)
+
+    def close(self) -> None:
+        """Say what is missing, and write for the last time."""
+        self.result.left_out += [group.label for group in self._waiting]
+        if self._cut:
+            self._note(f"fewer rounds for want of time: {', '.join(self._cut)}")
+        self._save(finished=True)
+
+    def _time(self, group: Group, rounds: int) -> None:
+        baseline = [v for v in group.variants if v.released]
+        for variant in self._side_by_side(group.variants, rounds):
+            # Too little memory for it beside the others: alone with the released loop, then all alone.
+            beside = [*baseline, variant] if variant not in baseline else [variant]
+            if variant in self._side_by_side(beside, rounds, again=baseline):
+                self._side_by_side([variant], rounds)
+
+    def _side_by_side(self, variants: Sequence[Variant], rounds: int, again: Sequence[Variant] = ()) -> list[Variant]:
+        """Time variants in turn, round by round.
+
+        Args:
+            again: variants that have their row.
+
+        Returns:
+            Those that were not timed for want of memory beside others.
+        """
+        options, stands, unfit = self.options, list[_Stand](), list[Variant]()
+        with ExitStack() as everything:
+            for variant in variants:
+                needed = self._pace.start(variant) + sum(self._pace.window(v.variant) for v in stands)
+                if stands and MARGIN * (needed + self._pace.window(variant)) > self.deadline.left():
+                    self.result.left_out.append(variant.label)
+                    continue
+                self.doing = f"the warm-up of {variant.label}"
+                try:
+                    stand = self._start(variant)
+                except Exception as error:
+                    self._failed(variant.label, error, unfit if stands else None, variant)
+                    continue
+                everything.callback(self._close, stand)
+                stands.append(stand)
+                if variant not in again:
+                    self._put(stand)
+            wanted = len(stands)
+            for number in range(rounds):
+                if sum(stand.iterations * self._last(stand) for stand in stands) > self.deadline.left():
+                    rounds = number
+                    break
+                released: float | None = None
+                for stand in tuple(stands):
+                    self.doing = f"round {number + 1} of {stand.variant.label}"
+                    try:
+                        seconds = stand.runner.window(stand.iterations)
+                    except Exception as error:
+                        self._failed(stand.variant.label, error, unfit if wanted > 1 else None, stand.variant)
+                        stands.remove(stand)
+                        self._close(stand)
+                        with suppress(Exception):  # a device that is lost has nothing to give back
+                            free_memory(options.device)
+                        continue
+                    stand.seconds.append(seconds)
+                    if stand.variant.released:
+                        released = seconds
+                    elif released is not None:
+                        # Round by round: both windows of a round saw the same machine.
+                        stand.ratios.append(released / seconds)
+                    self._on_window(stand.variant.label)
+                for stand in stands:
+                    if stand.variant not in again:
+                        self._put(stand, save=False)
+                self._save()
+            if stands and rounds < options.rounds:
+                what = f"{variants[0].title} {variants[0].config.precision}"
+                got = f"{rounds} of {options.rounds}" if rounds else "none; its rows are the warm-up's last iteration"
+                self._cut.append(f"{what} ({got})")
+            for stand in stands:
+                self._finish(stand)
+        return unfit
+
+    def _start(self, variant: Variant) -> _Stand:
+        config, device = variant.config, self.options.device
+        with ExitStack() as stack:
+            learner: Learner | None = None
+
+            def build() -> Callable[[], None]:
+                nonlocal learner
+                if variant.released:
+                    workers = loader_workers(device)
+                    return stack.enter_context(released_loop(config, self.data, device, workers))[1]
+                learner, advance = stack.enter_context(package_loop(config, self.data))
+                return advance
+
+            precision = PYTORCH if variant.released else config.precision
+            search = config.cudnn_benchmark and not variant.released
+            runner = Runner(build, device, precision=precision, cudnn_benchmark=search)
+            iterations = runner.iterations_for(self.options.seconds)
+            stand = _Stand(variant, runner, learner, stack.pop_all(), iterations)
+        self._pace.learn_start(variant, runner.start_seconds, runner.warm_seconds)
+        if runner.peak_reserved_bytes is not None:
+            self.result.memory[variant.label] = runner.peak_reserved_bytes
+        if learner is not None:
+            for remark in learner.remarks:
+                self._note(f"{variant.label} ran {stand.execution}: {remark}")
+        return stand
+
+    @staticmethod
+    def _last(stand: _Stand) -> float:
+        return stand.seconds[-1] if stand.seconds else stand.runner.warm_seconds
+
+    def _finish(self, stand: _Stand) -> None:
+        """Say what was measured, and profile it."""
+        label, row = stand.variant.label, self._row(stand)
+        seconds, ratio = row["seconds_per_iteration"], row["speedup_over_baseline"]
+        self._say(f"{label}: {1e3 * seconds:.4g} ms" + (f", {ratio:.2f} times the released loop" if ratio else ""))
+        if not self.options.profiled or stand.variant.released:
+            return
+        self.doing = f"the profile of {label}"
+        if 10 * seconds + 2 > self.deadline.left():
+            self.result.left_out.append(self.doing)
+            return
+        try:
+            self.result.profiles[label] = stand.runner.profile(seconds)
+        except Exception as error:
+            self._failed(self.doing, error)
+        self._save()
+
+    def _row(self, stand: _Stand) -> dict[str, Any]:
+        return make_row(
+            stand.variant,
+            stand.windows(),
+            stand.ratios,
+            execution=stand.execution,
+            device=self.options.device,
+            workers=loader_workers(self.options.device),
+            flops=self._flops(stand.variant.config),
+            peaks=self.result.peaks,
+        )
+
+    def _put(self, stand: _Stand, *, save: bool = True) -> None:
+        self.result.put(stand.variant.label, self._row(stand))
+        if save:
+            self._save()
+
+    @staticmethod
+    def _close(stand: _Stand) -> None:
+        """Let go of a variant; one that is broken may not even end well."""
+        with suppress(Exception):
+            stand.stack.close()
+        stand.__dict__.pop("runner", None)
+        stand.learner = None
+
+    def _failed(
+        self, label: str, error: Exception, unfit: list[Variant] | None = None, variant: Variant | None = None
+    ) -> None:
+        """Keep an error; one of memory is not one yet where others had some: the variant goes to `unfit`."""
+        if unfit is not None and variant is not None and _is_memory(error):
+            unfit.append(variant)
+            self._say(f"{label}: no memory for it beside the others, so it is timed later")
+            return
+        text = one_line(f"{type(error).__name__}: {error}")
+        self.result.failures[label] = text if len(text) <= _ERROR_LENGTH else text[:_ERROR_LENGTH] + "..."
+        self._say(f"failed: {label}: {self.result.failures[label]}")
+        self._save()
+
+    def _note(self, text: str) -> None:
+        if text not in self.result.notes:
+            self.result.notes.append(text)
+
+    def _save(self, *, finished: bool = False) -> None:
+        if self._folder is not None:
+            self._folder.write(self.result, finished=finished)
 
 
-def as_json(result: BenchResult) -> dict[str, Any]:
-    """Everything measured as one JSON object; `speedup_over_baseline` is the geometric mean of the rows' own."""
-    rows = [{key: value for key, value in row.items() if key != "config"} for row in result.rows]
-    return {
-        "speedup_over_baseline": result.over_baseline,
-        "peak_flops_per_second": result.peaks,
-        "rows": rows,
-        "profiles": result.profiles,
-        "notes": result.notes,
-        "versions": versions(),
-        "commit": commit(),
-        "hardware": hardware(),
-    }
+def _is_memory(error: Exception) -> bool:
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "alloc_failed" in text

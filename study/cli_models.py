@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,9 +12,11 @@ from typing import Any, TypeVar
 import click
 
 from study import console
-from study.errors import UserError, parse_choices
+from study.errors import RunError, UserError, parse_choices
 from study.places import PLACE, local_copy
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as `study.cli` has it."""
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -250,15 +254,20 @@ def sample(
 @click.option(
     "--methods",
     metavar="NAME[:K],...",
-    help="What to time: m-ebm:2,jem:20,vera; without a K those of Table 6; or table6. Default: table6 on a GPU, on a "
-    "CPU M-EBM at K = 2, M-JEM at 5, JEM at 20.",
+    help="What to time, the most wanted first: m-ebm:2,jem:20,vera; without a K those of Table 6; or table6, which "
+    "begins with M-EBM at K = 5. Default: table6 on a GPU, on a CPU M-EBM at K = 2, M-JEM at 5, JEM at 20.",
 )
 @click.option("--network", metavar="NAME", help="For methods with a WRN. Default: wrn-28-10, on a CPU wrn-10-1.")
-@click.option("--precision", metavar="P,...", help="Of fp32, tf32, bf16. Default: tf32,bf16 on a GPU, fp32,bf16 else.")
+@click.option(
+    "--precision",
+    metavar="P,...",
+    help="Of fp32, tf32, bf16; all methods are timed at the first before any is at the next (igebm and kl-ebm last). "
+    "Default: bf16,tf32 on a GPU, and fp32 with --minutes; fp32,bf16 on a CPU.",
+)
 @click.option(
     "--execution",
     metavar="E,...",
-    help="Of eager, compiled, graphed, compiled-graphed. Default: all of them on a GPU, eager on a CPU.",
+    help="Of eager, graphed, compiled, compiled-graphed. Default: all of them on a GPU, eager on a CPU.",
 )
 @click.option(
     "--suite",
@@ -277,8 +286,22 @@ def sample(
 @click.option("--dataset", default="cifar10", help="Whose images' shape is used; noise, unless --data-dir is given.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of real images.")
 @click.option("--baseline/--no-baseline", default=True, help="Time the released loop beside M-EBM and M-JEM.")
-@click.option("--rounds", type=click.IntRange(1, 1000), help="Windows of each; medians count. Default: 9, on a CPU 3.")
-@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="Of a window. Default: 1, on a CPU 0.3.")
+@click.option(
+    "--minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Limit on the command's time: the most wanted first, fewer rounds where that makes room for more, and nothing "
+    "is begun that would not be over by then. Default: none.",
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(1, 1000),
+    help="Windows of each; medians count. Default: 9, on a CPU 3; with --minutes at most 5.",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Of a window. Default: 1, with --minutes 0.4; on a CPU 0.3.",
+)
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of the training. Default: 1 on a CPU.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where to train.")
 @click.option("--profile", "profiled", is_flag=True, help="Also show where an iteration's time goes.")
@@ -295,6 +318,7 @@ def bench(
     dataset: str,
     data_dir: Path | None,
     baseline: bool,
+    minutes: float | None,
     rounds: int | None,
     seconds: float | None,
     threads: int | None,
@@ -312,11 +336,19 @@ def bench(
       mebm bench --network wrn-10-1 --methods m-ebm:2
       mebm bench --dataset digits --network conv-16 --methods m-ebm,m-jem
       mebm bench --methods m-ebm:5 --execution eager,compiled --profile
+      mebm bench --minutes 15 --profile
       mebm bench --suite scale --trials 1000
       mebm bench --suite analysis
-    `mebm tables DIR` takes the rows in DIR/bench.parquet for Table 6.
+    `mebm tables DIR` takes the rows in DIR/bench.parquet for Table 6. They are written as they are measured: Ctrl-C,
+    a failure or the end of --minutes leaves those so far. What failed or was left out is said, here and in bench.json;
+    exit code 1 only where nothing could be measured.
     """
+    begun = time.monotonic()  # before torch is imported, which takes seconds
+    if minutes is not None and suite != "loop":
+        raise UserError("--minutes: limits --suite loop, not the others")
     from study import bench as engine
+    from study.bench_pace import Deadline
+    from study.bench_rows import BenchFolder
     from trainables.device import resolve_device
 
     try:
@@ -324,22 +356,24 @@ def bench(
     except ValueError as error:
         raise UserError(str(error)) from error
     gpu = where.type == "cuda"
+    every = ("bf16,tf32" if minutes is None else "bf16,tf32,fp32") if gpu else "fp32,bf16"
     options = engine.BenchOptions(
         methods=engine.parse_methods(methods, where),
         network=network or ("wrn-28-10" if gpu else "wrn-10-1"),
-        precisions=parse_choices("--precision", precision or ("tf32,bf16" if gpu else "fp32,bf16"), engine.PRECISIONS),
+        precisions=parse_choices("--precision", precision or every, engine.PRECISIONS),
         executions=parse_choices(
             "--execution", execution or (",".join(engine.EXECUTIONS) if gpu else "eager"), engine.EXECUTIONS
         ),
         device=where,
         dataset=dataset,
         data_dir=str(data_dir.resolve()) if data_dir else None,
-        rounds=rounds or (9 if gpu else 3),
-        seconds=seconds or (1.0 if gpu else 0.3),
+        rounds=rounds or ((9 if minutes is None else 5) if gpu else 3),
+        seconds=seconds or ((1.0 if minutes is None else 0.4) if gpu else 0.3),
         baseline=baseline,
         profiled=profiled,
         threads=threads,
         assignments=assignments,
+        limited=minutes is not None,
     )
     shown = console.StudyConsole()
     others = [s for s in ("wrapper", "start", "packing") if suite in (s, "all")]
@@ -355,11 +389,22 @@ def bench(
         if as_json:
             click.echo(json.dumps(found[suite], indent=2))
         return
+    folder = BenchFolder(out)
+
+    def say(text: str) -> None:
+        if not sys.stderr.isatty():  # there the bar says it
+            click.echo(f"[{time.monotonic() - begun:.0f} s] {text}", err=True)
+
     with shown.bar(engine.planned_windows(options)) as advance:
-        result = engine.run_bench(options, advance)
-    path = engine.write_bench(result, out)
+        deadline = Deadline(None if minutes is None else 60 * minutes, begun)
+        result = engine.run_bench(options, folder, deadline=deadline, on_window=advance, say=say)
     if as_json:
-        click.echo(json.dumps(engine.as_json(result) | found, indent=2))
-        return
-    shown.bench(result.rows, result.profiles, result.notes, result.over_baseline)
-    shown.line(f"rows  {path}")
+        click.echo(json.dumps(folder.as_json(result) | found, indent=2))
+    else:
+        shown.bench(result.rows, result.profiles, result.lines(), result.over_baseline)
+        shown.line(f"rows  {folder.path}" if result.rows else "no rows")
+    if result.interrupted:
+        console.error(f"interrupted; {len(result.rows)} row(s) so far are in {folder.path}")
+        sys.exit(INTERRUPTED)
+    if not result.rows:
+        raise RunError("nothing was measured")

@@ -118,9 +118,14 @@ class StudyConsole:
         over_baseline: float | None,
     ) -> None:
         """What `mebm bench` measured (`schema.BENCH_COLUMNS`)."""
-        first = rows[0]
+        if not rows:
+            for note in notes:
+                self.line(note)
+            return
+        first, windows = rows[0], sorted({row["windows"] for row in rows})
         threads = f", {first['threads']} thread(s)" if first["device"] == "cpu" else ""
-        self.line(f"{first['hardware']}{threads}; medians of {first['windows']} windows, [quartiles]")
+        counts = f"{windows[0]} to {windows[-1]}" if len(windows) > 1 else str(windows[0])
+        self.line(f"{first['hardware']}{threads}; medians of {counts} windows, [quartiles]")
         table = Table(box=None, pad_edge=False, header_style="bold")
         table.add_column("method", no_wrap=True)
         headers: tuple[str, ...] = ("network", "how", "ms/iteration", "min/epoch", "h/200 epochs")
@@ -151,7 +156,7 @@ class StudyConsole:
             parts = ", ".join(f"{kind} {share:.0%}" for kind, share in large.items())
             self.line(f"{name}: {1e3 * total:.4g} ms: {parts}")
         for note in notes:
-            self.line(f"not timed: {note}")
+            self.line(note)
 
     def line(self, text: str = "") -> None:
         """One line, above the live table where there is one."""

@@ -20,6 +20,7 @@ from study.bench import BenchOptions
 from study.config import StudyConfig, make_trial, validate_study
 from study.folder import commit, hardware, versions
 from trainables.config import TrialConfig
+from trainables.cost import USABLE
 from trainables.timing import package_loop
 
 SUITES = ("loop", "wrapper", "start", "packing", "scale", "analysis")
@@ -260,7 +261,7 @@ def _train_for(config_json: str, threads: int, count: int, seconds: float, barri
         config = TrialConfig.model_validate_json(config_json)
         device = resolve_device(config.device)
         if device.type == "cuda":
-            torch.cuda.set_per_process_memory_fraction(1 / count)
+            torch.cuda.set_per_process_memory_fraction(USABLE / count)
         options = BenchOptions((), config.network, (), (), device, config.dataset, config.data_dir)
         with package_loop(config, bench_data(options)) as (_, advance):
             for _ in range(5):

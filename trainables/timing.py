@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ import torch
 
 from trainables.config import TrialConfig
 from trainables.datasets import ImageData
-from trainables.device import wait
+from trainables.device import precision_kept, set_precision, wait
 from trainables.learner import Learner
 from trainables.released_loop import ReleasedLoop
 from trainables.schema import SIGNAL_NAMES
@@ -22,6 +23,10 @@ from trainables.schema import SIGNAL_NAMES
 WARMUP_ITERATIONS, WARMUP_SECONDS = 6, 0.5
 """Iterations before the first window (kernels chosen, optimiser state made, a CUDA graph captured); on a CPU fewer once
 they have taken so long."""
+MOST_GRAPHS = 256
+"""Variants of one pass that torch.compile may keep: networks, precisions and batch sizes of one process."""
+_PEAK_SECONDS = 1.0
+"""On a CPU the matrix peak is what was reached in so long."""
 
 
 @dataclass(frozen=True)
@@ -55,25 +60,55 @@ class Windows:
 
 
 class Runner:
-    """An implementation of the loop that can be timed.
+    """An implementation of the loop, built and warm, that can be timed.
+
+    Whatever else lives in the process, its precision is set before it runs and its memory is its own: counted from
+    what was there before it was built.
 
     Args:
-        advance: issues one iteration.
+        build: makes the implementation; gives what issues one iteration.
         device: where it runs.
-        allocated: device memory in use before it was built.
+        precision, cudnn_benchmark: see `device.set_precision`.
+
+    Attributes:
+        first_seconds: time of the very first iteration.
+        warm_seconds: time of the last iteration of the warm-up.
+        start_seconds: time from before it was built until it was warm.
+        peak_memory_bytes, peak_reserved_bytes: device memory that it needs at most, and that PyTorch's allocator keeps
+            for it (a CUDA graph's own pool and fragments too); None on a CPU.
     """
 
-    def __init__(self, advance: Callable[[], None], device: torch.device, allocated: int) -> None:
-        self._advance, self.device, self._allocated = advance, device, allocated
-        self.first_seconds = self._estimate = self._timed(1)
+    def __init__(
+        self,
+        build: Callable[[], Callable[[], None]],
+        device: torch.device,
+        *,
+        precision: str,
+        cudnn_benchmark: bool = False,
+    ) -> None:
+        self.device, self._precision, self._search = device, precision, cudnn_benchmark
+        started = time.perf_counter()
+        free_memory(device)
+        cuda = device.type == "cuda"
+        before = (torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)) if cuda else (0, 0)
+        if cuda:
+            torch.cuda.reset_peak_memory_stats(device)
+        set_precision(precision, cudnn_benchmark=cudnn_benchmark)
+        self._advance = build()
+        self.first_seconds = self.warm_seconds = self.window(1)
         spent = self.first_seconds
         for _ in range(WARMUP_ITERATIONS - 1):
-            if device.type == "cpu" and spent > WARMUP_SECONDS:
+            if not cuda and spent > WARMUP_SECONDS:
                 break
-            self._estimate = self._timed(1)
-            spent += self._estimate
+            self.warm_seconds = self.window(1)
+            spent += self.warm_seconds
+        self.peak_memory_bytes = torch.cuda.max_memory_allocated(device) - before[0] if cuda else None
+        self.peak_reserved_bytes = torch.cuda.max_memory_reserved(device) - before[1] if cuda else None
+        self.start_seconds = time.perf_counter() - started
 
-    def _timed(self, iterations: int) -> float:
+    def window(self, iterations: int) -> float:
+        """Seconds per iteration over so many."""
+        set_precision(self._precision, cudnn_benchmark=self._search)
         wait(self.device)
         started = time.perf_counter()
         for _ in range(iterations):
@@ -83,55 +118,33 @@ class Runner:
 
     def iterations_for(self, seconds: float) -> int:
         """Iterations of a window of about so many seconds."""
-        return max(1, math.ceil(seconds / max(self._estimate, 1e-6)))
+        return max(1, math.ceil(seconds / max(self.warm_seconds, 1e-6)))
 
-    def window(self, iterations: int) -> float:
-        """Seconds per iteration over so many."""
-        return self._timed(iterations)
-
-    def peak_memory(self) -> int | None:
-        """Bytes it needs beyond what was there before."""
-        if self.device.type != "cuda":
-            return None
-        return torch.cuda.max_memory_allocated(self.device) - self._allocated
+    def profile(self, seconds: float | None = None) -> dict[str, float]:
+        """See `profile`."""
+        set_precision(self._precision, cudnn_benchmark=self._search)
+        return profile(self._advance, self.device, seconds=seconds)
 
 
-def measure(
-    builders: Mapping[str, Callable[[], Runner]],
-    *,
-    rounds: int,
-    seconds: float,
-    on_window: Callable[[str], None] | None = None,
-) -> dict[str, Windows]:
-    """Time implementations against each other: every round times each of them once, in turn.
-
-    Args:
-        builders: by name; each builds its implementation and warms it up.
-        rounds: windows of each.
-        seconds: length of a window, about; at least one iteration.
-        on_window: called with a name after each of its windows.
-    """
-    runners: dict[str, Runner] = {}
-    memory: dict[str, int | None] = {}
-    for name, build in builders.items():
-        runners[name] = build()
-        memory[name] = runners[name].peak_memory()
-    counts = {name: runner.iterations_for(seconds) for name, runner in runners.items()}
-    found: dict[str, list[float]] = {name: [] for name in builders}
-    for _ in range(rounds):
-        for name, runner in runners.items():
-            found[name].append(runner.window(counts[name]))
-            if on_window:
-                on_window(name)
-    return {
-        name: Windows(tuple(values), counts[name], runners[name].first_seconds, memory[name])
-        for name, values in found.items()
-    }
+def free_memory(device: torch.device) -> None:
+    """Give back what nobody uses: learners are reference cycles, and a CUDA graph keeps its memory while it lives."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 @contextmanager
 def package_loop(config: TrialConfig, data: ImageData) -> Iterator[tuple[Learner, Callable[[], None]]]:
-    """This package's loop as something to advance; its memory is given back at the end."""
+    """This package's loop as something to advance.
+
+    Compiled passes stay in the process: a learner of the same shapes takes them as they are.
+    """
+    if "compiled" in config.execution:
+        import torch._dynamo.config as dynamo
+
+        dynamo.recompile_limit = max(dynamo.recompile_limit, MOST_GRAPHS)
+        dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, 4 * MOST_GRAPHS)
+        dynamo.fail_on_recompile_limit_hit = True  # else it runs on uncompiled, and is timed as compiled
     learner = Learner(config, data)
     record = torch.zeros(len(SIGNAL_NAMES), device=learner.device)
 
@@ -139,11 +152,7 @@ def package_loop(config: TrialConfig, data: ImageData) -> Iterator[tuple[Learner
         learner._train_iteration(record)
         learner.iteration += 1
 
-    try:
-        yield learner, advance
-    finally:
-        if learner.execution.compiled:
-            torch.compiler.reset()
+    yield learner, advance
 
 
 @contextmanager
@@ -162,16 +171,6 @@ def released_loop(
         loop.close()
 
 
-def start_runner(advance: Callable[[], None], device: torch.device) -> Runner:
-    """A warm runner whose memory is counted from here."""
-    allocated = 0
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-        allocated = 0
-    return Runner(advance, device, allocated)
-
-
 def peak_flops(device: torch.device, precision: str, *, size: int | None = None, repeats: int = 7) -> float:
     """Operations per second of a large square matrix product at a precision: what MFU is a share of.
 
@@ -183,28 +182,32 @@ def peak_flops(device: torch.device, precision: str, *, size: int | None = None,
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     generator = torch.Generator(device).manual_seed(0)
     a, b = (torch.randn(n, n, generator=generator, device=device).to(dtype) for _ in range(2))
-    before = torch.backends.cuda.matmul.fp32_precision
-    torch.backends.cuda.matmul.fp32_precision = "tf32" if precision == "tf32" else "ieee"
-    try:
-        best = math.inf
-        for _ in range(repeats + 2):
+    with precision_kept():
+        set_precision(precision)
+        best, begun = math.inf, time.perf_counter()
+        for done in range(repeats + 2):
             wait(device)
             started = time.perf_counter()
+            if device.type == "cpu" and done > 1 and started - begun > _PEAK_SECONDS:
+                break
             a @ b
             wait(device)
             best = min(best, time.perf_counter() - started)
-    finally:
-        torch.backends.cuda.matmul.fp32_precision = before
     return 2 * n**3 / best
 
 
-# Kernels of a GPU and operators of a CPU by what they do; the first pattern that is found names the class.
+# Kernels of a GPU and operators of a CPU by what they do; the first pattern that is found names the class. Inductor's
+# kernels come first: triton_(tem|red|per|poi) and cpp are of one kind each, whatever operators they were fused of.
 _CLASSES: tuple[tuple[str, str], ...] = (
-    ("norm", r"batch_?norm|bn_fw|bn_bw|layer_norm|welford|native_group_norm"),
-    ("convolution and matrix product", r"conv|gemm|cutlass|wgrad|dgrad|fprop|mm\b|xmma|sm90_|sm80_|cudnn"),
-    ("optimiser", r"fused_(sgd|adam)|multi_tensor|foreach"),
+    ("convolution and matrix product", r"^triton_tem|^nvjet|splitk"),
+    ("norm", r"batch_?norm|bn_fw|bn_bw|(^|\W)_bn_|layer_norm|welford|group_norm"),
+    ("reduction", r"^triton_(red|per)"),
+    ("elementwise", r"^triton_poi|^cpp_fused"),
+    ("copy and index", r"memcpy|memset|nchwtonhwc|nhwctonchw"),
+    ("convolution and matrix product", r"conv(?!ert)|gemm|gemv|cutlass|wgrad|dgrad|fprop|mm\b|xmma|sm\d\d_|cudnn"),
+    ("optimiser", r"fused_?(sgd|adam)|multi_tensor|foreach"),
     ("random numbers", r"rand|normal_|uniform_|bernoulli|philox|distribution"),
-    ("copy and index", r"copy|memcpy|memset|index|gather|scatter|cat\b|contiguous|clone|fill_|zero_"),
+    ("copy and index", r"copy|index|gather|scatter|cat\b|contiguous|clone|fill_|zero_"),
     ("reduction", r"reduce|sum|mean|amax|max\b|norm\b|logsumexp|softmax|sort|argmax"),
     ("elementwise", r"elementwise|leaky|clamp|add|mul|sub|div|relu|triton|where|abs"),
 )
@@ -216,15 +219,22 @@ def kernel_class(name: str) -> str:
     return next((kind for kind, pattern in _CLASSES if re.search(pattern, lowered)), "other")
 
 
-def profile(advance: Callable[[], None], device: torch.device, iterations: int = 3) -> dict[str, float]:
+def profile(
+    advance: Callable[[], None], device: torch.device, iterations: int = 3, *, seconds: float | None = None
+) -> dict[str, float]:
     """Seconds of one iteration by class of kernel, largest first, from torch.profiler: device time on a GPU.
 
-    The advance must be warm. On a GPU `idle` is the share of the wall time in which no kernel ran.
+    The advance must be warm. On a GPU `idle` is the time of an iteration in which no kernel ran.
+
+    Args:
+        iterations: profiled.
+        seconds: time of an iteration without a profiler, which slows the host; None: as it was with it.
     """
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as torch_profile
 
-    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
+    cuda = device.type == "cuda"
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if cuda else [])
     wait(device)
     with torch_profile(activities=activities, acc_events=True) as profiler:
         started = time.perf_counter()
@@ -233,16 +243,31 @@ def profile(advance: Callable[[], None], device: torch.device, iterations: int =
         wait(device)
         elapsed = time.perf_counter() - started
     totals: dict[str, float] = {}
-    for event in profiler.key_averages():
-        on_gpu = device.type == "cuda"
-        micro = event.self_device_time_total if on_gpu else event.self_cpu_time_total
-        if micro <= 0 or (on_gpu and event.device_type.name != "CUDA"):
-            continue
-        kind = kernel_class(event.key)
-        totals[kind] = totals.get(kind, 0.0) + micro * 1e-6 / iterations
-    if device.type == "cuda":
-        totals["idle"] = max(0.0, elapsed / iterations - sum(totals.values()))
+
+    def add(name: str, microseconds: float) -> None:
+        kind = kernel_class(name)
+        totals[kind] = totals.get(kind, 0.0) + microseconds * 1e-6 / iterations
+
+    if cuda:
+        kernels = [e for e in profiler.events() or () if e.device_type.name == "CUDA" and not e.is_user_annotation]
+        for event in kernels:
+            add(event.name, event.time_range.end - event.time_range.start)
+        busy = covered((e.time_range.start, e.time_range.end) for e in kernels) * 1e-6 / iterations
+        totals["idle"] = max(0.0, (seconds or elapsed / iterations) - busy)
+    else:
+        for event in profiler.key_averages():
+            if event.self_cpu_time_total > 0:
+                add(event.key, event.self_cpu_time_total)
     return dict(sorted(totals.items(), key=lambda item: -item[1]))
+
+
+def covered(intervals: Iterable[tuple[float, float]]) -> float:
+    """Length of the union of intervals (start, end): kernels of two streams run at once."""
+    total, until = 0.0, -math.inf
+    for start, end in sorted(intervals):
+        total += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return total
 
 
 def geometric_mean(values: Sequence[float]) -> float | None:
