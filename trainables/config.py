@@ -333,6 +333,34 @@ class TrialConfig(_Model):
         description="how an iteration is issued; speed only. compiled: torch.compile of the network; graphed: one CUDA "
         "graph per iteration, eager on a CPU. A method that cannot do it runs without and says so",
     )
+    frozen_copies: bool = Field(
+        True,
+        description="bf16: the sampler's frozen weights are rounded once per iteration, not in every pass; speed only, "
+        "the same values",
+    )
+    merge_bias: bool = Field(
+        False,
+        description="a convolution's bias before a batch norm is not added, since the norm takes it away again; its "
+        "running mean has it. Speed only; equal but for rounding",
+    )
+    fused_norm: bool = Field(
+        False,
+        description="batch norm, LeakyReLU, bias and shortcut of wrn- and conv-networks in two kernels (CUDA, not "
+        "compiled, channels-last; PyTorch's elsewhere). Speed only; equal but for rounding",
+    )
+    flipped_backward: bool = Field(
+        False,
+        description="the gradient to the image of 3x3 convolutions whose channels are no multiple of 64 is taken as a "
+        "convolution with flipped weights: cuDNN has no fast kernel for it in bf16. Speed only; equal but for rounding",
+    )
+    parallel_branches: bool = Field(
+        False,
+        description="in a CUDA graph x+ and the labelled batch run beside the sampler; eager runs them in the same "
+        "order, one after another. Speed only; equal but for rounding",
+    )
+    cudnn_benchmark: bool = Field(
+        False, description="cuDNN tries its algorithms for every shape and keeps the fastest (CUDA); speed only"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train; auto: CUDA where there is one")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of every random draw")
     signal_every: int = Field(1, ge=1, description="record the signals of every n-th iteration")
@@ -399,6 +427,14 @@ class TrialConfig(_Model):
             raise ValueError("kl_weight and entropy_weight need inner_steps 1")
         if self.buffer_augment != "none" and self.buffer not in ("ring", "reservoir"):
             raise ValueError("buffer_augment needs a buffer of 8-bit images, ring or reservoir")
+        if self.fused_norm and self.memory_format != "channels-last":
+            raise ValueError("fused_norm needs memory_format channels-last")
+        if self.fused_norm:
+            for name in ("gradient_penalty", "kl_weight", "entropy_weight"):
+                if getattr(self, name) > 0:
+                    raise ValueError(
+                        f"fused_norm has no second derivative, which {name} needs: turn it off"
+                    )
         if self.shared_batch and self.label_batch_size != self.batch_size:
             raise ValueError(
                 f"label_batch_size ({self.label_batch_size}) must be batch_size ({self.batch_size}) with shared_batch"

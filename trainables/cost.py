@@ -8,6 +8,8 @@ labelled batch of twice the size.
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -15,6 +17,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from trainables.config import TrialConfig
+from trainables.evaluation import protocols_for
+from trainables.execution import copies_dtype, resolve_execution
 from trainables.generator import build_generator
 from trainables.layers import Dropout
 from trainables.networks import EnergyModel, build_network
@@ -22,6 +26,12 @@ from trainables.networks import EnergyModel, build_network
 Shape = tuple[int, int, int]
 BYTES = {"fp32": 4, "tf32": 4, "bf16": 2}
 """Bytes of an activation by precision."""
+USABLE = 0.9
+"""Share of a device's memory that its trials may have together; no limit counts CUDA's contexts, for which the rest is.
+"""
+EXTRACTOR_BYTES = 5 * 2**29
+"""Inception's: 95 MB of weights, three copies of its largest activation (of 125 images: 692 MB each, with the input of
+its layer), cuDNN's workspace; the float64 arithmetic of a distance comes after these."""
 
 
 _Key = tuple[str, Shape, int, str, str, bool]
@@ -159,11 +169,36 @@ def iteration_flops(config: TrialConfig, shape: Shape, classes: int) -> int:
     return total
 
 
-def memory_bytes(config: TrialConfig, shape: Shape, classes: int, images: int) -> int:
-    """Estimated device memory of a trial, without the CUDA context.
+@dataclass(frozen=True)
+class Memory:
+    """Device memory of a trial in bytes, without the CUDA context.
 
-    Weights with their gradient and the optimiser's state; activations of the largest batch, every layer's output twice
-    (the forward's and the backward's); the images as uint8, the replay buffer, and p0's factor.
+    Attributes:
+        held: weights with their gradient, average and optimiser state; images; replay buffer; p0's factor.
+        training: activations of an iteration.
+        sampling: activations of a batch of new chains, and the samples that an evaluation looks at.
+        features: what Inception needs, where it scores the trial.
+        graphed: the trial's iterations are a CUDA graph, whose memory nothing else may use meanwhile.
+    """
+
+    held: int
+    training: int
+    sampling: int
+    features: int
+    graphed: bool
+
+    @property
+    def total(self) -> int:
+        """The most at one time: an evaluation's parts follow each other, and training waits for them."""
+        evaluation = max(self.sampling, self.features)
+        return self.held + (self.training + evaluation if self.graphed else max(self.training, evaluation))
+
+
+def memory(config: TrialConfig, shape: Shape, classes: int, images: int) -> Memory:
+    """Estimated device memory of a trial.
+
+    Activations are every layer's output twice (the forward's and the backward's). The memory of eager iterations before
+    a capture is given back at the capture, and does not count.
 
     Args:
         shape: (channels, height, width) of an image.
@@ -171,14 +206,26 @@ def memory_bytes(config: TrialConfig, shape: Shape, classes: int, images: int) -
         images: training images.
     """
     *_, elements, parameters, _ = _plan(config, shape, classes)
-    copies = 3 if config.optimiser == "sgd" else 4
+    copies = (3 if config.optimiser == "sgd" else 4) + (config.ema_decay is not None)
     networks = 2 if config.definition.critic else 1
-    largest = max(config.batch_size, config.label_batch_size if config.classifies else 0)
-    pixels = shape[0] * shape[1] * shape[2]
-    total = networks * copies * 4 * parameters + 2 * BYTES[config.precision] * elements * largest + images * pixels
+    pixels = math.prod(shape)
+    held = networks * copies * 4 * parameters + images * pixels
+    if copies_dtype(config):
+        held += 2 * parameters
     if config.buffered:
-        total += config.buffer_size * pixels * (4 if config.buffer == "replace" else 1)
+        held += config.buffer_size * pixels * (4 if config.buffer == "replace" else 1)
     if config.sampler == "chains" and config.initial in ("gaussian", "class-gaussian"):
         side = min(pixels, 3072)  # larger images are down-sampled to this before their Gaussian is fitted
-        total += 4 * side**2 * (classes if config.initial == "class-gaussian" else 1)
-    return total
+        held += 4 * side**2 * (classes if config.initial == "class-gaussian" else 1)
+    of_an_image = 2 * BYTES[config.precision] * elements
+    protocols = protocols_for(config, shape)
+    fresh = max((p.count or 0 for p in protocols if p.source == "fresh"), default=0)
+    sampling = of_an_image * config.evaluation.batch_size if fresh else 0
+    sampling += 4 * pixels * (3 * fresh + (config.buffer_size if config.buffered else 0))  # starts, ends, all of them
+    return Memory(
+        held=held,
+        training=of_an_image * max(config.batch_size, config.label_batch_size if config.classifies else 0),
+        sampling=sampling,
+        features=EXTRACTOR_BYTES if any(p.features == "inception" for p in protocols) else 0,
+        graphed=resolve_execution(config, torch.device("cuda")).graphed,
+    )

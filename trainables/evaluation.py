@@ -19,13 +19,17 @@ from trainables.networks import EnergyModel
 from trainables.protocols import PROTOCOLS, Protocol
 
 
-def protocols_for(config: TrialConfig, data: ImageData) -> tuple[Protocol, ...]:
-    """The protocols a trial is scored under; those of a replay buffer only where the method has one."""
+def protocols_for(config: TrialConfig, shape: tuple[int, int, int]) -> tuple[Protocol, ...]:
+    """The protocols a trial is scored under; those of a replay buffer only where the method has one.
+
+    Args:
+        shape: (channels, height, width) of an image.
+    """
     wanted = config.evaluation.protocols
     if wanted == "none" or not config.samples:
         return ()
     if wanted == "auto":
-        channels, side, _ = data.shape
+        channels, side, _ = shape
         if channels != 3 or side < 32:
             wanted = ("small-buffer", "small-fresh")
         else:

@@ -8,12 +8,13 @@ batch's indices, the learning rate, the iteration's number) lies in device memor
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainables.config import TrialConfig
 from trainables.datasets import cache_dir
@@ -22,6 +23,10 @@ from trainables.networks import EnergyModel
 
 COMPILED_FAMILIES = ("wrn", "conv", "shortrun")
 """Networks that torch.compile takes as they are; the others have parametrised weights or several parts."""
+COMPILED_PASSES = ("energy", "energy_terms", "logits", "energy_from_stem")
+"""Methods of an `EnergyModel`; the stem is a single convolution."""
+MOST_VARIANTS = 64
+"""Compiled variants of the passes (network, shape, precision, ...) that a process keeps; each takes about 10 MB."""
 GRAPH_WARMUP = 3
 """Plain iterations before a capture: libraries choose their kernels, optimisers make their state."""
 
@@ -77,6 +82,24 @@ def _not_graphed(config: TrialConfig, device: torch.device) -> str | None:
     return None
 
 
+def not_branched(config: TrialConfig) -> str | None:
+    """Why x+ cannot run beside the sampler with the values it has before it; None where it can."""
+    if config.sampler != "chains":
+        return f"{config.method} has no chains"
+    if config.definition.critic:
+        return f"{config.method}'s x- needs x+"
+    if config.dropout > 0:
+        return "dropout draws from one stream of random numbers"
+    if config.sampler_norm_mode == "eval" and config.norm == "batch":
+        return "the sampler reads running statistics that x+ changes"
+    return None
+
+
+def copies_dtype(config: TrialConfig) -> torch.dtype | None:
+    """Type in which `FrozenWeights` keeps the weights of a trial's sampler; None: as they are."""
+    return torch.bfloat16 if config.precision == "bf16" and config.frozen_copies else None
+
+
 class Passes:
     """The passes through an energy model, compiled or not. What needs a second derivative uses the model itself."""
 
@@ -89,25 +112,34 @@ class Passes:
         if compiled:
             # Compiled regions are kept on disk and shared by all trials of a machine.
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor"))
-            for name in ("energy", "energy_terms", "logits", "energy_from_stem"):
+            _make_room()
+            for name in COMPILED_PASSES:
                 setattr(self, name, torch.compile(getattr(self, name), dynamic=False))
 
 
-@contextmanager
-def without_weight_gradients(model: nn.Module) -> Iterator[None]:
-    """Inside, the parameters are constants.
+def _make_room() -> None:
+    """Let torch.compile keep more than 8 variants of a pass, behind which it runs on uncompiled; forget them in time.
 
-    A compiled backward pass computes every gradient it was traced with, whatever is asked of it; traced in here, it
-    goes to the image alone, which saves a third of the sampler's work.
+    Variants belong to the passes' code, not to a model: trials of equal networks and shapes share them.
     """
-    wanted = [p for p in model.parameters() if p.requires_grad]
-    for p in wanted:
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p in wanted:
-            p.requires_grad_(True)
+    import torch._dynamo.config as dynamo
+    from torch._dynamo.eval_frame import _debug_get_cache_entry_list as variants_of
+
+    # Twice, so that a trial finds room for its own; were it to need more, that should not pass for a compiled trial.
+    dynamo.recompile_limit = dynamo.accumulated_recompile_limit = 2 * MOST_VARIANTS
+    dynamo.fail_on_recompile_limit_hit = True
+    if sum(len(variants_of(getattr(EnergyModel, name))) for name in COMPILED_PASSES) > MOST_VARIANTS:
+        torch.compiler.reset()
+
+
+@cache
+def side_stream(purpose: str) -> torch.cuda.Stream:  # noqa: ARG001
+    """The process's stream of a purpose: each new one would keep a workspace of cuBLAS for good (65 MB on an H100)."""
+    return torch.cuda.Stream()
+
+
+class CaptureError(RuntimeError):
+    """An iteration could not be captured; its streams of random numbers are where they were before."""
 
 
 class IterationGraph:
@@ -121,11 +153,15 @@ class IterationGraph:
     def __init__(self, iterate: Callable[[], None], generators: Iterable[torch.Generator]) -> None:
         self._iterate, self._generators = iterate, list(generators)
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._stream = torch.cuda.Stream()
+        self._stream = side_stream("capture")
         self._plain = 0
 
     def run(self) -> None:
-        """One iteration."""
+        """One iteration.
+
+        Raises:
+            CaptureError: the capture failed; nothing has been done, and plain iterations can go on.
+        """
         if self._graph is not None:
             self._graph.replay()
             return
@@ -137,10 +173,42 @@ class IterationGraph:
                 self._iterate()
             torch.cuda.current_stream().wait_stream(self._stream)
             return
-        graph = torch.cuda.CUDAGraph()
-        for generator in self._generators:
-            graph.register_generator_state(generator)
-        with torch.cuda.graph(graph, stream=self._stream):
-            self._iterate()  # recorded, not run
-        self._graph = graph
-        graph.replay()
+        self._graph = capture(self._iterate, self._generators, self._stream)
+        self._graph.replay()
+
+
+def capture(
+    work: Callable[[], None], generators: Iterable[torch.Generator], stream: torch.cuda.Stream
+) -> torch.cuda.CUDAGraph:
+    """Record what `work` issues, without doing it.
+
+    Raises:
+        CaptureError: it cannot be recorded: it waits for the device, or memory is short.
+    """
+    graph, generators = torch.cuda.CUDAGraph(), list(generators)
+    before = [g.get_state() for g in generators]
+    for generator in generators:
+        graph.register_generator_state(generator)
+    try:
+        # thread_local: what another thread does meanwhile (a profiler, a second trial) must not break the capture.
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            work()
+    except Exception as error:
+        _clean_up(graph, generators, before)
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CaptureError(f"the capture failed ({reason})") from error
+    return graph
+
+
+def _clean_up(graph: torch.cuda.CUDAGraph, generators: list[torch.Generator], states: list[Tensor]) -> None:
+    """After a failed capture: generators, still marked as captured, get new states, and the allocator forgets it."""
+    device = torch.cuda.current_device()
+    default = torch.cuda.default_generators[device]
+    for generator, state in zip([*generators, default], [*states, None], strict=True):
+        fresh = torch.Generator(generator.device)
+        if state is not None:
+            fresh.set_state(state)
+        generator.graphsafe_set_state(fresh)
+    with suppress(Exception):
+        torch._C._cuda_endAllocateToPool(device, graph.pool())
+    torch.cuda.synchronize()

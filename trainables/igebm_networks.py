@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainables.layers import SLOPE, Dropout, Trunk, half_to_float, without_autocast
+from trainables.layers import SLOPE, DerivedWeight, Dropout, Trunk, half_to_float, without_autocast
 
 IGEBM_STAGES = ((1, True), (1, False), (1, False), (2, True), (2, False), (2, False), (4, True), (4, False), (4, False))
 """Blocks of ResNet32Large: channels in units of the filters, and whether the block ends with a 2x2 average pool."""
@@ -27,7 +27,7 @@ MOST_BACKWARDS = 16
 """Backward passes without `advance` after which a training forward refuses to go on. An iteration has two or three."""
 
 
-class SpectralConv2d(nn.Module):
+class SpectralConv2d(DerivedWeight):
     """3x3 convolution without bias whose weight is divided by its largest singular value (utils.py:1019-1067).
 
     The weight is seen as a matrix W of (outputs, 9 inputs). Every forward takes one power iteration from the buffer u,
@@ -52,8 +52,8 @@ class SpectralConv2d(nn.Module):
         self._backwards = 0
         self.weight.register_post_accumulate_grad_hook(self._count)
 
-    def normalised_weight(self) -> Tensor:
-        """The weight that the convolution uses: (outputs, inputs, 3, 3)."""
+    def derived_weight(self) -> Tensor:
+        """The normalised weight: (outputs, inputs, 3, 3)."""
         with without_autocast(self.weight):
             u, v = self._power_iteration()
             sigma = torch.dot(u, self.weight.flatten(1) @ v)
@@ -65,7 +65,7 @@ class SpectralConv2d(nn.Module):
         """(N, inputs, H, W) to (N, outputs, H, W)."""
         if self._backwards > MOST_BACKWARDS and self.training:
             raise RuntimeError("spectral norm stands still: call advance_power_iterations once per training iteration")
-        return F.conv2d(x, self.normalised_weight(), padding=1)
+        return F.conv2d(x, self.used_weight(), padding=1)
 
     def advance(self) -> None:
         """Keep the power iteration that this iteration's forwards have taken."""

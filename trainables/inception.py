@@ -11,8 +11,7 @@ import gc
 import hashlib
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainables.datasets import ImageData, cache_dir
+from trainables.device import precision_kept, set_precision
 from trainables.protocols import Protocol, Reference
 
 INCEPTION_VARIABLE = "MEBM_INCEPTION_WEIGHTS"
@@ -101,7 +101,8 @@ class Inception:
         pools: list[Tensor] = []
         logits: list[Tensor] = []
         self._network.to(device)
-        with torch.no_grad(), _plain_arithmetic():
+        with torch.no_grad(), precision_kept():
+            set_precision("fp32")  # whatever the trial's: a number must not depend on how its model was trained
             for group in images.split(max(1, _PER_COPY // size) * size):
                 found = [self._network(part.expand(-1, 3, -1, -1)) for part in group.to(device).split(size)]
                 pools.append(torch.cat([pool.float() for pool, _ in found]).cpu())
@@ -118,21 +119,6 @@ def _give_back(device: torch.device) -> None:
     """What PyTorch keeps of a device's memory for later use; the activations of an extractor are large."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
-
-
-@contextmanager
-def _plain_arithmetic() -> Iterator[None]:
-    """Features in float32 whatever the trial's precision: a number must not depend on how its model was trained."""
-    if not torch.cuda.is_available():
-        yield
-        return
-    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    before = matmul.fp32_precision, conv.fp32_precision
-    matmul.fp32_precision = conv.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        matmul.fp32_precision, conv.fp32_precision = before
 
 
 _LOADED: dict[str | None, Inception] = {}

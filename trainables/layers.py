@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -13,6 +14,15 @@ SLOPE = 0.2
 """Negative slope of every LeakyReLU."""
 
 
+@dataclass(frozen=True)
+class Speed:
+    """How a trunk passes its convolutions and norms; `TrialConfig` has the fields."""
+
+    merge_bias: bool = False
+    fused_norm: bool = False
+    flipped_backward: bool = False
+
+
 class Trunk(nn.Module):
     """What maps images (N, C, H, W) to pooled features (N, features), on which the heads stand.
 
@@ -20,10 +30,12 @@ class Trunk(nn.Module):
         features: number of pooled features.
         scale_features: split of the features over networks that have an energy each; one number for a single network.
         supports_stem: whether `first` and `after_first` exist.
+        speed: ways to pass it that change values by rounding alone; Wide ResNets and the small network heed them.
     """
 
     features: int
     supports_stem = False
+    speed = Speed()
 
     @property
     def scale_features(self) -> tuple[int, ...]:
@@ -86,10 +98,19 @@ def half_to_float(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
+def low_precision(x: Tensor) -> Tensor:
+    """X as an operation of autocast would take it: in 16 bits inside its block; anything else as it is."""
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return x.to(torch.get_autocast_dtype(device))
+    return x
+
+
 def without_autocast(x: Tensor) -> AbstractContextManager[None]:
     """A block in which operations on x's device keep the precision of their inputs."""
     device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    # On torch 2.11 asking whether a device has autocast at all breaks a compiled graph.
+    if device != "meta" and torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
     return nullcontext()
 
@@ -100,3 +121,69 @@ def seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every GPU's generator as well
         yield
+
+
+class DerivedWeight(nn.Module):
+    """A layer that computes the weight it uses from its parameter (spectral norm, standardised filters)."""
+
+    held: Tensor | None = None
+    """The weight while `FrozenWeights` holds it."""
+
+    def derived_weight(self) -> Tensor:
+        """The weight, a function of the parameter."""
+        raise NotImplementedError
+
+    def used_weight(self) -> Tensor:
+        """The weight of this forward: the held one, or a new one."""
+        return self.derived_weight() if self.held is None else self.held
+
+
+class FrozenWeights:
+    """A model's parameters as constants, for the sampler: what layers make of them is made once, not in every pass.
+
+    - No parameter asks for a gradient. A compiled backward pass computes every gradient it was traced with, whatever is
+      asked of it; traced in here, it goes to the image alone, which saves a third of the sampler's work.
+    - A `DerivedWeight` is derived once.
+    - Under autocast convolutions get their weights in its type: it casts anew in every pass what asks for no gradient.
+
+    The values are those of the plain passes, bit by bit.
+
+    Args:
+        model: the model.
+        dtype: type of autocast; None where there is none.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None = None) -> None:
+        self._model, self._dtype = model, dtype
+        self._derived = [m for m in model.modules() if isinstance(m, DerivedWeight)]
+        # The copies stay, so that a compiled pass and a captured graph meet the same tensors at every iteration.
+        self._cast: list[tuple[nn.Module, str, nn.Parameter, nn.Parameter]] = []
+        for module in model.modules() if dtype is not None else ():
+            if isinstance(module, nn.Conv2d) and not isinstance(module, DerivedWeight):
+                for name, p in module.named_parameters(recurse=False):
+                    copy = nn.Parameter(torch.empty_like(p, dtype=dtype), requires_grad=False)
+                    self._cast.append((module, name, p, copy))
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Inside, the parameters are constants."""
+        wanted = [p for p in self._model.parameters() if p.requires_grad]
+        for p in wanted:
+            p.requires_grad_(False)
+        try:
+            with torch.no_grad():
+                if self._cast:
+                    torch._foreach_copy_([c for *_, c in self._cast], [p for *_, p, _ in self._cast])
+                for module, name, _, copy in self._cast:
+                    module._parameters[name] = copy
+                for layer in self._derived:
+                    weight = layer.derived_weight()
+                    layer.held = weight if self._dtype is None else weight.to(self._dtype)
+            yield
+        finally:
+            for module, name, p, _ in self._cast:
+                module._parameters[name] = p
+            for layer in self._derived:
+                layer.held = None
+            for p in wanted:
+                p.requires_grad_(True)

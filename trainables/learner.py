@@ -20,16 +20,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainables.augment import contrastive
+from trainables.branch import Branch
 from trainables.config import MOST_UNFILLED, TrialConfig
 from trainables.critic import Critic
 from trainables.datasets import CROP_PADDING, Batches, ImageData, crop_flip, load_dataset
-from trainables.device import make_generator, resolve_device
+from trainables.device import make_generator, resolve_device, set_precision
 from trainables.divergence import DivergenceLatch
-from trainables.execution import IterationGraph, Passes, resolve_execution, without_weight_gradients
+from trainables.execution import (
+    CaptureError,
+    IterationGraph,
+    Passes,
+    copies_dtype,
+    not_branched,
+    resolve_execution,
+    side_stream,
+)
 from trainables.igebm_networks import advance_power_iterations
 from trainables.initial import Initial, build_initial
 from trainables.langevin import Langevin, Stemmed
-from trainables.layers import set_dropout_generator
+from trainables.layers import FrozenWeights, Speed, set_dropout_generator
 from trainables.networks import EnergyModel, build_network
 from trainables.objective import data_term, gradient_penalty, learning_rate, sample_term, sampler_term
 from trainables.optimisers import (
@@ -67,6 +76,8 @@ class Learner:
         initial: p0, where x- comes from chains.
         buffer: replay buffer of the chains; None for a method without.
         critic, generator: the second networks of f-EBM and of VERA; None for the others.
+        execution: how iterations are issued.
+        remarks: one line for each thing that was asked for and could not be done.
         last_samples: x- of the newest iteration, float (batch_size, C, H, W) in [-1, 1]; None before the first.
     """
 
@@ -84,8 +95,9 @@ class Learner:
             raise ValueError(f"{config.method} needs labels, but the images of {self.data.name} have one class")
         self.iterations_planned = self.iterations_per_epoch * config.epochs
         self.epoch = self.iteration = 0
-        self._set_precision()
+        set_precision(config.precision, cudnn_benchmark=config.cudnn_benchmark)
         self.execution = resolve_execution(config, self.device)
+        self.remarks = [self.execution.remark] if self.execution.remark else []
         # One stream of random numbers per purpose: a change of one does not shift the others.
         purposes = ("data", "labels", "augment", "chains", "noise", "input", "dropout", "generator")
         self._generators = {
@@ -95,6 +107,7 @@ class Learner:
         self.pixels = RANGES[config.pixel_range]
         self.model = self._build_model(config.seed)
         self._passes = Passes(self.model, compiled=self.execution.compiled)
+        self._frozen = FrozenWeights(self.model, copies_dtype(config))
         self.optimiser = self._build_optimiser(self.model)
         self.average = MovingAverage(self.model, config.ema_decay) if config.ema_decay is not None else None
         self.initial: Initial | None = None
@@ -156,6 +169,12 @@ class Learner:
         self._index = torch.zeros(config.batch_size, dtype=torch.int64, device=self.device)
         self._label_index = torch.zeros(config.label_batch_size, dtype=torch.int64, device=self.device)
         self._signals = torch.zeros(len(SIGNAL_NAMES), device=self.device)
+        self._branch: Branch | None = None
+        if config.parallel_branches:
+            if reason := not_branched(config):
+                self.remarks.append(f"no parallel branches: {reason}")
+            else:
+                self._branch = Branch(self.model, side_stream("branch") if self.execution.graphed else None)
         self._graph: IterationGraph | None = None
         self._prepare_graph()
 
@@ -167,7 +186,11 @@ class Learner:
             self._graph = IterationGraph(self._iterate, self._generators.values())
 
     def _build_model(self, seed: int) -> EnergyModel:
-        model = build_model(self.config, self.data.shape, self.data.classes, seed)
+        c = self.config
+        model = build_model(c, self.data.shape, self.data.classes, seed)
+        # Inductor fuses what the kernels fuse, and cannot look into them.
+        fused = c.fused_norm and not self.execution.compiled
+        model.trunk.speed = Speed(c.merge_bias, fused, c.flipped_backward)
         if self.config.memory_format == "channels-last":
             model.to(memory_format=torch.channels_last)
         model.to(self.device)
@@ -184,12 +207,6 @@ class Learner:
             betas=c.betas,
             weight_decay=c.weight_decay,
         )
-
-    def _set_precision(self) -> None:
-        tf32 = "tf32" if self.config.precision == "tf32" else "ieee"
-        if self.device.type == "cuda":
-            torch.backends.cuda.matmul.fp32_precision = tf32
-            torch.backends.cudnn.conv.fp32_precision = tf32  # type: ignore[attr-defined]
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.config.precision == "bf16":
@@ -236,12 +253,22 @@ class Learner:
             self._index.copy_(self._next_index(self._batches))
         if self._label_batches is not None:
             self._label_index.copy_(self._label_batches.next())
-        if self._graph is not None:
-            self._graph.run()
-        else:
-            self._iterate()
+        self._issue()
         record.copy_(self._signals)
         return rate
+
+    def _issue(self) -> None:
+        """An iteration's work, by the captured graph where there is one."""
+        if self._graph is None:
+            self._iterate()
+            return
+        try:
+            self._graph.run()
+        except CaptureError as error:
+            # The trial is worth more than its speed; gradients of the failed recording are dropped by the iteration.
+            self._graph, self.execution = None, replace(self.execution, graphed=False)
+            self.remarks.append(f"no CUDA graph: {error}")
+            self._iterate()
 
     def _next_index(self, batches: Batches) -> Tensor:
         if self.config.batch_order == "shuffled":
@@ -256,8 +283,17 @@ class Learner:
         self.optimiser.zero_grad(set_to_none=True)
         zero = torch.zeros((), device=self.device)
         data_mean = sample_mean = largest = loss = cross_entropy = clamped = zero
-        if c.samples:
+        branch = self._branch
+        if branch is not None:
+            with branch.fork():
+                with branch.data():
+                    data_energy, loss, cross_entropy = self._data_step()
+                if self._label_batches is not None:
+                    with branch.labels():
+                        cross_entropy = self._label_step()
+        elif c.samples:
             data_energy, loss, cross_entropy = self._data_step()
+        if c.samples:
             samples, sample_energy, sample_loss = self._sample_step()
             with torch.no_grad():
                 data_mean, sample_mean = data_energy.mean(), sample_energy.mean()
@@ -265,12 +301,10 @@ class Learner:
                 loss = loss + sample_loss
                 clamped = self.pixels.edge_share(samples)
         if self._label_batches is not None:
-            images, labels = self._labelled_batch()
-            with self._autocast():
-                logits = self._passes.logits(images)
-            class_loss = F.cross_entropy(logits, labels)
-            (c.class_weight * class_loss).backward()
-            cross_entropy = class_loss.detach()
+            if branch is None:
+                cross_entropy = self._label_step()
+            else:
+                branch.add_labels()
         with torch.no_grad():
             norm = gradient_norm(self.model.parameters())
             gap = data_mean - sample_mean
@@ -294,7 +328,7 @@ class Learner:
             self.average.update(self.model, self.latch.tripped)
         if self.generator is not None:
             generator_rate = self._rate(c.generator.learning_rate)
-            with without_weight_gradients(self.model):
+            with self._frozen.hold():
                 made, slope = self.generator.step(self._energy, rate=generator_rate, tripped=self.latch.tripped)
             self.latch.update_companion(self._number, loss=made, grad=slope)
 
@@ -329,6 +363,15 @@ class Learner:
         (loss + c.class_weight * cross_entropy).backward()
         return energy.detach(), loss.detach(), cross_entropy.detach()
 
+    def _label_step(self) -> Tensor:
+        """The cross-entropy of a labelled batch of its own, propagated back: a scalar without a graph."""
+        images, labels = self._labelled_batch()
+        with self._autocast():
+            logits = self._passes.logits(images)
+        loss = F.cross_entropy(logits, labels)
+        (self.config.class_weight * loss).backward()
+        return loss.detach()
+
     def _critic_step(self, critic: Critic, x: Tensor, energy: Tensor) -> None:
         """f-EBM runs one chain for the critic and one for the energy, both from the same states."""
         self._start = self._draw_start()
@@ -362,6 +405,8 @@ class Learner:
             samples, point = self._run_training_chain(start)
             if self.buffer is not None and (self.critic is None or self.critic.playing(self.iteration)):
                 self.buffer.write(indices, samples)
+        if self._branch is not None:
+            self._branch.join(c.sampling_steps)
         energy = self._terms(samples)
         if self.critic is not None:
             loss = self.critic.sample_term(samples, energy, self.iteration)
@@ -392,7 +437,7 @@ class Learner:
         if self.config.sampler_norm_mode == "eval":
             self.model.eval()
         steps, noise = self.config.sampling_steps, self._generators["noise"]
-        with without_weight_gradients(self.model):
+        with self._frozen.hold():
             ends = self.chain.run_keeping(self._energy, self._laid_out(start), steps, noise, self._stemmed())
         self.model.train()
         return ends

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainables.layers import Trunk, half_to_float, without_autocast
+from trainables.layers import DerivedWeight, Trunk, half_to_float, without_autocast
 
 STD_FLOOR = 1e-5
 INSTANCE_NORM_UP_TO = 128
@@ -21,7 +21,7 @@ INSTANCE_NORM_UP_TO = 128
 SMALLEST_SIDE = 8
 
 
-class StandardisedConv2d(nn.Conv2d):
+class StandardisedConv2d(nn.Conv2d, DerivedWeight):
     """3x3 convolution whose filters have mean 0 and standard deviation 1 each (utils.py:408-422).
 
     The deviation is the unbiased one, and 1e-5 is added to it.
@@ -30,12 +30,15 @@ class StandardisedConv2d(nn.Conv2d):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, 3, padding=1)
 
+    def derived_weight(self) -> Tensor:
+        """The standardised filters: (outputs, inputs, 3, 3)."""
+        with without_autocast(self.weight):
+            weight = self.weight - self.weight.mean(dim=(1, 2, 3), keepdim=True)
+            return weight / (weight.std(dim=(1, 2, 3), keepdim=True) + STD_FLOOR)
+
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs, H, W) to (N, outputs, H, W)."""
-        with without_autocast(x):
-            weight = self.weight - self.weight.mean(dim=(1, 2, 3), keepdim=True)
-            weight = weight / (weight.std(dim=(1, 2, 3), keepdim=True) + STD_FLOOR)
-        return F.conv2d(x, weight, self.bias, padding=1)
+        return F.conv2d(x, self.used_weight(), self.bias, padding=1)
 
 
 class SelfAttention(nn.Module):

@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainables import kernels
 from trainables.igebm_networks import FEBM_STAGES, IGEBM_STAGES, ResidualSumNet
-from trainables.layers import SLOPE, Dropout, Trunk, half_to_float, seeded, without_autocast
+from trainables.layers import SLOPE, Dropout, Speed, Trunk, half_to_float, low_precision, seeded, without_autocast
 from trainables.multiscale import MultiScaleNet
 from trainables.network_names import ParsedNetwork, parse_network
 
@@ -38,6 +39,34 @@ def _activated(norm: nn.Module, x: Tensor) -> Tensor:
     return F.leaky_relu(norm(x), SLOPE, inplace=isinstance(norm, nn.BatchNorm2d))
 
 
+def _convolved(conv: nn.Conv2d, x: Tensor, speed: Speed) -> Tensor:
+    """The convolution."""
+    if not (speed.flipped_backward and kernels.flips(conv)) or conv.bias is None:
+        return conv(x)  # type: ignore[no-any-return]
+    h = _bare(conv, x, speed)
+    return h + conv.bias.to(h.dtype).view(-1, 1, 1)
+
+
+def _bare(conv: nn.Conv2d, x: Tensor, speed: Speed) -> Tensor:
+    """The convolution without its bias."""
+    if speed.flipped_backward and kernels.flips(conv):
+        return kernels.flipped_convolution(low_precision(x), conv.weight)
+    return F.conv2d(x, conv.weight, None, conv.stride, conv.padding)
+
+
+def _conv_activated(conv: nn.Conv2d, norm: nn.Module, x: Tensor, speed: Speed) -> Tensor:
+    """LeakyReLU of the norm of the convolution's output."""
+    merges = speed.merge_bias and norm.training and isinstance(norm, nn.BatchNorm2d) and norm.momentum != 1
+    if not merges or conv.bias is None:
+        return _activated(norm, _convolved(conv, x, speed))
+    return kernels.plain_without_bias(_bare(conv, x, speed), norm, SLOPE, conv.bias)  # type: ignore[arg-type]
+
+
+def _fuses(speed: Speed, norm: nn.Module, x: Tensor) -> bool:
+    """Whether the kernels pass this norm: in train mode, on a device that has them."""
+    return speed.fused_norm and norm.training and isinstance(norm, nn.BatchNorm2d) and kernels.fusible(x)
+
+
 class _Block(nn.Module):
     """norm - LeakyReLU - conv(in, out) - dropout - norm - LeakyReLU - conv(out, out, stride), plus a shortcut.
 
@@ -54,10 +83,27 @@ class _Block(nn.Module):
         changes = stride != 1 or inputs != outputs
         self.shortcut: nn.Module = nn.Conv2d(inputs, outputs, 1, stride=stride) if changes else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        h: Tensor = self.dropout(self.conv1(_activated(self.norm1, x)))
-        h = self.conv2(_activated(self.norm2, h))
-        return h + self.shortcut(x)  # type: ignore[no-any-return]
+    def forward(self, x: Tensor, speed: Speed) -> Tensor:
+        h = _activated(self.norm1, x)
+        if self.dropout.p > 0:
+            h = _activated(self.norm2, self.dropout(_convolved(self.conv1, h, speed)))
+        else:
+            h = _conv_activated(self.conv1, self.norm2, h, speed)
+        return _convolved(self.conv2, h, speed) + self.shortcut(x)  # type: ignore[no-any-return]
+
+    def fused(
+        self, x: Tensor, added: Tensor | None, bias: Tensor | None, speed: Speed
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The same from and to a sum that is not taken yet: image = x + added + bias, for the next norm's kernel."""
+        h, x = kernels.fused(x, self.norm1, SLOPE, added, bias)  # type: ignore[arg-type]
+        if self.dropout.p > 0:
+            h, _ = kernels.fused(self.dropout(_convolved(self.conv1, h, speed)), self.norm2, SLOPE)  # type: ignore[arg-type]
+        else:
+            h, _ = kernels.fused(_bare(self.conv1, h, speed), self.norm2, SLOPE, bias=self.conv1.bias)  # type: ignore[arg-type]
+        bias = self.conv2.bias
+        if isinstance(self.shortcut, nn.Conv2d):
+            x, bias = _bare(self.shortcut, x, speed), bias + self.shortcut.bias  # type: ignore[operator]
+        return _bare(self.conv2, h, speed), x, bias
 
 
 class WideResNet(Trunk):
@@ -102,7 +148,15 @@ class WideResNet(Trunk):
 
     def after_first(self, h: Tensor) -> Tensor:
         """Pooled features."""
-        h = _activated(self.norm, self.blocks(h))
+        if _fuses(self.speed, self.norm, h):
+            added = bias = None
+            for block in self.blocks:
+                h, added, bias = block.fused(h, added, bias, self.speed)  # type: ignore[operator]
+            h, _ = kernels.fused(h, self.norm, SLOPE, added, bias)  # type: ignore[arg-type]
+        else:
+            for block in self.blocks:
+                h = block(h, self.speed)
+            h = _activated(self.norm, h)
         return h.mean(dim=(2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -138,8 +192,15 @@ class SmallConvNet(Trunk):
 
     def after_first(self, h: Tensor) -> Tensor:
         """Pooled features."""
-        for layer in list(self.layers)[1:]:
-            h = layer(h)
+        layers = list(self.layers)
+        convs, norms = layers[0::3], layers[1::3]
+        fuses = _fuses(self.speed, norms[0], h)
+        h = kernels.fused(h, norms[0], SLOPE)[0] if fuses else _activated(norms[0], h)  # type: ignore[arg-type]
+        for conv, norm in zip(convs[1:], norms[1:], strict=True):
+            if fuses:
+                h, _ = kernels.fused(_bare(conv, h, self.speed), norm, SLOPE, bias=conv.bias)  # type: ignore[arg-type]
+            else:
+                h = _conv_activated(conv, norm, h, self.speed)  # type: ignore[arg-type]
         return h.mean(dim=(2, 3))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ those as well.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,16 +18,15 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from trainables.chain_graph import run_new_chains
 from trainables.config import TrialConfig
 from trainables.datasets import DATASETS
-from trainables.evaluation import frozen_statistics
-from trainables.execution import Passes, without_weight_gradients
+from trainables.device import precision_kept, set_precision
+from trainables.execution import resolve_execution
 from trainables.exhibits import load_data
 from trainables.generator import FIRST_SIDE
 from trainables.initial import Initial, Uniform, build_initial
-from trainables.langevin import Langevin
-from trainables.layers import Dropout
-from trainables.learner import Stem, build_model, derive_seed, training_images
+from trainables.learner import build_model, derive_seed, training_images
 from trainables.pixels import RANGES
 from trainables.reports import to_grid
 from trainables.saved import SavedModel, load_model
@@ -112,7 +111,8 @@ def fresh_samples(
         images.append(to_grid(part))
 
     draws = torch.Generator(saved.device).manual_seed(seed)
-    with _products(c, saved.device):
+    with precision_kept():
+        set_precision(c.precision, cudnn_benchmark=c.cudnn_benchmark)
         if c.sampler == "generator":
             if generator is None:
                 raise ValueError(f"{c.method} samples with its generator, which {WITHOUT_GENERATOR}")
@@ -121,74 +121,28 @@ def fresh_samples(
         else:
             if initial is None:
                 raise ValueError(f"chains of {c.method} start from its p0, which is not given")
-            starts = saved.pixels.from_signed(initial.sample(count, draws)).split(batch_size)
-            _chains(saved, starts, steps, draws, keep)
+            if c.memory_format == "channels-last":
+                saved.model.to(memory_format=torch.channels_last)  # as in training; the values stay
+            run_new_chains(
+                saved.model,
+                c,
+                saved.pixels.from_signed(initial.sample(count, draws)),
+                steps,
+                draws,
+                lambda end: keep(saved.pixels.to_signed(end)),
+                batch_size=batch_size,
+                # Not compiled: a file's samples seldom repay it, and it needs a compiler on this machine.
+                graphed=resolve_execution(c, saved.device).graphed,
+            )
     if lost:  # `to_grid` would make them black, and black images would be scored as samples
         raise ValueError(f"{lost} of {count} samples of {c.method} are not finite after {steps} steps")
     return torch.cat(images).contiguous()
-
-
-def _chains(
-    saved: SavedModel,
-    starts: tuple[Tensor, ...],
-    steps: int,
-    draws: torch.Generator,
-    keep: Callable[[Tensor], None],
-) -> None:
-    """Run chains a batch at a time: starts (N, C, H, W) in the method's pixel range; `keep` gets their ends in [-1, 1].
-
-    As `Trainer.fresh_samples` and `Trainer.run_chains`, which need a trainer with its images and optimiser.
-    """
-    c, model = saved.config, saved.model
-    precision = partial(_autocast, c, saved.device)
-    layout = torch.channels_last if c.memory_format == "channels-last" else torch.contiguous_format
-    if c.memory_format == "channels-last":
-        model.to(memory_format=torch.channels_last)  # as in training; the values stay
-    chain = Langevin(
-        step_size=c.step_size,
-        noise_std=c.noise_std,
-        gradient_clamp=c.gradient_clamp,
-        clamp_to=saved.pixels if c.sample_clamp else None,
-        noise_placement=c.noise_placement,
-        inner_steps=c.inner_steps,
-    )
-    stemmed = Stem(Passes(model, compiled=False), precision) if c.inner_steps > 1 else None
-
-    def energy(x: Tensor) -> Tensor:
-        with precision():
-            return model.energy(x)
-
-    with frozen_statistics(model):
-        for module in model.modules():
-            if isinstance(module, Dropout):
-                module.eval()  # as Trainer.fresh_samples: a trained model is sampled without it
-        if c.sampler_norm_mode == "eval":
-            model.eval()
-        for start in starts:
-            with without_weight_gradients(model):
-                end = chain.run(energy, start.contiguous(memory_format=layout), steps, draws, stemmed)
-            keep(saved.pixels.to_signed(end))
 
 
 def _autocast(config: TrialConfig, device: torch.device) -> AbstractContextManager[Any]:
     if config.precision == "bf16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()
-
-
-@contextmanager
-def _products(config: TrialConfig, device: torch.device) -> Iterator[None]:
-    """Products and convolutions of float32 on a GPU as the trial takes them; put back afterwards."""
-    if device.type != "cuda":
-        yield
-        return
-    matmul, conv = torch.backends.cuda.matmul, cast("Any", torch.backends.cudnn).conv
-    before = matmul.fp32_precision, conv.fp32_precision
-    matmul.fp32_precision = conv.fp32_precision = "tf32" if config.precision == "tf32" else "ieee"
-    try:
-        yield
-    finally:
-        matmul.fp32_precision, conv.fp32_precision = before
 
 
 def initial_of(loaded: Loaded) -> Initial | None:

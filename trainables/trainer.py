@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainables import inception
+from trainables.chain_graph import run_new_chains
 from trainables.config import TrialConfig
 from trainables.datasets import ImageData
 from trainables.device import cpu_name, wait
-from trainables.evaluation import Scores, accuracy, frozen_statistics, protocols_for, score
-from trainables.execution import Passes, without_weight_gradients
-from trainables.layers import Dropout
-from trainables.learner import Learner, Stem, derive_seed
+from trainables.evaluation import Scores, accuracy, protocols_for, score
+from trainables.execution import Passes
+from trainables.learner import Learner, derive_seed
 from trainables.networks import EnergyModel
 from trainables.reports import GRID_IMAGES, EpochReport, Evaluation, absent_signals, to_grid
 from trainables.schema import SIGNAL_NAMES
@@ -35,9 +36,10 @@ class Trainer(Learner):
 
     def __init__(self, config: TrialConfig, data: ImageData | None = None) -> None:
         super().__init__(config, data)
-        self.protocols = protocols_for(config, self.data)
+        self.protocols = protocols_for(config, self.data.shape)
         self._read_every = 1 if self.device.type == "cpu" else config.divergence.read_every
         self.first_iteration_seconds: float | None = None
+        self._graphs_chains = True
 
     def train_epoch(self, on_iteration: Callable[[int], None] | None = None) -> EpochReport:
         """Train one epoch, or up to the verdict of the divergence latch.
@@ -151,39 +153,32 @@ class Trainer(Learner):
     def fresh_samples(self, count: int, steps: int, generator: torch.Generator) -> Tensor:
         """`count` samples no buffer has seen, float (count, C, H, W) in [-1, 1].
 
-        Chains of `steps` Langevin steps from p0, or the generator's images where the method has one. Batch norm uses
-        the batch's own statistics, as in training; the running statistics stay as they are.
+        Chains of `steps` Langevin steps from p0 (see `run_new_chains`), or the generator's images where the method has
+        one. Batch norm uses the batch's own statistics, as in training; the running statistics stay as they are.
         """
         size, model = self.config.evaluation.batch_size, self.scored_model
         if self.generator is not None:
             return self.generator.sample(count, size, generator).clamp(-1, 1)
         assert self.initial is not None
-        with frozen_statistics(model):
-            for module in model.modules():
-                if isinstance(module, Dropout):
-                    module.eval()  # IGEBM samples without it once trained (test_inception.py)
-            if self.config.sampler_norm_mode == "eval":
-                model.eval()
-            starts = self.pixels.from_signed(self.initial.sample(count, generator)).split(size)
-            ends = [self.run_chains(start, steps, generator) for start in starts]
+        ends: list[Tensor] = []
+        own = model is self.model
+        run_new_chains(
+            model,
+            self.config,
+            self.pixels.from_signed(self.initial.sample(count, generator)),
+            steps,
+            generator,
+            ends.append,
+            batch_size=size,
+            passes=self._passes if own else Passes(model, compiled=self.execution.compiled),
+            graphed=self.execution.graphed and self._graphs_chains,
+            on_remark=self._without_chain_graph,
+        )
         return self.pixels.to_signed(torch.cat(ends))
 
-    def run_chains(self, start: Tensor, steps: int, generator: torch.Generator) -> Tensor:
-        """Langevin chains of the trial's own sampler, in the scored model's current mode.
-
-        (N, C, H, W) to (N, C, H, W), in the method's pixel range.
-        """
-        model = self.scored_model
-
-        def energy(x: Tensor) -> Tensor:
-            with self._autocast():
-                return model.energy(x)
-
-        stemmed = None
-        if self.config.inner_steps > 1:
-            stemmed = Stem(Passes(model, compiled=False), self._autocast)
-        with without_weight_gradients(model):
-            return self.chain.run(energy, self._laid_out(start), steps, generator, stemmed)
+    def _without_chain_graph(self, remark: str) -> None:
+        self._graphs_chains = False
+        self.remarks.append(remark)
 
     # ------------------------------------------------------------------------------------------------- state
 
@@ -236,10 +231,9 @@ class Trainer(Learner):
 
     def close(self) -> None:
         """Give the device's memory back; the trainer is of no use afterwards."""
-        compiled = self.execution.compiled
-        for name in (*self._stateful(), "data", "initial", "_batches", "_label_batches", "_passes", "_graph"):
+        parts = ("data", "initial", "_batches", "_label_batches", "_passes", "_frozen", "_branch", "_graph")
+        for name in (*self._stateful(), *parts):
             self.__dict__.pop(name, None)
-        if compiled:
-            torch.compiler.reset()  # a process that trains many trials would pass torch.compile's limit of variants
+        inception.release()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

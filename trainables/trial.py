@@ -82,8 +82,6 @@ class Trial:
         if skipped := self.trainer.data.skipped_count:
             first = self.trainer.data.skipped[0]
             self._remarks.append(f"{skipped} bad image{'s' if skipped > 1 else ''} left out ({first})")
-        if remark := self.trainer.execution.remark:
-            self._remarks.append(remark)
         self._model: tuple[str, int] | None = None
         self._train_seconds = self._evaluation_seconds = 0.0
         self._iteration_seconds: list[float] = []
@@ -263,7 +261,7 @@ class Trial:
             "device": trainer.device.type,
             "hardware": trainer.hardware(),
             "data_source": trainer.data.source,
-            "message": "; ".join(self._remarks) or None,
+            "message": "; ".join(dict.fromkeys([*self._remarks, *trainer.remarks])) or None,
         }
         for metric in METRICS:
             best = self._best.get(metric.name)

@@ -43,7 +43,7 @@ def test_one_power_iteration_by_hand() -> None:
         v = v / v.norm()
         new = matrix @ v
         sigma = new.norm()
-        torch.testing.assert_close(conv.normalised_weight(), conv.weight / sigma)
+        torch.testing.assert_close(conv.derived_weight(), conv.weight / sigma)
         assert torch.equal(conv.u, u)  # forwards leave it alone
         conv.advance()
         u = new / sigma
@@ -55,7 +55,7 @@ def test_power_iterations_reach_the_largest_singular_value() -> None:
     sigma = _spectrum(conv)[0]
     for _ in range(300):
         conv.advance()
-    torch.testing.assert_close(conv.normalised_weight(), conv.weight / sigma)
+    torch.testing.assert_close(conv.derived_weight(), conv.weight / sigma)
 
 
 @pytest.mark.parametrize(("scale", "factor"), [(1e-10, 1.0), (0.01, 1.0), (3.0, None)])
@@ -65,9 +65,9 @@ def test_a_closing_convolution_is_never_enlarged(scale: float, factor: float | N
         conv.advance()
     sigma = _spectrum(conv)[0] + 1e-6
     released = conv.weight / sigma * torch.minimum(sigma, torch.tensor(1.0))
-    torch.testing.assert_close(conv.normalised_weight(), released, rtol=1e-9, atol=0)
+    torch.testing.assert_close(conv.derived_weight(), released, rtol=1e-9, atol=0)
     if factor is not None:
-        torch.testing.assert_close(conv.normalised_weight(), conv.weight * factor, rtol=1e-9, atol=0)
+        torch.testing.assert_close(conv.derived_weight(), conv.weight * factor, rtol=1e-9, atol=0)
     assert conv.u.norm().item() == pytest.approx(1)  # even where the weight is next to nothing
 
 
@@ -75,7 +75,7 @@ def test_a_closing_convolution_is_never_enlarged(scale: float, factor: float | N
 def test_gradients_of_a_closing_convolution_are_the_released_ones(scale: float) -> None:
     conv = _conv(3, 4, closing=True, scale=scale)
     aim = torch.randn(conv.weight.shape, generator=_generator(5), dtype=torch.float64)
-    (ours,) = torch.autograd.grad((conv.normalised_weight() * aim).sum(), conv.weight)
+    (ours,) = torch.autograd.grad((conv.derived_weight() * aim).sum(), conv.weight)
     u, v = conv._power_iteration()
     sigma = u @ conv.weight.reshape(4, 27) @ v + 1e-6
     released = conv.weight / sigma * torch.minimum(sigma, torch.ones_like(sigma))
@@ -177,7 +177,7 @@ def test_copies_stand_alone() -> None:
 def _literal(model: EnergyModel, x: Tensor, stages: list[tuple[int, bool]], masks: torch.Generator | None) -> Tensor:
     """Energy from the parameters by name, NCHW, as the released forward helpers put it together."""
     p = dict(model.trunk.named_parameters())
-    weights = {k: m.normalised_weight() for k, m in model.trunk.named_modules() if isinstance(m, SpectralConv2d)}
+    weights = {k: m.derived_weight() for k, m in model.trunk.named_modules() if isinstance(m, SpectralConv2d)}
     act = lambda t: torch.where(t >= 0, t, 0.2 * t)  # noqa: E731
     h = act(F.conv2d(x, weights["stem"], padding=1))
     for i, (_, pool) in enumerate(stages):
