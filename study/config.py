@@ -134,8 +134,9 @@ class ResourcesConfig(_Model):
     )
     gpus: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
         0.0,
-        description="GPUs of a trial; a fraction is also its memory limit; auto: as many trials per GPU as an estimate "
-        "of memory and arithmetic allows, none where the cluster has none",
+        description="GPUs of a trial. Nine tenths of a fraction are also its memory limit: the rest is for CUDA's "
+        "contexts. auto: as many trials per GPU as memory and arithmetic allow (estimated; training's memory as `mebm "
+        "bench` measured it, if its folder lies beside the study's), none where the cluster has none",
     )
 
     gpu_type: str | None = Field(

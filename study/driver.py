@@ -24,7 +24,7 @@ from study.config import StudyConfig
 from study.console import Progress, StudyConsole
 from study.errors import RunError, UserError, one_line
 from study.ledger import Ledger
-from study.resources import resolve_resources
+from study.resources import benches_beside, resolve_resources
 from study.space import Space, any_value
 from trainables.schema import Outcome
 
@@ -129,13 +129,13 @@ def _connect(address: str | None, log_file: Path) -> dict[str, float]:
     return resources
 
 
-def _settle(study: StudyConfig, space: Space, resources: Mapping[str, float]) -> tuple[float, float]:
+def _settle(study: StudyConfig, space: Space, resources: Mapping[str, float], folder: Path) -> tuple[float, float]:
     """CPUs and GPUs of a trial.
 
     Raises:
         UserError: the cluster has not so many.
     """
-    settled = resolve_resources(study, space, resources)
+    settled = resolve_resources(study, space, resources, benches_beside(folder))
     cpus, gpus = float(settled.cpus), float(settled.gpus)
     for name, wanted in (("CPU", cpus), ("GPU", gpus)):
         if wanted > resources.get(name, 0):
@@ -210,7 +210,7 @@ def run_trials(
     resources = _connect(address, folder / LOG_FILE)
     log_only_to(handler)
     try:
-        cpus, gpus = _settle(study, space, resources)
+        cpus, gpus = _settle(study, space, resources, folder)
         control.gpus = gpus
         search.common |= {"cpus": cpus, "gpus": gpus}
         if "auto" in (study.resources.cpus, study.resources.gpus):

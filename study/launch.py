@@ -96,7 +96,7 @@ def _share(trial: TrialConfig) -> str:
         for size in needed:
             if getattr(trial, size) > len(data.images):
                 raise UserError(f"trial.{size}: {getattr(trial, size)} images, but there are {len(data.images)}")
-        if any(p.features == "small" for p in protocols_for(trial, data)):
+        if any(p.features == "small" for p in protocols_for(trial, data.shape)):
             small_extractor(data)
         if trial.sampler == "chains":
             build_initial(trial.initial, data, trial.covariance_jitter, rank=trial.initial_rank)

@@ -11,7 +11,7 @@ from analysis.compare import matching
 from analysis.load import records
 from analysis.published import published_results
 from study.config import StudyConfig
-from study.resources import GPU_RATES, gpu_rate
+from study.resources import GPU_RATES, gpu_rate, measured_alike
 from study.space import Space
 from trainables.config import TrialConfig
 from trainables.cost import iteration_flops, parameters
@@ -116,8 +116,8 @@ def make_plan(study: StudyConfig, space: Space, gpu: str | None, bench: Sequence
 
     Args:
         gpu: name of the device to estimate for, or a part of it.
-        bench: rows of `bench.parquet`; one of a setting's method, K, network, precision and execution on that device is
-            taken for its time.
+        bench: rows of `bench.parquet`; the newest of a setting's method, K, network, numerics and batches on that
+            device is taken for its time.
     """
     grid = study.search.sampler == "grid"
     trials = _settings(study, space)
@@ -170,16 +170,8 @@ def _ends(distribution: Any) -> tuple[Any, ...]:
 
 def _timed(config: TrialConfig, gpu: str | None, bench: Sequence[Mapping[str, Any]]) -> float | None:
     steps = config.sampling_steps if config.sampler == "chains" else None
-    key = (config.method, steps, config.network, config.precision, config.execution)
-    for row in bench:
-        there = (row["method"], row["sampling_steps"], row["network"], row["precision"], row["execution"])
-        if (
-            row["implementation"] == "package"
-            and there == key
-            and (gpu is None or gpu.lower() in row["hardware"].lower())
-        ):
-            return float(row["seconds_per_iteration"])
-    return None
+    rows = (row for row, _ in measured_alike(config, gpu, bench) if row["sampling_steps"] == steps)
+    return next((float(row["seconds_per_iteration"]) for row in rows), None)
 
 
 def checkpoint_bytes(config: TrialConfig) -> int:

@@ -1,35 +1,53 @@
-"""`resources: auto`: how many trials share a GPU, and how many CPUs each gets, from an estimate of what they need."""
+"""`resources: auto`: how many trials share a GPU, and how many CPUs each gets.
+
+From an estimate of what they need, and from what `mebm bench` has measured where its results lie beside the study's.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
+import torch
+from pydantic import ValidationError
+
+from analysis.load import ResultsError, find_benches, read_bench, records
 from study.config import ResourcesConfig, StudyConfig
 from study.space import Space
 from trainables.config import TrialConfig
-from trainables.cost import forward_flops, iteration_flops, layers, memory_bytes
+from trainables.cost import USABLE, forward_flops, iteration_flops, layers, memory
 from trainables.datasets import DATASETS
+from trainables.execution import resolve_execution
 
 CONTEXT_BYTES = 700 * 2**20
 """Device memory of a process before it has allocated anything: CUDA's context and libraries."""
-USABLE = 0.9
-"""Share of a GPU's memory that is given out."""
+SLACK = 1.1
+"""What PyTorch takes of a device over what it is asked for: its blocks do not fill up."""
 MOST = 8
 """Trials on one GPU at most."""
 LAUNCH_SECONDS = {"eager": 8e-6, "compiled": 8e-6, "graphed": 2e-6, "compiled-graphed": 2e-6}
 """Time from one kernel to the next where the host is what holds the GPU up."""
 KERNELS_PER_LAYER = 3
 _CPUS_OF_A_GPU_TRIAL = 4
+_ALIKE = (
+    *("method", "dataset", "image_size", "network", "norm", "dropout", "batch_size", "label_batch_size"),
+    *("shared_batch", "initial", "buffer", "inner_steps", "optimiser", "precision", "memory_format"),
+    *("frozen_copies", "merge_bias", "fused_norm", "flipped_backward", "parallel_branches", "cudnn_benchmark"),
+)
+"""Fields that decide what an iteration costs, but for K and what all methods have."""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A device of the cluster: its memory in bytes, and the rate it reaches on large convolutions, FLOP/s."""
+    """A device of the cluster: its memory in bytes, the rate it reaches on large convolutions in FLOP/s, its name."""
 
     memory: int
     rate: float
+    name: str = ""
 
 
 GPU_RATES: dict[str, float] = {
@@ -50,32 +68,74 @@ def gpu_rate(name: str) -> float | None:
 
 def local_gpu() -> Gpu | None:
     """The first GPU of this machine; None where there is none."""
-    import torch
-
     if not torch.cuda.is_available():
         return None
     properties = torch.cuda.get_device_properties(0)
-    return Gpu(properties.total_memory, gpu_rate(properties.name) or 50e12)
+    return Gpu(properties.total_memory, gpu_rate(properties.name) or 50e12, properties.name)
 
 
 def local_gpu_name() -> str | None:
     """Name of the first GPU of this machine; None where there is none."""
-    import torch
-
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
 
 
-def trials_per_gpu(config: TrialConfig, gpu: Gpu) -> int:
+def benches_beside(folder: Path) -> list[dict[str, Any]]:
+    """Rows of every `mebm bench` whose folder lies beside a study's, the oldest of a file first.
+
+    That is where `mebm bench` and `mebm sweep` put them: `results/bench` and `results/NAME`. What cannot be read counts
+    for nothing here.
+    """
+    rows: list[dict[str, Any]] = []
+    for file in find_benches(folder.parent):
+        with suppress(ResultsError):
+            rows += records(read_bench(file))
+    return rows
+
+
+def measured_alike(
+    config: TrialConfig, gpu: str | None, bench: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[Mapping[str, Any], TrialConfig]]:
+    """What `mebm bench` measured of trials whose iteration is issued as this one's, whatever their K and buffer size.
+
+    Args:
+        gpu: name of the device, or a part of it; None: any.
+        bench: rows of `bench.parquet`.
+
+    Yields:
+        Such a row and the trial it is of, the newest first.
+    """
+    for row in reversed(bench):
+        if row["implementation"] != "package" or (gpu is not None and gpu.lower() not in row["hardware"].lower()):
+            continue
+        if row["execution"] != resolve_execution(config, torch.device(row["device"])).name:
+            continue
+        with suppress(ValidationError):  # of another version
+            there = TrialConfig.model_validate_json(row["config"])
+            names = [n for n in _ALIKE if n != "label_batch_size" or config.classifies]
+            if all(getattr(there, name) == getattr(config, name) for name in names):
+                yield row, there
+
+
+def trials_per_gpu(config: TrialConfig, gpu: Gpu, bench: Sequence[Mapping[str, Any]] = ()) -> int:
     """How many trials of a configuration fit on a GPU: by memory, and by the share of the time each keeps it busy.
 
     A trial keeps a GPU busy for its arithmetic (at a fifth of the rate where the layers are narrow) out of the time its
-    iteration takes, which for a small network is that of launching its kernels.
+    iteration takes, which for a small network is that of launching its kernels. The memory of its training is the most
+    that was measured of it on such a device, and estimated where nothing was.
     """
     known = DATASETS.get(config.dataset)
     shape = (known.channels, known.side, known.side) if known else (3, config.image_size or 32, config.image_size or 32)
     classes, images = (known.classes if known else 10), 50_000
-    needed = memory_bytes(config, shape, classes, images) + CONTEXT_BYTES
-    by_memory = int(USABLE * gpu.memory // needed)
+    needs = memory(config, shape, classes, images)
+    alike = measured_alike(config, gpu.name, bench)
+    beyond = [
+        int(row["peak_memory_bytes"]) - memory(there, shape, classes, images).held
+        for row, there in alike
+        if row["peak_memory_bytes"]
+    ]
+    if beyond:
+        needs = replace(needs, training=max(0, *beyond))
+    by_memory = int(USABLE * gpu.memory // (SLACK * needs.total + CONTEXT_BYTES))
     slower = {"bf16": 1.0, "tf32": 0.5, "fp32": 0.1}[config.precision]
     forward, total = forward_flops(config, shape, classes), iteration_flops(config, shape, classes)
     narrow = 1.0 if forward > 3e11 else 0.2
@@ -86,7 +146,9 @@ def trials_per_gpu(config: TrialConfig, gpu: Gpu) -> int:
     return max(1, min(by_memory, by_time, MOST))
 
 
-def resolve_resources(study: StudyConfig, space: Space, cluster: Mapping[str, float]) -> ResourcesConfig:
+def resolve_resources(
+    study: StudyConfig, space: Space, cluster: Mapping[str, float], bench: Sequence[Mapping[str, Any]] = ()
+) -> ResourcesConfig:
     """The study's resources with every `auto` replaced.
 
     Without GPUs a trial gets one CPU. With them the trial that needs most of those the study starts with decides how
@@ -94,6 +156,7 @@ def resolve_resources(study: StudyConfig, space: Space, cluster: Mapping[str, fl
 
     Args:
         cluster: Ray's resources.
+        bench: rows of `bench.parquet`.
     """
     wanted = study.resources
     gpus, cpus = wanted.gpus, wanted.cpus
@@ -107,7 +170,7 @@ def resolve_resources(study: StudyConfig, space: Space, cluster: Mapping[str, fl
         else:
             points = list(space.start) or [{}]
             trials = [space.trial(dict(point), study.seeds[0]) for point in points]
-            gpus = 1 / min(trials_per_gpu(trial, gpu) for trial in trials)
+            gpus = 1 / min(trials_per_gpu(trial, gpu, bench) for trial in trials)
     if cpus == "auto":
         at_once = there / gpus if gpus else 0
         share = cluster.get("CPU", 1.0) / at_once if at_once else 1.0

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trainables.config import TrialConfig
 from trainables.evaluation import protocols_for
-from trainables.execution import copies_dtype, resolve_execution
+from trainables.execution import copies_dtype, not_branched, resolve_execution
 from trainables.generator import build_generator
 from trainables.layers import Dropout
 from trainables.networks import EnergyModel, build_network
@@ -217,6 +217,10 @@ def memory(config: TrialConfig, shape: Shape, classes: int, images: int) -> Memo
     if config.sampler == "chains" and config.initial in ("gaussian", "class-gaussian"):
         side = min(pixels, 3072)  # larger images are down-sampled to this before their Gaussian is fitted
         held += 4 * side**2 * (classes if config.initial == "class-gaussian" else 1)
+    graphed = resolve_execution(config, torch.device("cuda")).graphed
+    at_once = max(config.batch_size, config.label_batch_size if config.classifies else 0)
+    if graphed and config.parallel_branches and not_branched(config) is None:
+        at_once += config.batch_size  # the chains, beside it
     of_an_image = 2 * BYTES[config.precision] * elements
     protocols = protocols_for(config, shape)
     fresh = max((p.count or 0 for p in protocols if p.source == "fresh"), default=0)
@@ -224,8 +228,8 @@ def memory(config: TrialConfig, shape: Shape, classes: int, images: int) -> Memo
     sampling += 4 * pixels * (3 * fresh + (config.buffer_size if config.buffered else 0))  # starts, ends, all of them
     return Memory(
         held=held,
-        training=of_an_image * max(config.batch_size, config.label_batch_size if config.classifies else 0),
+        training=of_an_image * at_once,
         sampling=sampling,
         features=EXTRACTOR_BYTES if any(p.features == "inception" for p in protocols) else 0,
-        graphed=resolve_execution(config, torch.device("cuda")).graphed,
+        graphed=graphed,
     )

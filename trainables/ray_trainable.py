@@ -18,6 +18,7 @@ from ray.tune.result import DONE, SHOULD_CHECKPOINT
 
 from trainables.checkpoint import CheckpointError, newest_whole, read_checkpoint, write_checkpoint
 from trainables.config import TrialConfig
+from trainables.cost import USABLE
 from trainables.faults import may_pass
 from trainables.recorder import Recorder
 from trainables.reporting import pack_report
@@ -45,7 +46,7 @@ class MebmTrainable(tune.Trainable):
         gpus = float(config["gpus"])
         if 0 < gpus < 1 and torch.cuda.is_available():
             # Ray's fractions are bookkeeping; this is the limit one trial cannot cross.
-            torch.cuda.set_per_process_memory_fraction(gpus)
+            torch.cuda.set_per_process_memory_fraction(USABLE * gpus)
         self._trial_id = str(config["trial_id"])
         self._checkpoint_seconds = float(config["checkpoint_seconds"])
         self._checkpointed = time.monotonic()

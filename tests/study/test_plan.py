@@ -34,19 +34,21 @@ def test_the_papers_table_1() -> None:
 
 
 def test_measured_times_go_before_arithmetic() -> None:
-    row = {
-        "implementation": "package", "method": "m-ebm", "sampling_steps": 2, "network": "wrn-28-10",
-        "precision": "fp32", "execution": "eager", "hardware": "NVIDIA H100 80GB HBM3", "seconds_per_iteration": 2.0,
-    }  # fmt: skip
-    plain, timed = planned("table1"), planned("table1", bench=[row])
     config = build_trial({"method": "m-ebm", "dataset": "cifar10", "sampling_steps": 2})
+    row = {
+        "implementation": "package", "sampling_steps": 2, "execution": "eager", "device": "cuda",
+        "hardware": "NVIDIA H100 80GB HBM3", "seconds_per_iteration": 2.0, "config": config.to_json(),
+    }  # fmt: skip
+    plain, timed = planned("table1"), planned("table1", bench=[row | {"seconds_per_iteration": 9.0}, row])
     guessed = 5 * 78_000 * iteration_flops(config, (3, 32, 32), 10) / 40e12 / 3600
     assert timed.measured == 1 and plain.measured == 0
     assert plain.gpu_hours is not None
     assert timed.gpu_hours == pytest.approx(plain.gpu_hours - guessed + 5 * 78_000 * 2.0 / 3600)
     elsewhere = planned("table1", bench=[row | {"hardware": "NVIDIA A100"}])
     loop = planned("table1", bench=[row | {"implementation": "released-loop"}])
-    assert elsewhere.gpu_hours == loop.gpu_hours == plain.gpu_hours
+    larger = row | {"config": config.model_copy(update={"batch_size": 128}).to_json()}
+    others = [larger, row | {"execution": "graphed"}, row | {"config": '{"method": "of another version"}'}]
+    assert elsewhere.gpu_hours == loop.gpu_hours == planned("table1", bench=others).gpu_hours == plain.gpu_hours
 
 
 def test_an_open_search_is_estimated_from_its_ends() -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from analysis.load import BENCH_FILE, typed_frame, write_parquet
 from study.config import ResourcesConfig, StudyConfig, validate_study
 from study.driver import concurrency
-from study.resources import Gpu, resolve_resources, trials_per_gpu
+from study.resources import CONTEXT_BYTES, SLACK, Gpu, benches_beside, resolve_resources, trials_per_gpu
 from study.space import build_space
-from trainables.cost import memory_bytes
+from trainables.config import TrialConfig
+from trainables.cost import EXTRACTOR_BYTES, USABLE, memory
 from trainables.methods import build_trial
+from trainables.ray_trainable import MebmTrainable
+from trainables.schema import BENCH_COLUMNS
 
 LARGE = Gpu(140 * 2**30, 400e12)
 
@@ -42,9 +48,82 @@ def test_a_large_network_has_a_gpu_of_its_own_and_small_ones_share() -> None:
 
 def test_memory_limits_how_many_share() -> None:
     config = build_trial({"method": "m-ebm", "dataset": "cifar10", "network": "wrn-16-1", "precision": "bf16"})
-    one = memory_bytes(config, (3, 32, 32), 10, 50_000) + 700 * 2**20
-    assert trials_per_gpu(config, Gpu(int(2.5 * one), 400e12)) == 2
-    assert trials_per_gpu(config, Gpu(one // 2, 400e12)) == 1, "a trial gets a GPU even where the estimate does not fit"
+    one = SLACK * memory(config, (3, 32, 32), 10, 50_000).total + CONTEXT_BYTES
+    assert trials_per_gpu(config, Gpu(int(2.1 * one / USABLE), 400e12)) == 2
+    assert trials_per_gpu(config, Gpu(int(1.9 * one / USABLE), 400e12)) == 1
+    assert trials_per_gpu(config, Gpu(int(one / 2), 400e12)) == 1, "a GPU even where the estimate does not fit"
+
+
+@pytest.mark.parametrize("execution", ["eager", "compiled-graphed"])
+@pytest.mark.parametrize("network", ["wrn-10-1", "wrn-16-4", "wrn-28-10"])
+@pytest.mark.parametrize("memory_gb", [16, 40, 80, 141])
+def test_what_shares_a_gpu_stays_within_its_limits(execution: str, network: str, memory_gb: int) -> None:
+    """Each trial within the limit of its share, and all of them with their contexts within the device."""
+    fields = {"method": "m-ebm", "dataset": "cifar10", "network": network, "execution": execution}
+    config, gpu = build_trial(fields), Gpu(memory_gb * 2**30, 400e12)
+    count = trials_per_gpu(config, gpu)
+    needed = memory(config, (3, 32, 32), 10, 50_000).total
+    assert count == 1 or needed * SLACK <= USABLE * gpu.memory / count
+    assert count == 1 or count * (needed + CONTEXT_BYTES) <= gpu.memory
+
+
+def _row(config: TrialConfig, peak: int | None, **fields: Any) -> dict[str, Any]:
+    row = {column.name: None for column in BENCH_COLUMNS} | {
+        "implementation": "package", "execution": "eager", "device": "cuda", "hardware": "NVIDIA H100 80GB HBM3",
+        "peak_memory_bytes": peak, "config": config.to_json(),
+    }  # fmt: skip
+    return row | fields
+
+
+def test_measured_memory_goes_before_the_estimate() -> None:
+    """Of the same numerics and batches on such a device, whatever its K and its buffer's size; Inception comes to it."""
+    fields = {"method": "m-ebm", "dataset": "cifar10", "network": "wrn-16-1", "precision": "bf16", "buffer_size": 2000}
+    config, gpu = build_trial(fields), Gpu(40 * 2**30, 400e12, "NVIDIA H100 80GB HBM3")
+    assert trials_per_gpu(config, gpu) > 2
+    other = config.model_copy(update={"sampling_steps": 9, "buffer_size": 10_000})
+    large = 14 * 2**30 + memory(other, (3, 32, 32), 10, 50_000).held
+    assert trials_per_gpu(config, gpu, [_row(other, large), _row(config, 2**30)]) == 2, "the most that was measured"
+    unlike = [
+        _row(config.model_copy(update={"batch_size": 128}), large),
+        _row(config, large, hardware="NVIDIA A100"),
+        _row(config, large, implementation="released-loop"),
+        _row(config, large, execution="graphed"),
+        _row(config, None),
+    ]
+    for row in unlike:
+        assert trials_per_gpu(config, gpu, [row]) == trials_per_gpu(config, gpu)
+    scored = memory(config, (3, 32, 32), 10, 50_000)
+    tight = Gpu(int(2.1 * (SLACK * (scored.held + EXTRACTOR_BYTES) + CONTEXT_BYTES) / USABLE), 400e12, gpu.name)
+    assert trials_per_gpu(config, tight, [_row(config, 1)]) == 2, "a small training leaves what the scoring needs"
+
+
+def test_benches_are_found_beside_a_study(tmp_path: Path) -> None:
+    config = build_trial({"method": "m-ebm", "dataset": "cifar10"})
+    rows = [_row(config, peak, row_id=f"r{peak}") for peak in (1, 2)]
+    assert benches_beside(tmp_path / "study") == []
+    for name in ("bench", "damaged"):
+        (tmp_path / name).mkdir()
+    write_parquet(typed_frame(rows, BENCH_COLUMNS), BENCH_COLUMNS, tmp_path / "bench" / BENCH_FILE)
+    (tmp_path / "damaged" / BENCH_FILE).write_bytes(b"PAR1")
+    assert [r["peak_memory_bytes"] for r in benches_beside(tmp_path / "study")] == [1, 2]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_share_of_a_gpu_is_a_limit(tmp_path: Path) -> None:
+    trial = build_trial({"evaluation": {"protocols": "none"}, "device": "cuda"})
+    trainable = MebmTrainable.__new__(MebmTrainable)
+    try:
+        trainable.setup({
+            "trial": trial.to_json(), "trial_id": "t1", "folder": str(tmp_path), "cpus": 1, "gpus": 0.25,
+            "checkpoint_seconds": 0,
+        })  # fmt: skip
+        assert torch.cuda.get_per_process_memory_fraction() == pytest.approx(0.25 * USABLE)
+        with pytest.raises(torch.OutOfMemoryError):
+            torch.empty(int(0.24 * torch.cuda.get_device_properties(0).total_memory), dtype=torch.uint8, device="cuda")
+        trainable.cleanup()
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 def test_without_gpus_a_trial_gets_a_cpu() -> None:

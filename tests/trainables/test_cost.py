@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unittest.mock
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from trainables.cost import forward_flops, iteration_flops, memory_bytes
+from trainables import inception
+from trainables.cost import EXTRACTOR_BYTES, Memory, forward_flops, iteration_flops, memory
 from trainables.datasets import ImageData
 from trainables.learner import Learner
 from trainables.methods import METHODS, build_trial
@@ -90,12 +92,73 @@ def test_softmax_costs_a_forward_and_two_backwards_of_its_batch() -> None:
 
 
 def test_memory_grows_with_what_it_is_made_of() -> None:
-    def of(**fields: Any) -> int:
+    def of(**fields: Any) -> Memory:
         config = build_trial({"method": "m-ebm", "dataset": "cifar10", **fields})
-        return memory_bytes(config, CIFAR, 10, 50_000)
+        return memory(config, CIFAR, 10, 50_000)
 
     base = of()
-    assert of(precision="bf16") < base < of(batch_size=128)
-    assert of(buffer_size=20_000) - base == 10_000 * 3072 * 4
-    assert base - of(initial="uniform") == 4 * 3072**2
-    assert base > of(network="wrn-28-2") > of(network="wrn-10-1")
+    assert of(precision="bf16").total < base.total < of(batch_size=256).total
+    assert of(buffer_size=20_000).held - base.held == 10_000 * 3072 * 4
+    assert base.held - of(initial="uniform").held == 4 * 3072**2
+    assert base.total > of(network="wrn-28-2").total > of(network="wrn-10-1").total
+    assert of(ema_decay=0.9).held - base.held == pytest.approx(4 * 36.5e6, rel=0.01)
+
+
+def test_an_evaluation_needs_its_chains_and_then_inception() -> None:
+    """As much as its batch is larger than the training's, and three sets of fresh samples with the buffer beside it."""
+
+    def of(batch_size: int, **fields: Any) -> Memory:
+        values = {"method": "m-ebm", "dataset": "cifar10", "evaluation": {"batch_size": batch_size}, **fields}
+        return memory(build_trial(values), CIFAR, 10, 50_000)
+
+    few, many = of(64), of(128)
+    samples = 4 * 3072 * (3 * 10_000 + 10_000)
+    assert few.sampling - samples == few.training and many.sampling - samples == 2 * few.training
+    assert few.features == EXTRACTOR_BYTES
+    small = of(64, network="wrn-10-1", precision="bf16")
+    assert small.total == small.held + EXTRACTOR_BYTES, "of a small network Inception is the largest part"
+    unscored = memory(build_trial({"method": "m-ebm", "dataset": "cifar10", "evaluation": {"protocols": "none"}}),
+                      CIFAR, 10, 50_000)  # fmt: skip
+    assert unscored.features == 0 and unscored.total == unscored.held + unscored.training
+
+
+@pytest.mark.parametrize("execution", ["eager", "compiled", "graphed", "compiled-graphed"])
+def test_a_graphs_memory_stays_while_the_trial_is_scored(execution: str) -> None:
+    found = memory(build_trial({"method": "m-ebm", "dataset": "cifar10", "execution": execution}), CIFAR, 10, 50_000)
+    assert found.graphed is ("graphed" in execution)
+    evaluation = max(found.sampling, found.features)
+    both = found.training + evaluation if found.graphed else max(found.training, evaluation)
+    assert found.total == found.held + both
+    branched = memory(
+        build_trial({"method": "m-ebm", "dataset": "cifar10", "execution": execution, "parallel_branches": True}),
+        CIFAR, 10, 50_000,
+    )  # fmt: skip
+    assert branched.training == found.training * (2 if found.graphed else 1), "x+ and the chains at one time"
+    refused = memory(build_trial({"method": "vera", "dataset": "cifar10", "execution": execution}), CIFAR, 10, 50_000)
+    assert not refused.graphed, "VERA has a second network"
+
+
+def test_the_extractor_takes_what_is_counted_for_it() -> None:
+    """The most that Inception holds at once on its way through, by the shapes of its layers."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    with (
+        unittest.mock.patch("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url"),
+        unittest.mock.patch.object(FeatureExtractorInceptionV3, "load_state_dict"),
+        torch.device("meta"),
+    ):
+        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"])
+    most = 0
+
+    def watch(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        nonlocal most
+        # A layer's input, its convolution's output and its norm's are there together.
+        most = max(most, inputs[0].numel() + 2 * output.numel())
+
+    for module in network.modules():
+        if type(module).__name__ == "BasicConv2d":
+            module.register_forward_hook(watch)
+    with torch.no_grad():
+        network(torch.empty(inception._BATCH["cuda"], 3, 32, 32, dtype=torch.uint8, device="meta"))
+    weights = sum(p.numel() for p in network.parameters())
+    assert 0.6 * EXTRACTOR_BYTES < 4 * (most + weights) < EXTRACTOR_BYTES
