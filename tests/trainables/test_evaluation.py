@@ -236,7 +236,8 @@ def test_protocols(quick: Quick, digits: ImageData, make_data: Callable[..., Ima
     colour = make_data(20, (3, 32, 32))
 
     def names(data: ImageData, method: str, protocols: object = "auto") -> tuple[str, ...]:
-        return tuple(p.name for p in protocols_for(quick(method=method, evaluation={"protocols": protocols}), data))
+        config = quick(method=method, evaluation={"protocols": protocols})
+        return tuple(p.name for p in protocols_for(config, data.shape))
 
     assert names(digits, "m-ebm") == ("small-buffer", "small-fresh")
     assert names(make_data(20, (3, 16, 16)), "m-jem") == ("small-buffer", "small-fresh")

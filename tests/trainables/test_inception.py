@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from trainables import evaluation, inception
+from trainables.config import TrialConfig
 from trainables.datasets import ImageData, load_dataset
 from trainables.inception import (
     INCEPTION_VARIABLE,
@@ -31,6 +32,7 @@ from trainables.inception import (
     reference_images,
 )
 from trainables.protocols import PROTOCOLS, Protocol
+from trainables.trainer import Trainer
 
 CPU = torch.device("cpu")
 SHARED = Path(__file__).resolve().parents[3] / "shared"
@@ -210,6 +212,25 @@ def test_references_that_alternate_are_decomposed_once(make_data: Callable[..., 
         other = replace(protocols[0], reference_count=5, seed=seed)
         ReferenceCache(data, other, network, CPU).frechet()
     assert len(inception._DISTANCES) == inception._KEPT_DISTANCES, "and no more than so many are kept"
+
+
+def test_a_closed_trainer_takes_the_network_off_its_device(
+    quick: Callable[..., TrialConfig], digits: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Network(torch.nn.Module):
+        places: list[str]
+
+        def to(self, device: str) -> Network:  # type: ignore[override]
+            self.places.append(device)
+            return self
+
+    network = Network()
+    network.places = []
+    monkeypatch.setattr(inception, "_LOADED", {None: inception.Inception(network, "x")})
+    trainer = Trainer(quick(), digits)
+    assert network.places == []
+    trainer.close()
+    assert network.places == ["cpu"]
 
 
 @pytest.mark.gpu
