@@ -320,15 +320,23 @@ class _Bench:
                 self._failed(self.doing, error)
 
     def run(self) -> None:
-        """Time one group after another."""
+        """Time one group after another; the first gets all its rounds, the others what leaves time for the rest."""
+        first = True
         while self._waiting:
             group = self._waiting.pop(0)
-            if not group.variants:
-                self._note(f"{group.title} can do none of {', '.join(self.options.executions)}")
-            elif rounds := self._pace.rounds(group, self._waiting, self.options.rounds, self.deadline.left()):
-                self._time(group, rounds)
-            else:
-                self.result.left_out.append(group.label)
+            later, first = [] if first else self._waiting, False
+            self.doing = group.label
+            try:
+                if not group.variants:
+                    self._note(f"{group.title} can do none of {', '.join(self.options.executions)}")
+                elif rounds := self._pace.rounds(group, later, self.options.rounds, self.deadline.left()):
+                    self._time(group, rounds)
+                else:
+                    self.result.left_out.append(group.label)
+            except OSError:  # the rows cannot be written
+                raise
+            except Exception as error:
+                self._failed(group.label, error)
 
     def close(self) -> None:
         """Say what is missing, and write for the last time."""
@@ -342,7 +350,9 @@ class _Bench:
         for variant in self._side_by_side(group.variants, rounds):
             # Too little memory for it beside the others: alone with the released loop, then all alone.
             beside = [*baseline, variant] if variant not in baseline else [variant]
-            if variant in self._side_by_side(beside, rounds, again=baseline):
+            if MARGIN * sum(self._pace.start(v) + self._pace.window(v) for v in beside) > self.deadline.left():
+                self.result.left_out.append(variant.label)
+            elif variant in self._side_by_side(beside, rounds, again=baseline):
                 self._side_by_side([variant], rounds)
 
     def _side_by_side(self, variants: Sequence[Variant], rounds: int, again: Sequence[Variant] = ()) -> list[Variant]:

@@ -404,7 +404,10 @@ def bench(
         shown.bench(result.rows, result.profiles, result.lines(), result.over_baseline)
         shown.line(f"rows  {folder.path}" if result.rows else "no rows")
     if result.interrupted:
-        console.error(f"interrupted; {len(result.rows)} row(s) so far are in {folder.path}")
+        left = (
+            f"; {len(result.rows)} row(s) so far are in {folder.path}" if result.rows else ", nothing was measured yet"
+        )
+        console.error(f"interrupted{left}")
         sys.exit(INTERRUPTED)
     if not result.rows:
         raise RunError("nothing was measured")

@@ -23,8 +23,6 @@ from trainables.schema import SIGNAL_NAMES
 WARMUP_ITERATIONS, WARMUP_SECONDS = 6, 0.5
 """Iterations before the first window (kernels chosen, optimiser state made, a CUDA graph captured); on a CPU fewer once
 they have taken so long."""
-MOST_GRAPHS = 256
-"""Variants of one pass that torch.compile may keep: networks, precisions and batch sizes of one process."""
 _PEAK_SECONDS = 1.0
 """On a CPU the matrix peak is what was reached in so long."""
 
@@ -139,12 +137,6 @@ def package_loop(config: TrialConfig, data: ImageData) -> Iterator[tuple[Learner
 
     Compiled passes stay in the process: a learner of the same shapes takes them as they are.
     """
-    if "compiled" in config.execution:
-        import torch._dynamo.config as dynamo
-
-        dynamo.recompile_limit = max(dynamo.recompile_limit, MOST_GRAPHS)
-        dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, 4 * MOST_GRAPHS)
-        dynamo.fail_on_recompile_limit_hit = True  # else it runs on uncompiled, and is timed as compiled
     learner = Learner(config, data)
     record = torch.zeros(len(SIGNAL_NAMES), device=learner.device)
 

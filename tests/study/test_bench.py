@@ -32,7 +32,7 @@ from study.errors import RunError, UserError, parse_choices
 from trainables.cost import iteration_flops
 from trainables.device import precision_kept, switches
 from trainables.methods import build_trial
-from trainables.timing import Runner, Windows, covered, geometric_mean, kernel_class, peak_flops
+from trainables.timing import Runner, Windows, covered, free_memory, geometric_mean, kernel_class, peak_flops
 
 CPU = torch.device("cpu")
 TINY = ["--dataset", "digits", "--network", "conv-4", "--rounds", "3", "--seconds", "0.001"]
@@ -628,12 +628,15 @@ def test_a_network_that_cannot_be_compiled_is_timed_without(tmp_path: Path) -> N
 def test_memory_is_a_variants_own() -> None:
     cuda = torch.device("cuda")
     options = replace(options_of("m-ebm:1"), device=cuda, network="conv-64", executions=("eager", "graphed"))
-    together = {r["execution"]: r for r in run_bench(options).rows if r["implementation"] == "package"}
+    run_bench(options)  # libraries keep a workspace for good
+    before = torch.cuda.memory_allocated()
+    result = run_bench(options)
+    together = {r["execution"]: r for r in result.rows if r["implementation"] == "package"}
     alone = run_bench(replace(options, executions=("graphed",), baseline=False)).rows[0]
     assert together["graphed"]["peak_memory_bytes"] == pytest.approx(alone["peak_memory_bytes"], rel=0.2)
     assert together["eager"]["peak_memory_bytes"] > 0 and alone["mfu"] > 0
-    before = torch.cuda.memory_allocated()
-    run_bench(options)
+    assert result.memory["m-ebm K=1 fp32 graphed"] >= together["graphed"]["peak_memory_bytes"]
+    free_memory(cuda)
     assert torch.cuda.memory_allocated() <= before + 2**20, "all of it is given back"
 
 
@@ -649,7 +652,7 @@ def test_a_profile_tells_kernels_from_idle_time() -> None:
 @pytest.mark.gpu
 def test_what_does_not_fit_on_the_device_is_said() -> None:
     options = replace(options_of("m-ebm:1"), device=torch.device("cuda"), assignments=("buffer_size=10000000",))
-    held = torch.empty(int(torch.cuda.mem_get_info()[0] * 0.98), dtype=torch.uint8, device="cuda")
+    held = torch.empty(int(torch.cuda.mem_get_info()[0] * 0.9), dtype=torch.uint8, device="cuda")
     result = run_bench(replace(options, baseline=False, dataset="cifar10"))
     del held
     assert not result.rows and "memory" in next(iter(result.failures.values())).lower()

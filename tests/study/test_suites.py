@@ -44,3 +44,10 @@ def test_trials_side_by_side_train_together() -> None:
     broken = config.model_copy(update={"dataset": "cifar11"})
     with pytest.raises(RuntimeError, match="a training process failed"):
         time_packing(broken, (1,), seconds=0.1, threads=1)
+
+
+@pytest.mark.gpu
+def test_trials_side_by_side_share_a_gpu() -> None:
+    config = build_trial({**TRIAL, "evaluation": {"protocols": "none"}, "device": "cuda"})
+    found = time_packing(config, (1, 2), seconds=0.5)
+    assert [row["trials"] for row in found] == [1, 2] and all(row["iterations_per_hour"] > 0 for row in found)
