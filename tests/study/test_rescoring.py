@@ -159,7 +159,7 @@ def test_the_confident_part_is_chosen_by_class(folders: dict[str, Path], tmp_pat
 
         def features(self, images: torch.Tensor, device: torch.device) -> Any:
             seen.append(images)
-            raise rescoring.NoWeightsError("seen")
+            raise rescoring.NoFeaturesError("seen")
 
     monkeypatch.setattr(rescoring, "inception", Network)
     evaluate(find_targets(folders["m-jem"]), Request(("paper-mjem",)), tmp_path / "e.parquet", device="cpu")
