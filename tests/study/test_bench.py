@@ -73,6 +73,18 @@ def test_every_case_is_timed_once_and_the_released_loop_beside_it(timed: Any) ->
     assert shown["failures"] == {} and shown["left_out"] == shown["notes"] == []
 
 
+def test_every_variant_again_with_other_fields(tmp_path: Path) -> None:
+    output = run("--methods", "m-ebm:2", "--precision", "fp32", "--set", "norm=batch", "--json", "--no-baseline",
+                 "--also", "merge_bias=true, flipped_backward=true", "--also", "frozen_copies=false",
+                 "--out", str(tmp_path))  # fmt: skip
+    options = ["", "merge_bias+flipped_backward", "no-frozen_copies"]
+    assert [row["options"] or "" for row in json.loads(output.stdout)["rows"]] == options
+    rows = read_bench(tmp_path / "bench.parquet")
+    assert [json.loads(c)["merge_bias"] for c in rows["config"]] == [False, True, False]
+    failed = run("--methods", "m-ebm:2", "--also", "merge_bais=true", "--out", str(tmp_path))
+    assert failed.exit_code == 2 and "--also merge_bais: unknown trial field; did you mean merge_bias" in failed.output
+
+
 def test_ratios_are_of_the_same_run(timed: Any) -> None:
     shown, rows, _ = timed
     over = rows["speedup_over_baseline"]
@@ -210,6 +222,7 @@ def test_kernels_have_classes() -> None:
         "_bn_statistics": norm,
         "_bn_apply": norm,
         "_bn_backward": norm,
+        **dict.fromkeys(("_sums", "_apply", "_backward_sums", "_backward"), norm),
         "triton_red_fused__native_batch_norm_legit_functional_2": norm,
         "aten::_fused_sgd_": "optimiser",
         "void at::native::multi_tensor_apply_kernel<FusedSgdMathFunctor<float>>": "optimiser",
