@@ -189,7 +189,8 @@ def peak_flops(device: torch.device, precision: str, *, size: int | None = None,
 
 
 # Kernels of a GPU and operators of a CPU by what they do; the first pattern that is found names the class. Inductor's
-# kernels come first: triton_(tem|red|per|poi) and cpp are of one kind each, whatever operators they were fused of. `_sums`, `_apply` and `_backward` are ours (`kernels`).
+# kernels come first: triton_(tem|red|per|poi) and cpp are of one kind each, whatever operators they were fused of.
+# `_sums`, `_apply` and `_backward` are ours (`kernels`).
 _CLASSES: tuple[tuple[str, str], ...] = (
     ("convolution and matrix product", r"^triton_tem|^nvjet|splitk"),
     ("norm", r"batch_?norm|bn_fw|bn_bw|^_(bn_|sums$|apply$|backward(_sums)?$)|layer_norm|welford|group_norm"),

@@ -35,6 +35,7 @@ from trainables.methods import build_trial
 from trainables.timing import Runner, Windows, covered, free_memory, geometric_mean, kernel_class, peak_flops
 
 CPU = torch.device("cpu")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 TINY = ["--dataset", "digits", "--network", "conv-4", "--rounds", "3", "--seconds", "0.001"]
 
 
@@ -638,6 +639,7 @@ def test_a_network_that_cannot_be_compiled_is_timed_without(tmp_path: Path) -> N
 
 
 @pytest.mark.gpu
+@needs_gpu
 def test_memory_is_a_variants_own() -> None:
     cuda = torch.device("cuda")
     options = replace(options_of("m-ebm:1"), device=cuda, network="conv-64", executions=("eager", "graphed"))
@@ -654,6 +656,7 @@ def test_memory_is_a_variants_own() -> None:
 
 
 @pytest.mark.gpu
+@needs_gpu
 def test_a_profile_tells_kernels_from_idle_time() -> None:
     options = replace(options_of("m-ebm:1"), device=torch.device("cuda"), profiled=True, baseline=False)
     result = run_bench(options)
@@ -663,6 +666,7 @@ def test_a_profile_tells_kernels_from_idle_time() -> None:
 
 
 @pytest.mark.gpu
+@needs_gpu
 def test_what_does_not_fit_on_the_device_is_said() -> None:
     options = replace(options_of("m-ebm:1"), device=torch.device("cuda"), assignments=("buffer_size=10000000",))
     held = torch.empty(int(torch.cuda.mem_get_info()[0] * 0.9), dtype=torch.uint8, device="cuda")

@@ -12,6 +12,7 @@ from study.bench import BenchOptions
 from study.suites import run_suite, time_packing, time_wrapper
 from trainables.methods import build_trial
 
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 TRIAL = {"method": "m-ebm", "dataset": "digits", "network": "conv-4", "buffer_size": 200, "batch_size": 8}
 
 
@@ -47,6 +48,7 @@ def test_trials_side_by_side_train_together() -> None:
 
 
 @pytest.mark.gpu
+@needs_gpu
 def test_trials_side_by_side_share_a_gpu() -> None:
     config = build_trial({**TRIAL, "evaluation": {"protocols": "none"}, "device": "cuda"})
     found = time_packing(config, (1, 2), seconds=0.5)
