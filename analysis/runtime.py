@@ -81,6 +81,7 @@ def bench_trials(bench: Sequence[Mapping[str, Any]]) -> list[Trial]:
                 "gpus": 1.0 if row["device"] == "cuda" else 0.0,
                 "data_source": "torchvision: the images do not change the time",
                 "execution": row["execution"],
+                "options": row["options"],
             }
         )
     return found
@@ -138,7 +139,7 @@ def _measured(
     alike = [t for t in candidates if t["hardware"] == hardware and t["network"] == shown[0]["network"]]
     fastest = min(alike, key=minutes_per_epoch)
     if minutes_per_epoch(fastest) < 0.99 * min(minutes):
-        how = " ".join(str(fastest[f]) for f in ("precision", "execution") if fastest.get(f))
+        how = " ".join(str(fastest[f]) for f in ("precision", "execution", "options") if fastest.get(f))
         notes.append(f"fastest setting measured: {minutes_per_epoch(fastest):.3g} minutes per epoch ({how})")
     row: dict[str, Any] = {}
     references = _references(shown[0], timed)

@@ -66,6 +66,7 @@ class BenchOptions:
         profiled: take a profile of each package row.
         threads: CPU threads of the training process; None: one on a CPU, PyTorch's own on a GPU.
         assignments: further trial fields, as KEY=VALUE.
+        also: each a list of such fields; every variant is timed again with each.
         limited: there is a limit on the time: what takes longest to compile comes late.
     """
 
@@ -82,6 +83,7 @@ class BenchOptions:
     profiled: bool = False
     threads: int | None = None
     assignments: tuple[str, ...] = ()
+    also: tuple[tuple[str, ...], ...] = ()
     limited: bool = False
 
 
@@ -114,7 +116,9 @@ def parse_methods(text: str | None, device: torch.device) -> tuple[tuple[str, in
     return tuple(dict.fromkeys(pairs))
 
 
-def _config(options: BenchOptions, method: str, steps: int | None, precision: str, execution: str) -> TrialConfig:
+def _config(
+    options: BenchOptions, method: str, steps: int | None, precision: str, execution: str, also: tuple[str, ...] = ()
+) -> TrialConfig:
     values: dict[str, Any] = {"method": method, "dataset": options.dataset, "data_dir": options.data_dir}
     if steps is not None:
         values["sampling_steps"] = steps
@@ -123,9 +127,9 @@ def _config(options: BenchOptions, method: str, steps: int | None, precision: st
         values["network"] = options.network
     values |= {"precision": precision, "execution": execution, "device": options.device.type}
     values |= {"validation_images": 0, "evaluation": {"protocols": "none"}}
-    for key, value in parse_assignments(options.assignments):
+    for key, value in parse_assignments((*options.assignments, *also)):
         if key not in known_fields() and key not in TrialConfig.model_fields:
-            raise UserError(f"--set {key}: unknown trial field{nearest(key, known_fields())}")
+            raise UserError(f"{'--also' if also else '--set'} {key}: unknown trial field{nearest(key, known_fields())}")
         values = assign(values, key, value)
     return make_trial(values, "bench", "")
 
@@ -161,7 +165,9 @@ def cases(options: BenchOptions) -> list[Group]:
     for precision in options.precisions:
         for method, steps in options.methods:
             title = method if steps is None else f"{method} K={steps}"
-            configs = [_config(options, method, steps, precision, e) for e in options.executions]
+            pairs = [(e, also) for e in options.executions for also in ((), *options.also)]
+            configs = [_config(options, method, steps, precision, e, also) for e, also in pairs]
+            configs = list({c.to_json(): c for c in configs}.values())
             configs = [c for c in configs if resolve_execution(c, options.device).name == c.execution]
             late = [c for c in configs if options.limited and method not in RELEASED and "compiled" in c.execution]
             soon = [c for c in configs if c not in late]

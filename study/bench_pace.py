@@ -95,7 +95,8 @@ class Variant:
         """Its name, unique in a run."""
         if self.released:
             return f"{self.title} released-loop beside {self.config.precision}"
-        return f"{self.title} {self.config.precision} {self.config.execution}"
+        options = f" {self.config.options}" if self.config.options else ""
+        return f"{self.title} {self.config.precision} {self.config.execution}{options}"
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ class Pace:
         self._flops, self._peaks, self._seconds, self._gpu = flops, peaks, seconds, gpu
         self._rates: dict[tuple[object, ...], float] = {}
         self._plain: dict[bool, float] = {}
-        self._compiled: set[tuple[str, str]] = set()
+        self._compiled: set[tuple[str, str, str]] = set()
         self._compiling = COMPILE_SECONDS
 
     def iteration(self, variant: Variant) -> float:
@@ -200,9 +201,9 @@ class Pace:
         )
 
 
-def _graphs(variant: Variant) -> tuple[str, str]:
+def _graphs(variant: Variant) -> tuple[str, str, str]:
     """What a compiled network can be taken over for: K changes nothing of it."""
-    return variant.config.method, variant.config.precision
+    return variant.config.method, variant.config.precision, variant.config.options
 
 
 def _likeness(variant: Variant) -> list[tuple[object, ...]]:

@@ -114,6 +114,7 @@ def make_row(
         "precision": precision,
         "execution": execution,
         "memory_format": config.memory_format if package else "contiguous",
+        "options": (config.options or None) if package else None,
         "batch_size": config.batch_size if config.samples else None,
         "label_batch_size": config.label_batch_size if config.classifies else None,
         "threads": torch.get_num_threads(),
@@ -142,8 +143,8 @@ def released_precision(device: torch.device) -> str:
 
 
 def _speedups_over_jem(rows: list[dict[str, Any]]) -> None:
-    """Table 6's speed-up: against JEM(K=20) of the same network, precision and execution."""
-    alike = ("implementation", "network", "precision", "execution")
+    """Table 6's speed-up: against JEM(K=20) of the same network, precision, execution and options."""
+    alike = ("implementation", "network", "precision", "execution", "options")
     jem = {
         tuple(r[f] for f in alike): r["seconds_per_iteration"]
         for r in rows

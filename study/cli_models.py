@@ -306,6 +306,12 @@ def sample(
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where to train.")
 @click.option("--profile", "profiled", is_flag=True, help="Also show where an iteration's time goes.")
 @with_set
+@click.option(
+    "--also",
+    multiple=True,
+    metavar="KEY=VALUE,...",
+    help="Time every variant again with these fields, such as fused_norm=true,merge_bias=true; may be given again.",
+)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("results/bench"), help="Folder to add rows to.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
 def bench(
@@ -325,6 +331,7 @@ def bench(
     device: str,
     profiled: bool,
     assignments: tuple[str, ...],
+    also: tuple[str, ...],
     out: Path,
     as_json: bool,
 ) -> None:
@@ -373,6 +380,7 @@ def bench(
         profiled=profiled,
         threads=threads,
         assignments=assignments,
+        also=tuple(tuple(part.strip() for part in text.split(",") if part.strip()) for text in also),
         limited=minutes is not None,
     )
     shown = console.StudyConsole()

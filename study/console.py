@@ -137,6 +137,7 @@ class StudyConsole:
             steps = f"(K={row['sampling_steps']})" if row["sampling_steps"] is not None else ""
             ours = row["implementation"] == "package"
             how = f"{row['precision']} {row['execution']}" if ours else "released loop"
+            how += f" {row['options']}" if row["options"] else ""
             cells = [f"{row['method']}{steps}", row["network"], how]
             spread = f"[{1e3 * row['seconds_low']:.4g}-{1e3 * row['seconds_high']:.4g}]"
             cells += [f"{1e3 * seconds:.4g} {spread}", f"{seconds * 6.5:.3g}", f"{seconds * 390 * 200 / 3600:.3g}"]

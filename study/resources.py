@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from analysis.load import ResultsError, find_benches, read_bench, records
 from study.config import ResourcesConfig, StudyConfig
 from study.space import Space
-from trainables.config import TrialConfig
+from trainables.config import SPEED_OPTIONS, TrialConfig
 from trainables.cost import USABLE, forward_flops, iteration_flops, layers, memory
 from trainables.datasets import DATASETS
 from trainables.execution import resolve_execution
@@ -36,7 +36,7 @@ _CPUS_OF_A_GPU_TRIAL = 4
 _ALIKE = (
     *("method", "dataset", "image_size", "network", "norm", "dropout", "batch_size", "label_batch_size"),
     *("shared_batch", "initial", "buffer", "inner_steps", "optimiser", "precision", "memory_format"),
-    *("frozen_copies", "merge_bias", "fused_norm", "flipped_backward", "parallel_branches", "cudnn_benchmark"),
+    *SPEED_OPTIONS,
 )
 """Fields that decide what an iteration costs, but for K and what all methods have."""
 

@@ -24,6 +24,11 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 MOST_UNFILLED = 1000
 """KL-EBM's entropy term starts once the buffer holds more images (improved_contrastive_divergence train.py:423)."""
 
+SPEED_OPTIONS = (
+    "frozen_copies", "merge_bias", "fused_norm", "flipped_backward", "parallel_branches", "cudnn_benchmark",
+)  # fmt: skip
+"""Fields that change how fast an iteration is and, but for rounding, nothing else."""
+
 Divergence = Literal["jensen-shannon", "squared-hellinger", "reverse-kl", "kl", "pearson"]
 """f-divergences of f-EBM."""
 
@@ -480,6 +485,13 @@ class TrialConfig(_Model):
         """
         slopes = {"jensen-shannon": 0.5, "squared-hellinger": 0.5, "reverse-kl": 1.0, "kl": 1.0, "pearson": 2.0}
         return slopes[self.critic.divergence] if self.definition.critic else 1.0
+
+    @property
+    def options(self) -> str:
+        """The fields that are there for speed alone and not at their defaults: `fused_norm+cudnn_benchmark`."""
+        named = {"frozen_copies": "no-frozen_copies"}
+        fields = type(self).model_fields
+        return "+".join(named.get(f, f) for f in SPEED_OPTIONS if getattr(self, f) != fields[f].default)
 
     def setting(self, iterations_per_epoch: int | None = None) -> dict[str, Any]:
         """The setting's columns of `trials.parquet` (`schema.SETTING_FIELDS`).

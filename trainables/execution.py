@@ -25,7 +25,7 @@ COMPILED_FAMILIES = ("wrn", "conv", "shortrun")
 """Networks that torch.compile takes as they are; the others have parametrised weights or several parts."""
 COMPILED_PASSES = ("energy", "energy_terms", "logits", "energy_from_stem")
 """Methods of an `EnergyModel`; the stem is a single convolution."""
-MOST_VARIANTS = 64
+MOST_VARIANTS = 256
 """Compiled variants of the passes (network, shape, precision, ...) that a process keeps; each takes about 10 MB."""
 GRAPH_WARMUP = 3
 """Plain iterations before a capture: libraries choose their kernels, optimisers make their state."""
@@ -112,22 +112,24 @@ class Passes:
         if compiled:
             # Compiled regions are kept on disk and shared by all trials of a machine.
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor"))
-            _make_room()
+            _set_compiler()
             for name in COMPILED_PASSES:
                 setattr(self, name, torch.compile(getattr(self, name), dynamic=False))
 
 
-def _make_room() -> None:
+def _set_compiler() -> None:
     """Let torch.compile keep more than 8 variants of a pass, behind which it runs on uncompiled; forget them in time.
 
     Variants belong to the passes' code, not to a model: trials of equal networks and shapes share them.
     """
     import torch._dynamo.config as dynamo
+    import torch._functorch.config as functorch
     from torch._dynamo.eval_frame import _debug_get_cache_entry_list as variants_of
 
     # Twice, so that a trial finds room for its own; were it to need more, that should not pass for a compiled trial.
     dynamo.recompile_limit = dynamo.accumulated_recompile_limit = 2 * MOST_VARIANTS
     dynamo.fail_on_recompile_limit_hit = True
+    functorch.backward_pass_autocast = "off"  # as in eager; else the heads' gradients are taken in 16 bits
     if sum(len(variants_of(getattr(EnergyModel, name))) for name in COMPILED_PASSES) > MOST_VARIANTS:
         torch.compiler.reset()
 

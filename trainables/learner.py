@@ -228,6 +228,11 @@ class Learner:
         with self._autocast():
             return self._passes.energy_terms(x)
 
+    def _plain_terms(self, x: Tensor) -> Tensor:
+        """The same, never compiled."""
+        with self._autocast():
+            return self.model.energy_terms(x)
+
     def _laid_out(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W) as the network's weights lie in memory."""
         last = self.config.memory_format == "channels-last"
@@ -349,8 +354,7 @@ class Learner:
             energy = -torch.logsumexp(logits, dim=1)
             cross_entropy = F.cross_entropy(logits, labels)
         elif c.gradient_penalty > 0:
-            with self._autocast():
-                energy = self.model.energy_terms(x)
+            energy = self._plain_terms(x)
         else:
             energy = self._terms(x)
         if self.critic is not None:
@@ -419,8 +423,9 @@ class Learner:
             if self.buffer is not None and self.buffer.filled > MOST_UNFILLED:
                 neighbours = self.buffer.compare(NEIGHBOURS)
             moved = self.chain.differentiable_step(self._plain_energy, point)
+            # A compiled pass would write running statistics in a way that spoils the graph of `moved`.
             loss = loss + sampler_term(
-                self._terms, moved, neighbours, kl_weight=c.kl_weight, entropy_weight=c.entropy_weight
+                self._plain_terms, moved, neighbours, kl_weight=c.kl_weight, entropy_weight=c.entropy_weight
             )
         self.last_samples = self.pixels.to_signed(samples)
         return samples, energy.detach(), loss

@@ -328,6 +328,7 @@ BENCH_COLUMNS: tuple[Column, ...] = (
     Column("precision", "string", "fp32, tf32 or bf16; of the released loop PyTorch's default for its device"),
     Column("execution", "string", "eager, compiled, graphed or compiled-graphed: what was really done"),
     Column("memory_format", "string", "channels-last or contiguous"),
+    Column("options", "string", "fields for speed alone that are not at their defaults, joined by +", added=True),
     Column("batch_size", "int64", "images per energy batch", "image"),
     Column("label_batch_size", "int64", "images per labelled batch", "image"),
     Column("threads", "int64", "CPU threads of the training process"),
