@@ -340,7 +340,6 @@ def _serve() -> None:
     learner.resolve_execution = lambda config, on: resolve(config, torch.device("cuda") if on == place else on)
     evaluation.inception_scores = _stand_in_for_inception
     torch.compile = functools.partial(torch.compile, backend="eager")
-    torch._dynamo.config.recompile_limit, torch._dynamo.config.fail_on_recompile_limit_hit = 1000, True
     for name in ("small-buffer", "small-fresh", "fresh-10k"):
         PROTOCOLS[name] = replace(PROTOCOLS[name], count=20)
     for line in sys.stdin:
