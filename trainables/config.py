@@ -350,8 +350,8 @@ class TrialConfig(_Model):
     )
     fused_norm: bool = Field(
         False,
-        description="batch norm, LeakyReLU, bias and shortcut of wrn- and conv-networks in two kernels (CUDA, not "
-        "compiled, channels-last; PyTorch's elsewhere). Speed only; equal but for rounding",
+        description="graphed, channels-last: batch norm, LeakyReLU, bias and shortcut of wrn- and conv-networks in "
+        "two kernels instead of PyTorch's; elsewhere it does nothing. Speed only; equal but for rounding",
     )
     flipped_backward: bool = Field(
         False,
@@ -437,9 +437,7 @@ class TrialConfig(_Model):
         if self.fused_norm:
             for name in ("gradient_penalty", "kl_weight", "entropy_weight"):
                 if getattr(self, name) > 0:
-                    raise ValueError(
-                        f"fused_norm has no second derivative, which {name} needs: turn it off"
-                    )
+                    raise ValueError(f"fused_norm has no second derivative, which {name} needs: turn it off")
         if self.shared_batch and self.label_batch_size != self.batch_size:
             raise ValueError(
                 f"label_batch_size ({self.label_batch_size}) must be batch_size ({self.batch_size}) with shared_batch"

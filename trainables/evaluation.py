@@ -114,18 +114,25 @@ def most_confident(model: EnergyModel, images: Tensor, share: float, batch_size:
 
 
 def inception_scores(
-    images: Tensor, data: ImageData, device: torch.device, protocol: Protocol = PROTOCOLS["buffer-all"]
+    images: Tensor,
+    data: ImageData,
+    device: torch.device,
+    protocol: Protocol = PROTOCOLS["buffer-all"],
+    *,
+    untrained: bool = False,
 ) -> tuple[dict[str, float], str | None]:
     """FID and IS of images under a protocol.
 
     Args:
         images: uint8 (N, C, H, W), chosen and rounded as the protocol says.
+        untrained: they are what trials of one p0 and seed begin with, and so are scored once on a machine.
 
     Returns:
         `fid` and `isc` where they could be taken, and one line that says why one could not.
     """
     try:
-        found = inception.inception_scores(images, data, device, protocol)
+        take = inception.shared_scores if untrained else inception.inception_scores
+        found = take(images, data, device, protocol)
     except inception.NoFeaturesError as error:
         return {}, f"no FID: {error}"
     return {name: found.values[name] for name in ("fid", "isc") if name in found.values}, found.remark
@@ -139,12 +146,14 @@ def score(
     *,
     made_by: str,
     batch_size: int,
+    untrained: bool = False,
 ) -> Scores:
     """Score samples under a protocol.
 
     Args:
         samples: float (N, C, H, W) in [-1, 1], drawn from the protocol's source, at least `count`.
         made_by: how fresh samples were made, such as `20steps` or `generator`; part of a fresh protocol's id.
+        untrained: see `inception_scores`.
     """
     chosen = samples[: protocol.count] if protocol.count is not None else samples
     if protocol.top_share is not None:
@@ -163,5 +172,6 @@ def score(
     identity = f"{protocol.name}-{made_by}" if suffix == "fresh" else protocol.name
     if not bool(torch.isfinite(chosen).all()):
         return Scores({}, identity, "no FID: the samples are not finite")
-    values, remark = inception_scores(to_uint8(chosen, protocol.rounding), data, samples.device, protocol)
+    images = to_uint8(chosen, protocol.rounding)
+    values, remark = inception_scores(images, data, samples.device, protocol, untrained=untrained)
     return Scores({f"{name}_{suffix}": value for name, value in values.items()}, identity, remark)

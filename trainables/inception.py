@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -367,6 +369,29 @@ def inception_scores(
     if cache.poisoned:
         remarks.append("cached reference features were damaged and have been made again")
     return InceptionScores(finite, len(images), cache.id, "; ".join(remarks) or None)
+
+
+def shared_scores(images: Tensor, data: ImageData, device: torch.device, protocol: Protocol) -> InceptionScores:
+    """As `inception_scores`, for images that many trials have: the first on a machine scores them, the others read.
+
+    Raises:
+        NoFeaturesError: as `inception_scores`.
+    """
+    from filelock import FileLock
+
+    digest = hashlib.sha256(images.cpu().contiguous().numpy().tobytes())
+    digest.update(f"{protocol.digest} {ReferenceCache(data, protocol, inception(), device).id}".encode())
+    path = cache_dir() / "scores" / f"{digest.hexdigest()}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        with suppress(OSError, ValueError, TypeError):  # none there, or a damaged one: only a cache file
+            return InceptionScores(**json.loads(path.read_text(encoding="utf-8")))
+        found = inception_scores(images, data, device, protocol)
+        if "fid" in found.values:
+            part = path.with_name(f"{path.name}.{os.getpid()}.part")
+            part.write_text(json.dumps(asdict(found)), encoding="utf-8")
+            part.replace(path)
+    return found
 
 
 # ----------------------------------------------------------------------------------- a FID quickly, and how sure it is

@@ -120,6 +120,7 @@ class Trainer(Learner):
                     self.data,
                     made_by="generator" if self.generator else f"{c.evaluation.fresh_steps}steps",
                     batch_size=size,
+                    untrained=self.iteration == 0 and protocol.source == "buffer",
                 )
                 values |= scores.values
                 protocols |= dict.fromkeys(scores.values, scores.protocol_id)

@@ -25,17 +25,19 @@ case ${1:-} in
 check)
     nvidia-smi --query-gpu=name,memory.total,driver_version,clocks.sm,temperature.gpu --format=csv,noheader
     # Compile what the bench will use, while the tests run; these rows are thrown away.
-    for method in m-ebm:1 m-jem:1; do
+    for job in "m-ebm:1 compiled" "m-jem:1 compiled" "m-ebm:1 eager,compiled $FAST" "m-jem:1 compiled $FAST"; do
+        read -r method execution fields <<<"$job"
+        # shellcheck disable=SC2086
         timeout "${LIMIT:-75}" "$PYTHON" -m study.cli bench --methods $method --precision bf16 --no-baseline --rounds 1 \
-            --execution compiled,eager --also "$FAST" --out "$OUT/warm-$method" >"$OUT/warm-$method.log" 2>&1 &
+            --execution $execution ${fields:+--set ${fields//,/ --set }} --out "$OUT/warm" >>"$OUT/warm.log" 2>&1 &
     done
-    parallel=$("$PYTHON" -c "import xdist" 2>/dev/null && echo "-n 8")
+    parallel=$("$PYTHON" -c "import xdist" 2>/dev/null && echo "-n 6")
     # shellcheck disable=SC2086
     timeout "${LIMIT:-75}" "$PYTHON" -m pytest -q -p no:cacheprovider $parallel -m "gpu and not slow" --tb=short \
         tests/trainables/test_gpu.py tests/trainables/test_trainer.py tests/trainables/test_energy.py \
         tests/trainables/test_chain_graph.py >"$OUT/pytest.log" 2>&1
     say tests; grep -E "^(FAILED|ERROR|E  )|passed|failed" "$OUT/pytest.log" | cut -c1-260 | tail -40
-    wait; tail -qn 3 "$OUT"/warm-*.log | cut -c1-200; rm -rf "$OUT"/warm-*; say end ;;
+    wait; grep -E "^(m-|failed|mebm)" "$OUT/warm.log" | cut -c1-200; rm -rf "$OUT"/warm*; say end ;;
 bench)
     share() { awk "BEGIN {printf \"%d\", ${LIMIT:-170} * $1}"; }
     timed "$(share 0.36)" --methods m-ebm:5,m-jem:5 --precision bf16 --execution eager,graphed,compiled-graphed \

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from trainables import kernels
 from trainables.config import TrialConfig
 from trainables.datasets import ImageData
+from trainables.device import set_precision
 from trainables.execution import resolve_execution
 from trainables.layers import SLOPE, Speed
 from trainables.learner import Learner
@@ -132,6 +133,8 @@ def test_every_way_to_be_fast_trains_as_the_plain_one_does(
             config = make_config(quick, method, precision=precision, execution=execution, **FAST[option])
             found, learner = signals(config, data)
             assert learner.remarks == []
+            fuses = execution == "graphed" and "fused_norm" in FAST[option]
+            assert learner.model.trunk.speed.fused_norm == fuses
             assert_alike(found, reference, TOLERANCE[precision])
             for name, value in learner.model.named_buffers():
                 torch.testing.assert_close(value, statistics[name], rtol=0.1, atol=0.05, msg=lambda m, n=name: n + m)
@@ -207,6 +210,7 @@ def test_the_fused_norm_is_pytorchs(shape: tuple[int, ...], dtype: torch.dtype, 
 
 
 def test_the_network_with_fused_norms_is_the_network() -> None:
+    set_precision("fp32")
     g = torch.Generator().manual_seed(0)
     x = torch.randn(16, 3, 32, 32, generator=g).cuda().requires_grad_()
     found = []

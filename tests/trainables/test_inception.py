@@ -20,7 +20,7 @@ from torch.utils.data import TensorDataset
 
 from trainables import evaluation, inception
 from trainables.config import TrialConfig
-from trainables.datasets import ImageData, load_dataset
+from trainables.datasets import ImageData, cache_dir, load_dataset
 from trainables.inception import (
     INCEPTION_VARIABLE,
     FrechetToReference,
@@ -270,6 +270,31 @@ def test_references_are_taken_once_and_shared(
     np.testing.assert_array_equal(again.statistics()["sigma"], statistics["sigma"])
     np.testing.assert_allclose(statistics["mu"], pool.numpy().mean(0), rtol=1e-5, atol=1e-6)
     assert not again.poisoned
+
+
+def test_what_trials_begin_with_is_scored_once(
+    make_data: Callable[..., ImageData], with_random: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, network = make_data(30, (3, 32, 32)), inception.inception()
+    images = data.images[:20]
+    taken: list[int] = []
+    monkeypatch.setattr(
+        network, "features", lambda images, *a, take=network.features: taken.append(len(images)) or take(images, *a)
+    )
+    plain = inception.inception_scores(images, data, CPU, PROTOCOLS["buffer-all"])
+    assert taken == [20, 30]
+    for expected in ([20], []):
+        taken.clear()
+        assert inception.shared_scores(images, data, CPU, PROTOCOLS["buffer-all"]) == plain
+        assert taken == expected
+    for other, protocol in ((images.flip(3), "buffer-all"), (images, "buffer-60k-ref")):
+        taken.clear()
+        inception.shared_scores(other, data, CPU, PROTOCOLS[protocol])
+        assert taken[0] == 20, "other images, or another protocol"
+    for file in (cache_dir() / "scores").glob("*.json"):
+        file.write_text("{", encoding="utf-8")
+    taken.clear()
+    assert inception.shared_scores(images, data, CPU, PROTOCOLS["buffer-all"]) == plain and taken == [20]
 
 
 @pytest.mark.parametrize("damage", ["changed", "truncated", "nonsense"])

@@ -295,5 +295,6 @@ def test_the_kernels_agree_with_pytorch_in_tritons_interpreter() -> None:
 
 def test_the_speed_of_a_trunk_is_the_configurations(quick: Quick, make_data: Make) -> None:
     fields = {"method": "m-ebm", "network": "conv-16", "merge_bias": True, "fused_norm": True, "flipped_backward": True}
-    assert Learner(quick(**fields), make_data()).model.trunk.speed == Speed(True, True, True)
-    assert Learner(quick(**fields, execution="compiled"), make_data()).model.trunk.speed == Speed(True, False, True)
+    # Fused norms are for captured graphs, which a CPU has not; test_gpu has them.
+    assert Learner(quick(**fields), make_data()).model.trunk.speed == Speed(True, False, True)
+    assert Learner(quick(method="m-ebm", network="conv-16"), make_data()).model.trunk.speed == Speed()
