@@ -841,24 +841,6 @@ def test_images_and_weights_lie_as_asked(quick: Quick, digits: ImageData) -> Non
         seen.clear()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("method", "network"), [("m-jem", "conv-4"), ("jem++", "conv-4"), ("shortrun", "shortrun-4")])
-def test_compiled_passes_give_the_same_iterations(quick: Quick, digits: ImageData, method: str, network: str) -> None:
-    """torch.compile rounds differently and changes nothing else; the sampler takes no gradient of the weights."""
-    signals = []
-    fields = {"network": network, "warmup_iterations": 0, "learning_rate": 1e-3, "dropout": 0.0}
-    for execution in ("eager", "compiled"):
-        make = _tiny if method in TINY else _released_config
-        trainer = Trainer(make(quick, method, execution=execution, iterations_per_epoch=3, **fields), digits)
-        assert trainer.execution.compiled == (execution == "compiled")
-        report = trainer.train_epoch()
-        assert all(p.requires_grad for p in trainer.model.parameters())
-        signals.append(report.signals)
-        trainer.close()
-    assert np.isfinite(signals[0][:, :3]).all()
-    np.testing.assert_allclose(signals[1], signals[0], rtol=2e-3, atol=2e-4)
-
-
 @pytest.mark.parametrize(
     ("fields", "compiled", "remark"),
     [
