@@ -51,7 +51,7 @@ RUNTIME_COLUMNS: tuple[Column, ...] = (
     Column("trial_ids", "string", "the trials as STUDY/TRIAL, comma-separated"),
 )
 _NAMES = ("minutes_per_epoch", "runtime_hours", "speedup")
-_SAME = ("hardware", "network", "precision", "gpus", "execution")
+_SAME = ("hardware", "network", "precision", "gpus", "execution", "options")
 # What changes the time of an iteration; the rest of a setting does not, or hardly.
 _TIMED = ("network ", "norm ", "precision ", "batch size ")
 
@@ -76,7 +76,8 @@ def bench_trials(bench: Sequence[Mapping[str, Any]]) -> list[Trial]:
             | {
                 "study": row["bench"],
                 "trial_id": row["row_id"],
-                "setting_id": row["row_id"],
+                # Row ids begin anew in every run; what was timed twice is one setting.
+                "setting_id": f"{row['execution']} {row['config']}",
                 "seed": 0,
                 "gpus": 1.0 if row["device"] == "cuda" else 0.0,
                 "data_source": "torchvision: the images do not change the time",

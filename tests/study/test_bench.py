@@ -21,6 +21,7 @@ import torch
 from click.testing import CliRunner
 
 from analysis.load import ResultsError, load, read_bench
+from analysis.runtime import runtime_table
 from analysis.tables import build_tables
 from study import bench as bench_module
 from study.bench import LAST, SHORT, TABLE6, BenchOptions, cases, parse_methods, planned_windows, run_bench
@@ -149,6 +150,25 @@ def test_table_6_takes_its_rows(tmp_path: Path) -> None:
     assert table.loc["M-EBM(K=2)"]["trials"] == 0
     command = CliRunner().invoke(cli, ["tables", str(folder), "--out", str(tmp_path / "t")])
     assert command.exit_code == 0 and (tmp_path / "t" / "table_6.md").is_file()
+
+
+def test_table_6_keeps_apart_what_was_timed_differently() -> None:
+    """Two runs, whose row ids both begin at r001, with and without an option that halves the time."""
+    rows = []
+    for number, (options, seconds) in enumerate(((None, 1.0), ("fused_norm", 0.5))):
+        for at, (method, steps, factor) in enumerate((("jem", 20, 3.0), ("m-ebm", 5, 1.0), ("m-ebm", 5, 1.0))):
+            config = build_trial({"method": method, "dataset": "cifar10", "fused_norm": options is not None})
+            rows.append(
+                {"implementation": "package", "bench": f"bench-{number}", "row_id": f"r{at + 1:03d}", "method": method,
+                 "sampling_steps": steps, "dataset": "cifar10", "network": "wrn-28-10", "precision": "fp32",
+                 "seconds_per_iteration": factor * seconds, "hardware": "GPU", "device": "cuda", "execution": "graphed",
+                 "options": options, "config": config.to_json()}
+            )  # fmt: skip
+    table = runtime_table([], rows).set_index("model")
+    assert table.loc["JEM(K=20)"]["speedup_mean"] == 1 and table.loc["JEM(K=20)"]["trials"] == 1
+    row = table.loc["M-EBM(K=5)"]
+    assert row["speedup_mean"] == 3 and row["speedup_sd"] == 0 and row["trials"] == 2, "timed twice in one way"
+    assert row["minutes_per_epoch_mean"] in (6.5, 3.25) and row["minutes_per_epoch_sd"] == 0
 
 
 def test_methods_are_parsed() -> None:
