@@ -6,6 +6,8 @@ image_generation folder). Convolutions have no bias; what takes its place differ
 
 from __future__ import annotations
 
+import weakref
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -50,7 +52,15 @@ class SpectralConv2d(DerivedWeight):
         self.weight = nn.Parameter(torch.randn(outputs, inputs, 3, 3) * (CLOSING_STD if closing else 1.0))
         self.register_buffer("u", torch.randn(outputs))
         self._backwards = 0
-        self.weight.register_post_accumulate_grad_hook(self._count)
+        layer = weakref.ref(
+            self
+        )  # a hook that held the layer would keep it, and its weight, until a garbage collection
+
+        def count(_weight: Tensor) -> None:
+            if (alive := layer()) is not None:
+                alive._backwards += 1
+
+        self.weight.register_post_accumulate_grad_hook(count)
 
     def derived_weight(self) -> Tensor:
         """The normalised weight: (outputs, inputs, 3, 3)."""
@@ -78,9 +88,6 @@ class SpectralConv2d(DerivedWeight):
             matrix = self.weight.flatten(1)
             v = F.normalize(matrix.T @ self.u, dim=0)
             return F.normalize(matrix @ v, dim=0), v
-
-    def _count(self, _weight: Tensor) -> None:
-        self._backwards += 1
 
 
 def advance_power_iterations(model: nn.Module) -> None:

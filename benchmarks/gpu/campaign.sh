@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# First contact with a GPU, in three bounded stages:  benchmarks/gpu/campaign.sh check|bench|study
+# First contact with a GPU, in bounded stages:  benchmarks/gpu/campaign.sh check|bench|study|rest
 #
 #   check  the device, the tests that need one, code compiled for what follows      about 75 s
 #   bench  iterations of every method, what bounds them: OUT/bench/bench.parquet     LIMIT seconds, 170
-#   study  K x p0 of M-EBM on CIFAR-10, with FID: OUT/gpu_stability/*.parquet        LIMIT seconds, 220
+#   study  K x p0 of M-EBM on CIFAR-10, with FID: OUT/gpu_stability/*.parquet        LIMIT seconds, 300
+#   rest   the rows of Table 6 that bench leaves out, many trials at once against one   LIMIT seconds, 300
 #
 # OUT is where results go (results/gpu), DATA the folder of CIFAR-10, PYTHON the interpreter.
 # FID needs Inception's weights: set MEBM_INCEPTION_WEIGHTS where they cannot be downloaded.
@@ -13,7 +14,6 @@ OUT=${OUT:-results/gpu} PYTHON=${PYTHON:-python3}
 FAST=${FAST:-fused_norm=true,flipped_backward=true,parallel_branches=true}
 mkdir -p "$OUT"
 export PYTHONUNBUFFERED=1 PYTHONWARNINGS=ignore RAY_USAGE_STATS_ENABLED=0 OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
-mebm() { "$PYTHON" -m study.cli "$@"; }
 say() { echo "[$SECONDS s] $*"; }
 # What takes longer than so many seconds is interrupted: its rows so far are written.
 timed() {
@@ -54,9 +54,15 @@ bench)
         --execution graphed,eager --no-baseline --rounds 3 --seconds 0.2
     say end ;;
 study)
-    mebm sweep benchmarks/gpu/stability.yaml --results "$OUT" ${DATA:+--set data_dir="$DATA"} \
-        --set "budget.hours=$(awk "BEGIN {print ${LIMIT:-220} / 3600}")" 2>&1 | cut -c1-200
+    # The budget ends it in order; a minute of start-up is not in it, and an interrupt still leaves every row.
+    timeout -s INT -k 60 "${LIMIT:-300}" "$PYTHON" -m study.cli sweep benchmarks/gpu/stability.yaml --results "$OUT" \
+        ${DATA:+--set data_dir="$DATA"} --set "budget.hours=$(awk "BEGIN {print (${LIMIT:-300} - 60) / 3600}")"
+    say end ;;
+rest)
+    timed "$((${LIMIT:-300} / 2))" --methods m-jem:5,m-jem:20,jem++:10,vera,softmax,m-jem:10,jem++:5 --precision bf16,tf32 \
+        --execution graphed,eager --no-baseline --rounds 3 --seconds 0.2
+    timed "$((${LIMIT:-300} / 2))" --suite packing
     say end ;;
 *)
-    sed -n '2,9p' "$0"; exit 2 ;;
+    sed -n '2,10p' "$0"; exit 2 ;;
 esac

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import math
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -876,6 +878,20 @@ def test_what_cannot_be_done_is_said(quick: Quick, fields: dict[str, Any], compi
 def test_methods_whose_iteration_is_one_graph(quick: Quick, fields: dict[str, Any], graphed: bool) -> None:
     done = resolve_execution(quick(**fields, execution="graphed"), torch.device("cuda"))
     assert done.graphed is graphed and (done.remark is None) is graphed
+
+
+@pytest.mark.parametrize("method", ["m-jem", "igebm", "f-ebm", "vera", "kl-ebm"])
+def test_a_closed_trainer_is_freed_without_a_garbage_collection(quick: Quick, digits: ImageData, method: str) -> None:
+    trainer = Trainer(quick(method=method, iterations_per_epoch=2, buffer_size=1100), digits)
+    trainer.train_epoch()
+    parts = [weakref.ref(part) for part in (trainer.model, trainer.optimiser, *trainer.model.parameters())]
+    gc.disable()
+    try:
+        trainer.close()
+        del trainer
+        assert [part() for part in parts if part() is not None] == []
+    finally:
+        gc.enable()
 
 
 # --------------------------------------------------------------------------------------------------------------- CUDA
