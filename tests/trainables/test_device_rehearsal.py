@@ -317,7 +317,9 @@ def _coarse_p0() -> None:
         assert small.sample(4, torch.Generator(place).manual_seed(0), rows).shape == (2, *SHAPE)
 
 
-def _stand_in_for_inception(images: Tensor, data: ImageData, device: torch.device, protocol: Any) -> Any:
+def _stand_in_for_inception(
+    images: Tensor, data: ImageData, device: torch.device, protocol: Any, *, untrained: bool
+) -> Any:
     assert images.dtype == torch.uint8 and images.device == device == data.images.device
     return {"fid": 1.0, "isc": 1.0}, None
 
