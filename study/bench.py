@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import torch
@@ -116,6 +118,11 @@ def parse_methods(text: str | None, device: torch.device) -> tuple[tuple[str, in
     return tuple(dict.fromkeys(pairs))
 
 
+def parse_also(text: str) -> tuple[str, ...]:
+    """`KEY=VALUE,KEY=VALUE` at the commas that stand before a key."""
+    return tuple(part.strip() for part in re.split(r",\s*(?=[\w.]+\s*=)", text) if part.strip())
+
+
 def _config(
     options: BenchOptions, method: str, steps: int | None, precision: str, execution: str, also: tuple[str, ...] = ()
 ) -> TrialConfig:
@@ -127,10 +134,11 @@ def _config(
         values["network"] = options.network
     values |= {"precision": precision, "execution": execution, "device": options.device.type}
     values |= {"validation_images": 0, "evaluation": {"protocols": "none"}}
-    for key, value in parse_assignments((*options.assignments, *also)):
-        if key not in known_fields() and key not in TrialConfig.model_fields:
-            raise UserError(f"{'--also' if also else '--set'} {key}: unknown trial field{nearest(key, known_fields())}")
-        values = assign(values, key, value)
+    for option, assignments in (("--set", options.assignments), ("--also", also)):
+        for key, value in parse_assignments(assignments, option):
+            if key not in known_fields() and key not in TrialConfig.model_fields:
+                raise UserError(f"{option} {key}: unknown trial field{nearest(key, known_fields())}")
+            values = assign(values, key, value)
     return make_trial(values, "bench", "")
 
 
@@ -162,24 +170,46 @@ def cases(options: BenchOptions) -> list[Group]:
         UserError: a configuration no trial can have.
     """
     found: list[tuple[int, Group]] = []
+    hopeless = _hopeless(options)
     for precision in options.precisions:
         for method, steps in options.methods:
             title = method if steps is None else f"{method} K={steps}"
-            pairs = [(e, also) for e in options.executions for also in ((), *options.also)]
-            configs = [_config(options, method, steps, precision, e, also) for e, also in pairs]
-            configs = list({c.to_json(): c for c in configs}.values())
-            configs = [c for c in configs if resolve_execution(c, options.device).name == c.execution]
-            late = [c for c in configs if options.limited and method not in RELEASED and "compiled" in c.execution]
-            soon = [c for c in configs if c not in late]
+            every, refused = list[Variant](), dict[str, UserError]()
+            for execution, also in product(options.executions, ((), *options.also)):
+                text = ",".join(also)
+                try:
+                    config = _config(options, method, steps, precision, execution, also)
+                except UserError as error:
+                    if not also or text in hopeless:
+                        raise
+                    refused[text] = error
+                    continue
+                here = resolve_execution(config, options.device).name == execution
+                if here and config not in [v.config for v in every]:
+                    every.append(Variant(title, config, also=text))
+            late = [v for v in every if options.limited and method not in RELEASED and "compiled" in v.config.execution]
+            soon = [v for v in every if v not in late]
             for level, part in ((0, soon), (1, late)):
                 if not part and (late or level):
                     continue
-                variants = [Variant(title, c) for c in part]
+                notes = tuple(f"{title} not with {text}: {one_line(error)}" for text, error in refused.items())
                 if part and options.baseline and method in RELEASED:
-                    plain = part[0].model_copy(update={"l2_form": "released"})
-                    variants.insert(0, Variant(title, plain, released=True))
-                found.append((2 if method in LAST else level, Group(title, precision, tuple(variants))))
+                    plain = part[0].config.model_copy(update={"l2_form": "released"})
+                    part.insert(0, Variant(title, plain, released=True))
+                found.append((2 if method in LAST else level, Group(title, precision, tuple(part), notes)))
     return [group for _, group in sorted(found, key=lambda item: item[0])]
+
+
+def _hopeless(options: BenchOptions) -> set[str]:
+    """The lists of `also` that none of the methods can have."""
+    texts = {",".join(also): also for also in options.also}
+    for also in options.also:
+        for method, steps in options.methods:
+            with suppress(UserError):
+                _config(options, method, steps, options.precisions[0], options.executions[0], also)
+                texts.pop(",".join(also), None)
+                break
+    return set(texts)
 
 
 def planned_windows(options: BenchOptions) -> int:
@@ -332,6 +362,8 @@ class _Bench:
             group = self._waiting.pop(0)
             later, first = [] if first else self._waiting, False
             self.doing = group.label
+            for note in group.refused:
+                self._note(note)
             try:
                 if not group.variants:
                     self._note(f"{group.title} can do none of {', '.join(self.options.executions)}")
@@ -476,6 +508,7 @@ class _Bench:
             stand.windows(),
             stand.ratios,
             execution=stand.execution,
+            options="" if stand.learner is None else stand.learner.options,
             device=self.options.device,
             workers=loader_workers(self.options.device),
             flops=self._flops(stand.variant.config),

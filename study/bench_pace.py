@@ -84,19 +84,20 @@ class Variant:
         config: what is trained.
         beside: the precision of the package's rows that it is timed beside.
         released: it is the released loop, which has a precision and an execution of its own.
+        also: what it has beyond the variant that it is timed beside, as on the command line.
     """
 
     title: str
     config: TrialConfig
     released: bool = False
+    also: str = ""
 
     @property
     def label(self) -> str:
         """Its name, unique in a run."""
         if self.released:
             return f"{self.title} released-loop beside {self.config.precision}"
-        options = f" {self.config.options}" if self.config.options else ""
-        return f"{self.title} {self.config.precision} {self.config.execution}{options}"
+        return f"{self.title} {self.config.precision} {self.config.execution} {self.also}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -106,11 +107,13 @@ class Group:
     Attributes:
         title: its method and K.
         precision: of the package's variants.
+        refused: why a variant that was asked for is not among them, a line each.
     """
 
     title: str
     precision: str
     variants: tuple[Variant, ...]
+    refused: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:

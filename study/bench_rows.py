@@ -86,6 +86,7 @@ def make_row(
     ratios: list[float],
     *,
     execution: str,
+    options: str,
     device: torch.device,
     workers: int,
     flops: float,
@@ -95,7 +96,7 @@ def make_row(
 
     Args:
         ratios: the released loop's time over the variant's, of every round that has both.
-        execution: what it really did.
+        execution, options: what it really did.
         workers: processes of each loader of the released loop.
         flops: operations of an iteration.
         peaks: see `BenchResult`.
@@ -114,7 +115,7 @@ def make_row(
         "precision": precision,
         "execution": execution,
         "memory_format": config.memory_format if package else "contiguous",
-        "options": (config.options or None) if package else None,
+        "options": options or None,
         "batch_size": config.batch_size if config.samples else None,
         "label_batch_size": config.label_batch_size if config.classifies else None,
         "threads": torch.get_num_threads(),
@@ -173,10 +174,21 @@ class BenchFolder:
         name = f"bench-{self._created[:19].replace(':', '')}"
         taken = {row["bench"] for row in self._there()}
         self.bench = next(n for n in (name, *(f"{name}-{i}" for i in range(2, len(taken) + 3))) if n not in taken)
+        # What other runs left beside their rows stays as well.
+        last = self._read(INFO_FILE)
+        self._earlier = [*last.pop("earlier", []), last] if last else []
+        self._profiles = self._read(PROFILE_FILE)
         self._machine = {"versions": versions(), "commit": commit(), "hardware": hardware()}
 
     def _there(self) -> list[dict[str, Any]]:
         return records(read_bench(self.path)) if self.path.is_file() else []
+
+    def _read(self, name: str) -> dict[str, Any]:
+        try:
+            found = json.loads((self.folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # none, or one that was damaged: the rows are what counts
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def write(self, result: BenchResult, *, finished: bool = False) -> None:
         """Everything known so far; each file is whole at any moment.
@@ -191,7 +203,8 @@ class BenchFolder:
             write_parquet(typed_frame([*others, *rows], BENCH_COLUMNS), BENCH_COLUMNS, self.path)
         info = {"schema_version": SCHEMA_VERSION, "bench": self.bench, "finished": finished} | self._machine
         info |= result.summary() | {"written_at": utc_now()}
-        for name, content in ((INFO_FILE, info), (PROFILE_FILE, result.profiles)):
+        info["earlier"] = self._earlier
+        for name, content in ((INFO_FILE, info), (PROFILE_FILE, self._profiles | result.profiles)):
             if content:
                 part = self.folder / f".{name}.tmp"
                 part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -380,7 +380,7 @@ def bench(
         profiled=profiled,
         threads=threads,
         assignments=assignments,
-        also=tuple(tuple(part.strip() for part in text.split(",") if part.strip()) for text in also),
+        also=tuple(engine.parse_also(text) for text in also),
         limited=minutes is not None,
     )
     shown = console.StudyConsole()

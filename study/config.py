@@ -331,8 +331,8 @@ def _read_text(path: Path) -> str:
         raise UserError(f"{path}: cannot be read ({error})") from error
 
 
-def parse_assignments(assignments: tuple[str, ...]) -> list[tuple[str, Any]]:
-    """`KEY=VALUE` texts of `--set` to pairs; the value is read as YAML.
+def parse_assignments(assignments: tuple[str, ...], option: str = "--set") -> list[tuple[str, Any]]:
+    """`KEY=VALUE` texts of an option to pairs; the value is read as YAML.
 
     Raises:
         UserError: no `=`, or not YAML.
@@ -341,11 +341,12 @@ def parse_assignments(assignments: tuple[str, ...]) -> list[tuple[str, Any]]:
     for text in assignments:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
-            raise UserError(f"--set {text}: must be KEY=VALUE, for example --set trial.epochs=5")
+            example = "trial.epochs=5" if option == "--set" else "fused_norm=true"
+            raise UserError(f"{option} {text}: must be KEY=VALUE, for example {option} {example}")
         try:
             pairs.append((key.strip(), yaml.safe_load(value)))
         except yaml.YAMLError as error:
-            raise yaml_error(f"--set {text}", error) from error
+            raise yaml_error(f"{option} {text}", error) from error
     return pairs
 
 

@@ -36,6 +36,7 @@ _CPUS_OF_A_GPU_TRIAL = 4
 _ALIKE = (
     *("method", "dataset", "image_size", "network", "norm", "dropout", "batch_size", "label_batch_size"),
     *("shared_batch", "initial", "buffer", "inner_steps", "optimiser", "precision", "memory_format"),
+    *("gradient_penalty", "kl_weight", "entropy_weight", "sampler_norm_mode"),
     *SPEED_OPTIONS,
 )
 """Fields that decide what an iteration costs, but for K and what all methods have."""

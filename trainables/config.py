@@ -350,7 +350,7 @@ class TrialConfig(_Model):
     )
     fused_norm: bool = Field(
         False,
-        description="graphed, channels-last: batch norm, LeakyReLU, bias and shortcut of wrn- and conv-networks in "
+        description="execution graphed: batch norm, LeakyReLU, bias and shortcut of wrn- and conv-networks in "
         "two kernels instead of PyTorch's; elsewhere it does nothing. Speed only; equal but for rounding",
     )
     flipped_backward: bool = Field(

@@ -52,9 +52,10 @@ def plain_without_bias(x: Tensor, norm: nn.BatchNorm2d, slope: float, bias: Tens
     """
     assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
     momentum = norm.momentum or 0.0
-    with torch.no_grad():  # before the norm, which keeps its buffers for the backward pass: (1 - m) m / (1 - m) b = m b
-        norm.running_mean.add_(bias, alpha=momentum / (1 - momentum))
-        norm.num_batches_tracked.add_(1)
+    # Before the norm, which keeps its buffers for the backward pass: (1 - m) m / (1 - m) b = m b. Through data, because
+    # the norm of another pass may be waiting for its own, which does not use them in train mode.
+    norm.running_mean.data.add_(bias.detach(), alpha=momentum / (1 - momentum))
+    norm.num_batches_tracked.data.add_(1)
     offset = norm.bias + 0 * bias
     h = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, offset, True, momentum, norm.eps)
     return F.leaky_relu(h, slope, inplace=True)
@@ -214,7 +215,8 @@ if triton is not None:
         if ADDS:
             if BIASED:
                 constant = tl.load(bias + c).to(tl.float32)
-            shift = (shift + tl.load(added + c).to(tl.float32) + constant).to(s.dtype.element_ty).to(tl.float32)
+            shift += tl.load(added + c).to(tl.float32) + constant  # in the order of the sums below, to round alike
+            shift = shift.to(s.dtype.element_ty).to(tl.float32)
         total = tl.zeros((BLOCK_M, BLOCK_C), dtype=tl.float32)
         square = tl.zeros((BLOCK_M, BLOCK_C), dtype=tl.float32)
         for first in range(0, each, BLOCK_M):
@@ -248,7 +250,8 @@ if triton is not None:
         square = tl.sum(tl.load(partial + (strips + i)[:, None] * channels + c[None, :], mask=there, other=0.0), 0)
         distance = total / rows
         mean = tl.load(s + c).to(tl.float32) + distance
-        variance = tl.maximum(square / rows - distance * distance, 0.0)
+        variance = square / rows - distance * distance
+        variance = tl.where(variance < 0, 0.0, variance)  # rounding; NaN stays
         inverse = 1.0 / tl.sqrt(variance + eps)
         if strip == 0:
             tl.store(statistics + c, mean)

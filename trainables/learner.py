@@ -190,7 +190,7 @@ class Learner:
         model = build_model(c, self.data.shape, self.data.classes, seed)
         # Inductor fuses what the kernels fuse, and cannot look into them; launched one by one they cost more than they
         # save (WRN-28-10, K = 5, bf16 on an H100: 68 ms eager without, 100 ms with them).
-        fused = c.fused_norm and self.execution.graphed and not self.execution.compiled
+        fused = c.fused_norm and self.execution.name == "graphed" and c.norm == "batch"
         model.trunk.speed = Speed(c.merge_bias, fused, c.flipped_backward)
         if self.config.memory_format == "channels-last":
             model.to(memory_format=torch.channels_last)
@@ -213,6 +213,12 @@ class Learner:
         if self.config.precision == "bf16":
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return nullcontext()
+
+    @property
+    def options(self) -> str:
+        """`TrialConfig.options` as far as they do something here."""
+        done = {"fused_norm": self.model.trunk.speed.fused_norm, "parallel_branches": self._branch is not None}
+        return self.config.model_copy(update=done).options
 
     def _energy(self, x: Tensor) -> Tensor:
         """(N,): what a chain descends."""
@@ -265,16 +271,18 @@ class Learner:
 
     def _issue(self) -> None:
         """An iteration's work, by the captured graph where there is one."""
-        if self._graph is None:
-            self._iterate()
-            return
-        try:
-            self._graph.run()
-        except CaptureError as error:
-            # The trial is worth more than its speed; gradients of the failed recording are dropped by the iteration.
-            self._graph, self.execution = None, replace(self.execution, graphed=False)
-            self.remarks.append(f"no CUDA graph: {error}")
-            self._iterate()
+        if self._graph is not None:
+            try:
+                self._graph.run()
+                return
+            except CaptureError as error:  # the trial is worth more than its speed
+                self._graph, self.execution = None, replace(self.execution, graphed=False)
+                self.remarks.append(f"no CUDA graph: {error}")
+            # Out here, where the error no longer keeps what the recording had made: memory may be what was short.
+            self.model.trunk.speed = replace(self.model.trunk.speed, fused_norm=False)
+            self.optimiser.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+        self._iterate()
 
     def _next_index(self, batches: Batches) -> Tensor:
         if self.config.batch_order == "shuffled":

@@ -83,8 +83,38 @@ def test_every_variant_again_with_other_fields(tmp_path: Path) -> None:
     assert [row["options"] or "" for row in json.loads(output.stdout)["rows"]] == options
     rows = read_bench(tmp_path / "bench.parquet")
     assert [json.loads(c)["merge_bias"] for c in rows["config"]] == [False, True, False]
-    with pytest.raises(UserError, match="--also merge_bais: unknown trial field; did you mean merge_bias"):
-        run("--methods", "m-ebm:2", "--also", "merge_bais=true", "--out", str(tmp_path))
+    for wrong, said in (
+        ("merge_bais=true", "--also merge_bais: unknown trial field; did you mean merge_bias"),
+        ("nonsense", "--also nonsense: must be KEY=VALUE, for example --also fused_norm=true"),
+        ("memory_format=upside-down", "memory_format"),
+    ):
+        with pytest.raises(UserError, match=said):
+            run("--methods", "m-ebm:2,jem:20", "--also", wrong, "--out", str(tmp_path))
+
+
+def test_variants_that_differ_in_any_field_have_rows_of_their_own(tmp_path: Path) -> None:
+    run("--methods", "m-ebm:2,vera", "--precision", "fp32", "--no-baseline", "--json", "--out", str(tmp_path),
+        "--also", "memory_format=contiguous", "--also", "betas=[0.1, 0.9], class_weight=2.0",
+        "--also", "fused_norm=true")  # fmt: skip
+    rows = read_bench(tmp_path / "bench.parquet")
+    configs = [json.loads(text) for text in rows["config"]]
+    assert [c["method"] for c in configs] == ["m-ebm"] * 4 + ["vera"] * 3
+    assert list(rows["memory_format"]) == ["channels-last", "contiguous", *["channels-last"] * 3, "contiguous",
+                                           "channels-last"]  # fmt: skip
+    assert configs[2]["betas"] == [0.1, 0.9] and configs[2]["class_weight"] == 2
+    assert configs[3]["fused_norm"] and rows["options"].isna().all(), "what a CPU cannot do is not said to be done"
+    notes = json.loads((tmp_path / "bench.json").read_text())["notes"]
+    assert len(notes) == 1 and notes[0].startswith("vera not with fused_norm=true: ") and "gradient_penalty" in notes[0]
+
+
+def test_what_an_earlier_run_left_beside_its_rows_stays(tmp_path: Path) -> None:
+    for precision in ("fp32", "bf16"):
+        run("--methods", "m-ebm:2", "--precision", precision, "--no-baseline", "--profile", "--out", str(tmp_path))
+    rows, info = read_bench(tmp_path / "bench.parquet"), json.loads((tmp_path / "bench.json").read_text())
+    assert [*(run["bench"] for run in info["earlier"]), info["bench"]] == list(rows["bench"])
+    assert list(info["earlier"][0]["peak_flops_per_second"]) == ["fp32"] and "earlier" not in info["earlier"][0]
+    profiles = json.loads((tmp_path / "profile.json").read_text())
+    assert list(profiles) == ["m-ebm K=2 fp32 eager", "m-ebm K=2 bf16 eager"]
 
 
 def test_ratios_are_of_the_same_run(timed: Any) -> None:
