@@ -25,7 +25,7 @@ COMPILED_FAMILIES = ("wrn", "conv", "shortrun")
 """Networks that torch.compile takes as they are; the others have parametrised weights or several parts."""
 COMPILED_PASSES = ("energy", "energy_terms", "logits", "energy_from_stem")
 """Methods of an `EnergyModel`; the stem is a single convolution."""
-MOST_VARIANTS = 256
+MOST_VARIANTS = 128
 """Compiled variants of the passes (network, shape, precision, ...) that a process keeps; each takes about 10 MB."""
 GRAPH_WARMUP = 3
 """Plain iterations before a capture: libraries choose their kernels, optimisers make their state."""
