@@ -7,6 +7,7 @@ those as well.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -133,6 +134,7 @@ def fresh_samples(
                 batch_size=batch_size,
                 # Not compiled: a file's samples seldom repay it, and it needs a compiler on this machine.
                 graphed=resolve_execution(c, saved.device).graphed,
+                on_remark=warnings.warn,
             )
     if lost:  # `to_grid` would make them black, and black images would be scored as samples
         raise ValueError(f"{lost} of {count} samples of {c.method} are not finite after {steps} steps")
