@@ -9,6 +9,7 @@ is what trials run.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -51,6 +52,14 @@ class _Pictures(Dataset[tuple[Tensor, int]]):
 def _cycle(loader: DataLoader[tuple[Tensor, int]]) -> Iterator[tuple[Tensor, Tensor]]:
     while True:
         yield from loader
+
+
+def _quiet_worker(_worker: int) -> None:
+    """Keep a loader's process from printing a traceback where the loop is interrupted while it takes over a batch.
+
+    Only threads of `multiprocessing` come here: what fails in a data set is raised in the process that trains.
+    """
+    sys.excepthook = lambda *_: None
 
 
 class ReleasedLoop:
@@ -101,6 +110,7 @@ class ReleasedLoop:
             num_workers=workers,
             drop_last=True,
             persistent_workers=workers > 0,
+            worker_init_fn=_quiet_worker,
         )
 
     def _random(self, count: int) -> Tensor:
