@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from study.errors import UserError, nearest, validation_error, yaml_error
+from study.errors import UserError, nearest, shown, validation_error
+from study.yaml_input import parse_yaml, read_yaml
 from trainables.config import TrialConfig
 from trainables.methods import build_trial, merge
 from trainables.schema import METRIC_BY_NAME
@@ -308,27 +309,28 @@ def read_config(config: str) -> tuple[str, dict[str, Any]]:
         UserError: no such file, not YAML, not a mapping.
     """
     path = Path(config)
-    if path.is_file():
-        source, text = str(path), _read_text(path)
+    if _is_there(path):
+        source, values = str(path), read_yaml(path)
     elif config in packaged_configs():
-        source, text = f"{config}.yaml", (resources.files("configs") / f"{config}.yaml").read_text(encoding="utf-8")
+        source = f"{config}.yaml"
+        values = parse_yaml((resources.files("configs") / source).read_bytes(), source)
     else:
         names = packaged_configs()
-        raise UserError(f"{config}: no such file, and no packaged config ({', '.join(names)}){nearest(config, names)}")
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise yaml_error(source, error) from error
+        raise UserError(
+            f"{shown(config, 300, quoted=False)}: no such file, and no packaged config ({', '.join(names)})"
+            f"{nearest(config, names)}"
+        )
     if not isinstance(values, dict):
         raise UserError(f"{source}: must be a mapping of keys to values, but is {type(values).__name__}")
     return source, values
 
 
-def _read_text(path: Path) -> str:
+def _is_there(path: Path) -> bool:
+    """Whether a path is something else than a folder: one beside a packaged config's name does not hide it."""
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
+        return path.exists() and not path.is_dir()
+    except (OSError, ValueError):  # too long for a name, a NUL
+        return False
 
 
 def parse_assignments(assignments: tuple[str, ...], option: str = "--set") -> list[tuple[str, Any]]:
@@ -342,11 +344,8 @@ def parse_assignments(assignments: tuple[str, ...], option: str = "--set") -> li
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
             example = "trial.epochs=5" if option == "--set" else "fused_norm=true"
-            raise UserError(f"{option} {text}: must be KEY=VALUE, for example {option} {example}")
-        try:
-            pairs.append((key.strip(), yaml.safe_load(value)))
-        except yaml.YAMLError as error:
-            raise yaml_error(f"{option} {text}", error) from error
+            raise UserError(f"{option} {shown(text, quoted=False)}: must be KEY=VALUE, for example {option} {example}")
+        pairs.append((key.strip(), parse_yaml(value, f"{option} {shown(text, quoted=False)}")))
     return pairs
 
 

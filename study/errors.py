@@ -4,25 +4,81 @@ from __future__ import annotations
 
 import difflib
 import re
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+LONGEST = 3000
+"""Characters of a message: a value in it is cut before (`shown`), a list of all that is allowed is not."""
 
-class UserError(Exception):
+
+class _OneLineError(Exception):
+    """An error whose message a terminal can show: printable characters, of bounded length."""
+
+    def __init__(self, message: object) -> None:
+        text = printable(str(message))
+        super().__init__(text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}...")
+
+
+class UserError(_OneLineError):
     """Something the user can mend. The message is one line: file, key, value, what is allowed, the nearest match."""
 
 
-class RunError(Exception):
+class RunError(_OneLineError):
     """A study that could not go on for a reason that is not the user's. One line; exit code 1."""
+
+
+def printable(text: str) -> str:
+    """A text with every character that steers a terminal, breaks a line or cannot be encoded as its escape."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def nearest(word: object, known: Iterable[str]) -> str:
     """`; did you mean X?` for the closest known word, or nothing."""
-    close = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(word)[:100], list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def shown(value: object, most: int = 60, *, quoted: bool = True) -> str:
+    """A value as a message shows it: one line, cut, without a password, and soon made however large the value is.
+
+    Args:
+        most: characters.
+        quoted: as Python writes it, texts in quotes; else as it reads.
+    """
+    try:
+        text = _brief.repr(value) if quoted else str(value)[: 4 * most]
+    except (ValueError, RecursionError):  # a number of thousands of digits, lists in lists
+        text = f"<{type(value).__name__}>"
+    text = re.sub(r"(://[^/@\s]*?:)\S*@", r"\1***@", printable(one_line(text)))
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+class _Brief(reprlib.Repr):
+    """Python's way to write a value, with only the beginning of long ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 4
+        self.maxdict = self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = self.maxdeque = 40
+        self.maxlong = self.maxother = 200
+
+    def repr_str(self, x: str, level: int) -> str:  # noqa: ARG002
+        return repr(x) if len(x) <= 200 else f"{repr(x[:200])[:-1]}..."
+
+    def repr_dict(self, x: Mapping[Any, Any], level: int) -> str:  # in its own order
+        if level <= 0:
+            return "{...}"
+        return (
+            "{" + ", ".join(f"{self.repr1(k, level - 1)}: {self.repr1(x[k], level - 1)}" for k in islice(x, 40)) + "}"
+        )
+
+
+_brief = _Brief()
 
 
 def one_line(text: object) -> str:
@@ -58,11 +114,11 @@ def validation_error(source: str, error: ValidationError, model: type[BaseModel]
     message = first["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     message = message[:1].lower() + message[1:]
     value = first.get("input")
-    shown = f" = {_short(value)}" if path and not isinstance(value, Mapping) else ""
+    found = f" = {shown(value)}" if path and not isinstance(value, Mapping) else ""
     near = ""
     if first["type"] == "literal_error" and isinstance(value, str):
         near = nearest(value, _quoted(first["msg"]))
-    where = f"{key}{shown}: " if key else ""
+    where = f"{key}{found}: " if key else ""
     return UserError(one_line(f"{source}: {where}{message}{near}{more}"))
 
 
@@ -70,11 +126,6 @@ def _is_union_tag(part: object) -> bool:
     """Pydantic puts the name of a union's branch into the path; a user never wrote it."""
     text = str(part)
     return isinstance(part, str) and ("[" in text or text in ("bool", "int", "float", "str", "none", "none_required"))
-
-
-def _short(value: object) -> str:
-    text = re.sub(r"(://[^/@\s]*?:)\S*@", r"\1***@", one_line(repr(value)))  # never a password
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _quoted(message: str) -> list[str]:

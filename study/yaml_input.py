@@ -1,0 +1,153 @@
+"""YAML that somebody else may have written: of bounded size, depth and expansion, and wrong in one line.
+
+The one place where this project reads YAML.
+"""
+
+from __future__ import annotations
+
+import stat
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from study.errors import UserError, shown, yaml_error
+from trainables.files import read_limited
+
+MOST_BYTES = 4_000_000
+"""Of a file; the largest study that starts, with 100,000 seeds, has a quarter of it."""
+MOST_NODES = 300_000
+"""Keys and values, those that an alias stands for counted every time, a long text as one per 32 characters."""
+MOST_DEPTH = 50
+LARGEST = 2**63
+"""Whole numbers are below it, as in every table."""
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # libyaml's is ten times as fast
+    """YAML's plain types."""
+
+
+def _whole_number(loader: Any, node: yaml.ScalarNode) -> int:
+    if len(node.value) <= 100:  # Python reads no decimal number of thousands of digits, and prints none
+        number = int(loader.construct_yaml_int(node))
+        if abs(number) < LARGEST:
+            return number
+    raise yaml.constructor.ConstructorError(
+        None, None, f"the number {shown(node.value, quoted=False)} is too large, expected less than 2^63",
+        node.start_mark,
+    )  # fmt: skip
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
+
+
+def read_yaml(path: Path, source: str | None = None) -> Any:
+    """What a YAML file says.
+
+    Args:
+        source: what to call it in a message; None: its path.
+
+    Raises:
+        UserError: it is not there, no regular file, not UTF-8, too large, or `parse_yaml` refuses it.
+    """
+    source = source or str(path)
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UserError(f"{source}: is not a regular file")
+        data = read_limited(path, MOST_BYTES)
+    except OSError as error:
+        raise UserError(f"{source}: cannot be read ({error.strerror or error})") from error
+    except ValueError as error:  # a NUL in the path
+        raise UserError(f"{source}: cannot be read ({error})") from error
+    return parse_yaml(data, source)
+
+
+def parse_yaml(data: bytes | str, source: str) -> Any:
+    """What a YAML text says: mappings, lists, texts, numbers, dates.
+
+    Args:
+        data: UTF-8, with or without a byte order mark.
+        source: what to call it in a message.
+
+    Raises:
+        UserError: not YAML, or too large, too deep, or expanding to too much; a key that is no text; a number of more
+            than 63 bits; a text with half a surrogate pair.
+    """
+    try:
+        text = data if isinstance(data, str) else data.decode("utf-8-sig")
+        text.encode()
+    except UnicodeError as error:
+        raise UserError(f"{source}: is not UTF-8 text ({shown(error, quoted=False)})") from None
+    try:
+        _check_size(text, source)
+        found = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise yaml_error(source, _placed(text) or error) from error
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        # What its constructors raise at `!!float x`, `2024-99-99`, `!!timestamp x`
+        raise UserError(f"{source}: not valid YAML: {shown(error, quoted=False)}") from error
+    _check_types(found, source)
+    return found
+
+
+def _placed(text: str) -> yaml.YAMLError | None:
+    """The mistake of a short text as PyYAML's own parser finds it: nearer to its cause than libyaml's."""
+    try:
+        for _ in yaml.parse(text[:10_000], Loader=yaml.SafeLoader):
+            pass
+    except yaml.YAMLError as error:
+        return error if len(text) <= 10_000 else None
+    return None
+
+
+def _check_size(text: str, source: str) -> None:
+    """Count nodes by events, which need no recursion, and nest nothing."""
+    nodes: list[int] = [0]  # of every open collection
+    names: list[str | None] = []
+    sizes: dict[str, int] = {}
+    for event in yaml.parse(text, Loader=_Loader):
+        place = f"{source}: line {event.start_mark.line + 1}"  # type: ignore[union-attr]
+        if isinstance(event, yaml.events.CollectionStartEvent):
+            nodes.append(1)
+            names.append(event.anchor)
+            if len(names) > MOST_DEPTH:
+                raise UserError(f"{place}: nested deeper than {MOST_DEPTH} levels")
+            continue
+        if isinstance(event, yaml.events.CollectionEndEvent):
+            size, name = nodes.pop(), names.pop()
+        elif isinstance(event, yaml.events.ScalarEvent):
+            size, name = 1 + len(event.value) // 32, event.anchor
+        elif isinstance(event, yaml.events.AliasEvent):
+            size, name = sizes.get(str(event.anchor), 0), None
+            if event.anchor in names:
+                raise UserError(
+                    f"{place}: the alias *{shown(event.anchor, quoted=False)} is part of what it stands for"
+                )
+        else:
+            continue
+        if name is not None:
+            sizes[name] = size
+        nodes[-1] += size
+        if nodes[-1] > MOST_NODES:
+            raise UserError(f"{place}: holds more than {MOST_NODES:,} values, those of aliases counted every time")
+
+
+def _check_types(found: Any, source: str) -> None:
+    """Keys are texts, texts can be written in UTF-8, and the rest is plain. What was counted is not deep."""
+    if isinstance(found, str):
+        try:
+            found.encode()
+        except UnicodeError:
+            raise UserError(f"{source}: the text {shown(found)} holds half of a surrogate pair") from None
+    elif isinstance(found, dict):
+        for key, value in found.items():
+            if not isinstance(key, str):
+                raise UserError(f"{source}: the key {shown(key)} must be a text, but is {type(key).__name__}")
+            _check_types(key, source)
+            _check_types(value, source)
+    elif isinstance(found, list):
+        for value in found:
+            _check_types(value, source)
+    elif not isinstance(found, int | float | date | None):
+        raise UserError(f"{source}: {shown(found)} is {type(found).__name__}, which no key takes")
