@@ -102,6 +102,63 @@ def _kind(mode: int) -> str:
     return "a socket" if stat.S_ISSOCK(mode) else "a device"
 
 
+def part_of(path: Path) -> Path:
+    """A new name beside a path, which nobody can foresee, for what is to take the path's place."""
+    return path.with_name(f".{path.name[:_LONGEST]}.{secrets.token_hex(6)}{PART}")
+
+
+def make_folder(folder: Path) -> list[Path]:
+    """Make a folder and what is missing above it; after an error none of them is left.
+
+    Returns:
+        Those that were made, the outermost first; see `remove_empty`.
+
+    Raises:
+        OSError: one cannot be made, or something else has its name.
+    """
+    missing: list[Path] = []
+    for path in (folder, *folder.parents):
+        if path.is_dir():
+            break
+        missing.append(path)
+    made: list[Path] = []
+    try:
+        for path in reversed(missing):
+            try:
+                path.mkdir()
+            except FileExistsError:
+                if not path.is_dir():
+                    raise
+            else:
+                made.append(path)
+    except BaseException:
+        remove_empty(made)
+        raise
+    return made
+
+
+def remove_empty(folders: list[Path]) -> None:
+    """Remove folders that `make_folder` made, as far as they are empty."""
+    for path in reversed(folders):
+        with suppress(OSError):
+            path.rmdir()
+
+
+@contextmanager
+def making(folder: Path) -> Iterator[None]:
+    """A folder to write into; of those it made, an error leaves none that is empty.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    made = make_folder(folder)
+    try:
+        yield
+    except BaseException:
+        remove_empty(made)
+        raise
+
+
 @contextmanager
 def replacing(path: Path | str, mode: str = "wb", *, sync: bool = False) -> Iterator[IO[Any]]:
     """A new file that takes a path's place when it is complete: readers see the whole of it or what was there before.
@@ -121,7 +178,7 @@ def replacing(path: Path | str, mode: str = "wb", *, sync: bool = False) -> Iter
         OSError: it cannot be written.
     """
     path = Path(path)
-    part = path.with_name(f".{path.name[:_LONGEST]}.{secrets.token_hex(6)}{PART}")
+    part = part_of(path)
     flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
     try:
         descriptor = os.open(part, flags, 0o666)
@@ -136,9 +193,11 @@ def replacing(path: Path | str, mode: str = "wb", *, sync: bool = False) -> Iter
             if sync:
                 os.fsync(file.fileno())
         part.replace(path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             part.unlink()
+        if isinstance(error, OSError) and error.filename in (None, str(part)):  # a full disk names no file
+            error.filename, error.filename2 = str(path), None
         raise
 
 
