@@ -39,12 +39,17 @@ def _kept(method: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(method)
     def safely(self: LedgerCallback, *args: Any, **info: Any) -> None:
+        self.writing += 1
         try:
             method(self, *args, **info)
         except Exception as error:
             log.exception("callback %s failed", method.__name__)
             if self.error is None:
                 self.error = error
+        finally:
+            self.writing -= 1
+        if self.hurried and not self.writing:
+            raise KeyboardInterrupt
 
     return safely
 
@@ -65,6 +70,8 @@ class LedgerCallback(Callback):
     Attributes:
         error: the first error of a callback, if any.
         at_first: called once, in the first turn of Ray's loop.
+        writing: above 0 while an event is taken in.
+        hurried: the run is to end as soon as that is done.
     """
 
     def __init__(
@@ -84,6 +91,7 @@ class LedgerCallback(Callback):
         self._remarks: set[str] = set()
         self.workers = workers or Workers()
         self.at_first: Callable[[], None] | None = None
+        self.writing, self.hurried = 0, False
         self._full = False
         self._alive_at = time.monotonic()
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from study import cli_chaos, cli_models, cli_report, cli_status, console
+from study import cli_chaos, cli_models, cli_report, cli_status, console, output
 from study.cli_models import with_set
 from study.errors import RunError, UserError, nearest, one_line
 from study.places import PLACE
@@ -26,6 +26,10 @@ if TYPE_CHECKING:  # torch, Ray and plotly are imported by the commands that nee
 
 EXIT_FAILED, EXIT_MISTAKE, EXIT_INTERRUPTED = 1, 2, 130
 F = TypeVar("F", bound=Callable[..., Any])
+ANSWERS = ("status", "plan", "methods", "compare", "detector", "recommend")
+"""Commands that do nothing but show something: without a reader they end, and where it cannot be written they fail."""
+_SHOW = frozenset({"-h", "--help", "-n", "--dry-run", "--list"})
+"""Options that make any command one of these."""
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True}
 
@@ -39,7 +43,10 @@ class _Commands(click.Group):
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
             raise click.UsageError(f"no command {args[0]!r}{nearest(args[0], self.commands)}")
-        return super().resolve_command(ctx, args)
+        name, command, rest = super().resolve_command(ctx, args)
+        if name not in ANSWERS and _SHOW.isdisjoint(rest):
+            output.go_on()
+        return name, command, rest
 
 
 @click.group(cls=_Commands, context_settings=SETTINGS)
@@ -74,7 +81,8 @@ def sweep(config: str, results: Path | str, assignments: tuple[str, ...], addres
       mebm sweep table1 --dry-run
     """
     from study.config import load_study
-    from study.folder import create_folder, discard_unstarted
+    from study.driver import ending_signals
+    from study.folder import new_study
     from study.launch import describe
     from study.loggers import check_loggers
     from study.space import build_space
@@ -92,12 +100,8 @@ def sweep(config: str, results: Path | str, assignments: tuple[str, ...], addres
 
         url, results = join(results, study.name), work_folder(results, study.name).parent
         refuse_taken(url)
-    folder = create_folder(study, results)
-    try:
-        _run(study, folder, address, plan_for=results, url=url)
-    except UserError:
-        discard_unstarted(folder)
-        raise
+    with ending_signals(), new_study(study, results) as folder:
+        _run(study, folder, address, new_in=results, url=url)
 
 
 @cli.command()
@@ -121,16 +125,18 @@ def resume(
       mebm resume results/NAME --set seeds=[0,1,2,3,4] --retry-failed
     """
     from study.config import change_study
+    from study.driver import ending_signals
     from study.folder import load_folder
 
     url = None
-    if isinstance(folder, str):
-        from study.mirror import fetch, work_folder_of
+    with ending_signals():
+        if isinstance(folder, str):
+            from study.mirror import fetch, work_folder_of
 
-        url, folder = folder, work_folder_of(folder)
-        fetch(url, folder)
-    study = change_study(load_folder(folder), assignments, str(folder))
-    _run(study, folder, address, url=url, retry_failed=retry_failed, accept_changes=accept_changes)
+            url, folder = folder, work_folder_of(folder)
+            fetch(url, folder)
+        study = change_study(load_folder(folder), assignments, str(folder))
+        _run(study, folder, address, url=url, retry_failed=retry_failed, accept_changes=accept_changes)
 
 
 def _run(
@@ -138,24 +144,30 @@ def _run(
     folder: Path,
     address: str | None,
     *,
-    plan_for: Path | None = None,
+    new_in: Path | None = None,
     url: str | None = None,
     **how: bool,
 ) -> None:
-    """Run a study and show what it left; with a URL its folder is the live one of a study in object storage."""
+    """Run a study and show what it left; with a URL its folder is the live one of a study in object storage.
+
+    Args:
+        new_in: folder of the results, where the study's was made in it just now and is locked.
+    """
     shown = console.StudyConsole()
     if url is None:
-        _run_here(study, folder, address, shown, str(folder), None, plan_for, how)
+        _run_here(study, folder, address, shown, str(folder), None, new_in, how)
         return
-    from study.folder import discard_unstarted
+    from study.ledger import recorded_runs
     from study.mirror import Mirror
 
     mirror = Mirror(folder, url, shown.line)
     mirror.start()
     try:
-        _run_here(study, folder, address, shown, mirror.store.shown, mirror, plan_for, how)
-    except UserError:
-        if discard_unstarted(folder):
+        _run_here(study, folder, address, shown, mirror.store.shown, mirror, new_in, how)
+    except SystemExit:
+        raise
+    except BaseException:
+        if new_in is not None and not recorded_runs(folder):
             mirror.discard()
         raise
     finally:
@@ -170,7 +182,7 @@ def _run_here(
     shown: console.StudyConsole,
     place: str,
     mirror: Mirror | None,
-    plan_for: Path | None,
+    new_in: Path | None,
     how: dict[str, bool],
 ) -> None:
     from study.launch import run_study
@@ -178,11 +190,11 @@ def _run_here(
 
     planned = build_space(study).settings * len(study.seeds)
     shown.line(f"{study.name}: {planned} trials, results in {place}{os.sep}")
-    if plan_for is not None:
-        for line in _plan(study, None, (plan_for,) if plan_for.is_dir() else ()).lines()[1:]:
+    if new_in is not None:
+        for line in _plan(study, None, (new_in,)).lines()[1:]:
             if "not known for this device" not in line:
                 shown.line(f"  {line}")
-    ending = run_study(study, folder, shown, address=address, mirror=mirror, **how)
+    ending = run_study(study, folder, shown, address=address, mirror=mirror, locked=new_in is not None, **how)
     if mirror is not None:
         mirror.collect()
     if ending.interrupted:
@@ -469,36 +481,55 @@ for command in (cli_report.recommend, cli_report.serve, cli_chaos.chaos):
 
 def main() -> None:
     """Entry point of `mebm`: every mistake becomes one line and exit code 2."""
+    output.steady_streams()
+    try:
+        code = _exit_code()
+    finally:
+        lost = output.end_streams()
+    if lost is not None:
+        console.error(f"standard output: {lost.strerror}; not all of it was shown")
+        if "--json" in sys.argv:  # somebody waits for that
+            code = code or EXIT_MISTAKE
+    if code:
+        sys.exit(code)
+
+
+def _exit_code() -> int | str | None:
+    """Run the command line; what to exit with."""
     from analysis.load import ResultsError
     from trainables.storage import StoreError
 
     try:
         cli.main(standalone_mode=False)
+    except SystemExit as stop:
+        return stop.code
     except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
+        return stop.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
+        output.go_on()
         click.echo(error.ctx.get_help() if error.ctx else "")
-        sys.exit(EXIT_MISTAKE)
+        return EXIT_MISTAKE
     except click.ClickException as error:
         console.error(one_line(error.format_message()))
-        sys.exit(EXIT_MISTAKE)
+        return EXIT_MISTAKE
     except RunError as error:
         console.error(one_line(error))
-        sys.exit(EXIT_FAILED)
+        return EXIT_FAILED
     except StoreError as error:
         console.error(one_line(error))
-        sys.exit(EXIT_MISTAKE)
+        return EXIT_MISTAKE
     except OSError as error:
         if error.filename is None:
             raise
         console.error(one_line(f"{error.filename}: {error.strerror}"))
-        sys.exit(EXIT_MISTAKE)
+        return EXIT_MISTAKE
     except (UserError, ResultsError) as error:
         console.error(one_line(error))
-        sys.exit(EXIT_MISTAKE)
+        return EXIT_MISTAKE
     except (click.Abort, KeyboardInterrupt):
         console.error("interrupted")
-        sys.exit(EXIT_INTERRUPTED)
+        return EXIT_INTERRUPTED
+    return None
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import math
 import socket
@@ -262,6 +261,8 @@ class View:
         age = self.age
         if self._grown_at is not None and age is not None and age < EVERY_SECONDS:
             return True  # it has just written; leave its lock alone
+        from study.folder import lock_held
+
         held = lock_held(self.folder)
         if held:
             return True
@@ -337,23 +338,3 @@ class View:
             "doubts": self.doubts(),
             "trials": [{k: v for k, v in trial.items() if v is not None and k != "config"} for trial in trials],
         }
-
-
-def lock_held(folder: Path) -> bool | None:
-    """Whether a process holds the lock of a folder, as far as its file system tells; None where it does not.
-
-    Nothing is created or written, so a folder may be read-only. A shared lock is tried, which readers do not take from
-    each other, and let go at once.
-    """
-    from study.folder import LOCK_FILE
-
-    try:
-        with (folder / LOCK_FILE).open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    except OSError:
-        return None
-    return False

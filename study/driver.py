@@ -347,29 +347,50 @@ def _run_name(folder: Path, mirror: Mirror | None) -> str:
 
 
 @contextmanager
+def ending_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP interrupt as Ctrl-C does; one that is ignored, as a hang-up is under nohup, stays so."""
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
+    before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def _signals(control: Any, callback: Any) -> Iterator[None]:
-    """SIGINT and SIGTERM end a study now, SIGUSR1 lets its trials finish their epoch; all leave it resumable.
+    """SIGINT, SIGTERM and SIGHUP end a study now, SIGUSR1 lets its trials finish their epoch; all leave it resumable.
 
     Ray Tune puts its own handlers in place when it starts, so these come after it, in the first turn of its loop. A
-    second SIGINT is Python's own.
+    second SIGINT does not wait for that loop, but for the line that is being written: what follows goes on from it.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # under nohup
+        numbers.append(signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in numbers}
 
     def on_end(number: int, _frame: Any) -> None:
         control.interrupt(signal.Signals(number).name)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, at_once)
+
+    def at_once(number: int, frame: Any) -> None:
+        if callback.writing and not callback.hurried:
+            callback.hurried = True
+        else:
+            signal.default_int_handler(number, frame)
 
     def on_drain(number: int, _frame: Any) -> None:
         control.drain(signal.Signals(number).name)
 
     def install() -> None:
-        signal.signal(signal.SIGINT, on_end)
-        signal.signal(signal.SIGTERM, on_end)
-        signal.signal(signal.SIGUSR1, on_drain)
+        for number in numbers:
+            signal.signal(number, on_drain if number == signal.SIGUSR1 else on_end)
 
     install()  # for what comes before Ray's own
     callback.at_first = install

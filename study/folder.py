@@ -3,63 +3,142 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
-from filelock import FileLock, Timeout
 
 from analysis.intact import with_checksum
 from study.config import StudyConfig, validate_study
 from study.errors import UserError, one_line
 from study.ledger import recorded_runs, utc_now
 from study.space import Space
+from trainables.files import PART, make_folder, open_append, remove_empty, remove_parts, write_text
 from trainables.schema import SCHEMA_VERSION
 
 STUDY_FILE, MANIFEST_FILE, LOCK_FILE = "study.yaml", "manifest.json", ".driver.lock"
+_AT_WORK = "another process is running this study"
+_ATTEMPTS, _PAUSE = 10, 0.05
+"""How often a lock is tried, and seconds between: who only looks whether it is held has it for a moment."""
 _VERSIONED = ("mebm-study", "torch", "torchvision", "ray", "optuna", "pandas", "pyarrow", "torch-fidelity", "numpy")
 
 
 def create_folder(study: StudyConfig, results: Path) -> Path:
-    """The study's new folder with `study.yaml` and `manifest.json`.
+    """The study's new folder with `study.yaml`; see `new_study`."""
+    with new_study(study, results) as folder:
+        return folder
+
+
+@contextmanager
+def new_study(study: StudyConfig, results: Path) -> Iterator[Path]:
+    """The study's new folder with `study.yaml`, and the lock of who runs it; see `new_folder`.
 
     Raises:
-        UserError: the folder holds a study already, or something else.
+        UserError: the folder holds a study already, or something else, or another process starts one there.
     """
     folder = results / study.name
-    if (folder / STUDY_FILE).is_file():
+
+    def refuse() -> None:
+        if not (folder / STUDY_FILE).is_file():
+            raise UserError(f"{folder}: exists and is not a study folder; choose another --results or name")
         difference = first_difference(load_folder(folder), study)
         if difference is None:
             raise UserError(f"{folder}: holds this study already; go on with: mebm resume {folder}")
         raise UserError(f"{folder}: holds another study of that name ({difference}); choose another --results or name")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: exists and is not a study folder; choose another --results or name")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+
+    with new_folder(folder, refuse, lambda: bool(recorded_runs(folder))):
         write_study(folder, study)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
-    return folder
+        yield folder
 
 
-def discard_unstarted(folder: Path) -> bool:
-    """Remove a new study's folder before any of its trials has started; a mistake leaves nothing behind.
+@contextmanager
+def new_folder(folder: Path, refuse: Callable[[], None], begun: Callable[[], bool]) -> Iterator[None]:
+    """A new folder and its lock, which decides between several that start at once: one has it, the others nothing.
 
-    Returns:
-        Whether there was nothing to keep.
+    What fails before anything has begun leaves no folder: who holds the lock removes what it made. One that was killed
+    before that leaves a folder which the next takes over.
+
+    Args:
+        folder: where; what is missing above it is made.
+        refuse: raises what to say where something is there already.
+        begun: whether there is something to keep.
+
+    Raises:
+        UserError: another process has the folder, or it cannot be made.
     """
-    unstarted = not recorded_runs(folder)
-    if unstarted:
-        shutil.rmtree(folder, ignore_errors=True)
-    return unstarted
+    made: list[Path] = []
+    try:
+        if not _is_free(folder):
+            if lock_held(folder):
+                raise UserError(f"{folder}: {_AT_WORK}")
+            refuse()
+        lock = None
+        for _ in range(_ATTEMPTS):
+            made += make_folder(folder)
+            with contextlib.suppress(FileNotFoundError):  # who failed here has just removed it
+                lock = _take_lock(folder)
+                break
+        if lock is None:
+            raise UserError(f"{folder}: {_AT_WORK}")
+    except OSError as error:
+        remove_empty(made)
+        raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
+    except BaseException:
+        remove_empty(made)
+        raise
+    with lock:
+        if not _is_free(folder):  # it was somebody else's in the meantime
+            refuse()
+        remove_parts(folder)
+        try:
+            yield
+        except SystemExit:
+            raise
+        except BaseException as error:
+            if _holds(lock, folder) and not _has_begun(begun):
+                _clear(folder)
+                remove_empty(made)
+            if isinstance(error, OSError) and error.filename is None:  # a full disk names no file
+                raise UserError(f"{folder}: {error.strerror or error}") from error
+            raise
+
+
+def _is_free(folder: Path) -> bool:
+    """Whether nothing is there but an empty folder, or one in which a start was killed before its first file."""
+    try:
+        names = [path.name for path in folder.iterdir()]
+    except FileNotFoundError:
+        return not folder.is_symlink()
+    except NotADirectoryError:
+        return False
+    return all(name == LOCK_FILE or (name.startswith(".") and name.endswith(PART)) for name in names)
+
+
+def _has_begun(begun: Callable[[], bool]) -> bool:
+    try:
+        return begun()
+    except Exception:  # whatever it is that cannot be read, it is not thrown away
+        return True
+
+
+def _clear(folder: Path) -> None:
+    """Empty a folder whose lock is held; `study.yaml` and the lock go last, so that one half emptied can be resumed."""
+    for path in sorted(folder.iterdir(), key=lambda path: (path.name == LOCK_FILE, path.name == STUDY_FILE)):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def load_folder(folder: Path) -> StudyConfig:
@@ -119,9 +198,7 @@ def recorded_config(folder: Path) -> Mapping[str, Any] | None:
 
 def write_study(folder: Path, study: StudyConfig) -> None:
     """Write `study.yaml`, complete or not at all."""
-    part = (folder / STUDY_FILE).with_suffix(".part")
-    part.write_text(study.to_yaml(), encoding="utf-8")
-    part.replace(folder / STUDY_FILE)
+    write_text(folder / STUDY_FILE, study.to_yaml())
 
 
 def first_difference(there: StudyConfig, here: StudyConfig) -> str | None:
@@ -199,9 +276,7 @@ def write_manifest(folder: Path, study: StudyConfig, space: Space) -> None:
         "hardware": hardware(),
         "runs": [*runs, {"at": utc_now(), "commit": commit(), "host_cpus": os.cpu_count()}],
     }
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(with_checksum(manifest), indent=2) + "\n", encoding="utf-8")
-    part.replace(path)
+    write_text(path, json.dumps(with_checksum(manifest), indent=2) + "\n")
 
 
 def _past_runs(path: Path) -> list[dict[str, Any]]:
@@ -255,32 +330,75 @@ def hardware() -> dict[str, Any]:
 
 
 @contextmanager
-def driver_lock(folder: Path) -> Iterator[None]:
-    """Held by the one process that runs a study.
+def driver_lock(folder: Path) -> Iterator[Callable[[], bool]]:
+    """Held by the one process that runs a study; the system lets go of a dead one's.
+
+    Yields:
+        Whether the folder at that path is still the one that was locked.
 
     Raises:
-        UserError: another process runs it.
+        UserError: another process runs it, or the file system has no locks.
+        OSError: the folder is gone, is read-only, or the lock's name is a link.
     """
-    lock = FileLock(folder / LOCK_FILE)
+    with _take_lock(folder) as lock:
+        yield lambda: _holds(lock, folder)
+
+
+def _take_lock(folder: Path) -> BinaryIO:
+    """The lock, held until the file is closed."""
+    path = folder / LOCK_FILE
+    for _ in range(_ATTEMPTS):
+        lock = open_append(path)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _holds(lock, folder):
+                return lock
+        except BlockingIOError:  # a process at work, or one that looks whether there is one
+            time.sleep(_PAUSE)
+        except OSError as error:
+            lock.close()
+            raise UserError(
+                f"{path}: cannot be locked ({error.strerror}), and without a lock two processes could run one study; "
+                "choose a folder on another file system"
+            ) from error
+        except BaseException:
+            lock.close()
+            raise
+        lock.close()
+    raise UserError(f"{folder}: {_AT_WORK}")
+
+
+def _holds(lock: BinaryIO, folder: Path) -> bool:
+    """Whether a folder's lock is this one; it is not where the folder was removed or moved."""
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(f"{folder}: another process is running this study") from None
+        return os.path.samestat(os.fstat(lock.fileno()), (folder / LOCK_FILE).lstat())
+    except OSError:
+        return False
+
+
+def lock_held(folder: Path) -> bool | None:
+    """Whether a process holds the lock of a folder, as far as its file system tells; None where it does not.
+
+    Nothing is created or written, so a folder may be read-only. A shared lock is tried, which readers do not take from
+    each other, and let go at once.
+    """
     try:
-        yield
+        descriptor = os.open(folder / LOCK_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
     finally:
-        lock.release()
+        os.close(descriptor)
+    return False
 
 
 def is_running(folder: Path) -> bool:
     """True while some process runs the study of a folder."""
-    path = folder / LOCK_FILE
-    if not path.exists():
-        return False
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return True
-    lock.release()
-    return False
+    return lock_held(folder) is True

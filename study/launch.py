@@ -6,6 +6,7 @@ import logging
 import time
 import uuid
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,24 +115,26 @@ def run_study(
     accept_changes: bool = False,
     retry_failed: bool = False,
     mirror: Mirror | None = None,
+    locked: bool = False,
 ) -> Ending:
     """Run what is left of a study, on the local machine or on a Ray cluster.
 
     Args:
         study: the study.
-        folder: its folder, made by `create_folder`.
+        folder: its folder, made by `new_study`.
         console: shows it.
         address: of a running cluster (`auto` finds a local one); None starts Ray on this machine for the time being.
         accept_changes: go on with other code or images than before; the journal says from where on.
         retry_failed: run the trials that failed once more, from their last checkpoint.
         mirror: of a study whose results live in object storage; `folder` is its live folder on this machine.
+        locked: the caller holds the folder's lock, as in `new_study`.
 
     Raises:
         UserError: images missing, no such cluster, not enough resources for one trial, another driver at work, or a
             folder that is damaged or was changed in a way that cannot be gone on with.
     """
     space = build_space(study)
-    with driver_lock(folder):
+    with nullcontext() if locked else driver_lock(folder):
         refuse_changes(folder, study)
         quiet_ray(local=address is None)
         handler = _log_file(folder)
@@ -207,7 +210,14 @@ def _reopen(study: StudyConfig, ledger: Ledger, retry_failed: bool) -> None:
 
 
 def describe(study: StudyConfig, space: Space, source: str) -> list[str]:
-    """What a study would run, for `--dry-run`."""
+    """What a study would run, for `--dry-run`.
+
+    Raises:
+        UserError: a trial that no device can hold.
+    """
+    from study.plan import check_memory
+
+    check_memory(study, space)
     trials = space.settings * len(study.seeds)
     example = space.trial(
         {k: any_value(d) for k, d in space.distributions.items()} | (dict(space.start[0]) if space.start else {}),

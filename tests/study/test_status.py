@@ -19,10 +19,10 @@ import pytest
 
 from study import cli_status
 from study import ledger as ledger_module
-from study.cli_status import View, lock_held
+from study.cli_status import View
 from study.config import validate_study
 from study.errors import UserError
-from study.folder import create_folder, driver_lock, load_folder
+from study.folder import create_folder, driver_lock, load_folder, lock_held
 from study.journal_reader import JournalReader
 from study.ledger import JOURNAL, Ledger, encode
 from trainables.methods import build_trial
@@ -170,6 +170,7 @@ def test_a_study_that_has_not_begun(folder, mebm):
 
 
 def test_looking_at_a_lock_takes_it_from_nobody(folder):
+    (folder / ".driver.lock").unlink()
     assert lock_held(folder) is False
     assert not (folder / ".driver.lock").exists()
     with driver_lock(folder):
