@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from trainables.files import replacing, write_text
+
 STATE_FILE, SEAL_FILE = "trial.pt", "trial.json"
 
 
@@ -25,14 +27,12 @@ def write_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
     Raises:
         OSError: it cannot be written, such as on a full disk.
     """
-    path = folder / STATE_FILE
-    part = path.with_suffix(".part")
-    torch.save(dict(state), part)
-    seal = {"bytes": part.stat().st_size, "sha256": _digest(part)}
-    part.replace(path)
-    sealing = (folder / SEAL_FILE).with_suffix(".part")
-    sealing.write_text(json.dumps(seal), encoding="utf-8")
-    sealing.replace(folder / SEAL_FILE)
+    with replacing(folder / STATE_FILE) as file:
+        torch.save(dict(state), file)
+        size = file.tell()
+        file.seek(0)
+        seal = {"bytes": size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    write_text(folder / SEAL_FILE, json.dumps(seal))
 
 
 def verify_checkpoint(folder: Path) -> None:

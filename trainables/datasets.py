@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainables.files import replacing
 from trainables.image_cache import CachedImages, cached, fingerprint
 from trainables.readers import DataError, Found, Item, Split, find
 
@@ -232,9 +233,8 @@ def _digits_arrays() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
 
     raw = load_digits()
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part.npz")
-    np.savez(part, pixels=raw.images, targets=raw.target)
-    part.replace(path)
+    with replacing(path) as file:
+        np.savez(file, pixels=raw.images, targets=raw.target)
     return raw.images, raw.target
 
 

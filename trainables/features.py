@@ -8,7 +8,6 @@ The one for digits ships with the package.
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from trainables.datasets import ImageData, cache_dir, to_float
+from trainables.files import replacing
 
 VERSION = "v1"
 """Changes whenever the extractor's architecture or training changes."""
@@ -180,9 +180,8 @@ def _trained_once(data: ImageData, path: Path) -> _Classifier:
                 network = _train(data)
             finally:
                 torch.set_num_threads(threads)
-            part = path.with_name(f"{path.name}.{os.getpid()}.part")
-            torch.save(network.state_dict(), part)
-            part.replace(path)
+            with replacing(path) as file:
+                torch.save(network.state_dict(), file)
     return network
 
 

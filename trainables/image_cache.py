@@ -27,6 +27,7 @@ from filelock import FileLock
 from PIL import Image
 from torch import Tensor
 
+from trainables.files import PART, replacing
 from trainables.readers import HELD_OUT_EVERY, BadImageError, DataError, Found, Item, Pixels
 
 MAGIC = b"MEBMIMG1"
@@ -111,14 +112,10 @@ def cached(
         with FileLock(f"{path}.lock"):  # trials that start together read once
             if (images := _open(path)) is not None:
                 return images
-            for left in folder.glob(f"{path.stem}.*.part"):  # of a process that was killed
+            for left in folder.glob(f".{path.name}.*{PART}"):  # of a process that was killed
                 left.unlink(missing_ok=True)
-            part = path.with_suffix(f".{os.getpid()}.part")
-            try:
-                _write(found, part, _Reading(_Shape(size, side, channels), classes), bad_images)
-                part.replace(path)
-            finally:
-                part.unlink(missing_ok=True)
+            with replacing(path, sync=True) as file:
+                _write(found, file, _Reading(_Shape(size, side, channels), classes), bad_images)
     except OSError as error:  # what a reader cannot read is a DataError already
         raise DataError(
             f"{folder}: images cannot be cached there ({error.strerror or error}); MEBM_CACHE names another folder"
@@ -234,37 +231,35 @@ def _held_out(items: Iterable[Item], *, test: bool) -> Iterator[Item]:
     return (item for number, item in enumerate(items) if (number % HELD_OUT_EVERY == 0) == test)
 
 
-def _write(found: Found, path: Path, reading: _Reading, bad_images: str) -> None:
+def _write(found: Found, file: IO[bytes], reading: _Reading, bad_images: str) -> None:
     splits: dict[str, Any] = {}
     bad, shape = reading.bad, reading.shape
-    with path.open("wb") as file:
-        for name, split in (("train", found.train), ("test", found.test or found.train)):
-            items = _held_out(split.items(), test=name == "test") if found.test is None else split.items()
-            offset, labels = file.tell(), []
-            for image, label in reading.usable(items):
-                file.write(image.data)
-                labels.append(label)
-            splits[name] = {"offset": offset, "count": len(labels), "labels": _append(file, labels)}
-        if len(reading.first) == 2:
-            raise DataError(f"{reading.first[False]}: has no label, but {reading.first[True]} has one")
-        if bad and bad_images == "refuse":
-            more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
-            raise DataError(f"{'; '.join(bad[:NAMED])}{more} ({len(bad)} bad in all; bad_images: skip leaves them out)")
-        if shape.size is None or not splits["train"]["count"]:
-            raise DataError(f"{found.files[0]}: no usable image" + (f" ({bad[0]})" if bad else ""))
-        footer = {
-            "splits": splits,
-            "shape": [shape.channels, *shape.size],
-            "skipped": bad[:NAMED],
-            "skipped_count": len(bad),
-        }
-        file.flush()
-        train = _mapped(path, footer, "train")
-        footer["fingerprint"] = fingerprint(*train)
-        text = json.dumps(footer).encode()
-        file.write(text + struct.pack("<Q", len(text)) + MAGIC)
-        file.flush()
-        os.fsync(file.fileno())
+    for name, split in (("train", found.train), ("test", found.test or found.train)):
+        items = _held_out(split.items(), test=name == "test") if found.test is None else split.items()
+        offset, labels = file.tell(), []
+        for image, label in reading.usable(items):
+            file.write(image.data)
+            labels.append(label)
+        splits[name] = {"offset": offset, "count": len(labels), "labels": _append(file, labels)}
+    if len(reading.first) == 2:
+        raise DataError(f"{reading.first[False]}: has no label, but {reading.first[True]} has one")
+    if bad and bad_images == "refuse":
+        more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+        raise DataError(f"{'; '.join(bad[:NAMED])}{more} ({len(bad)} bad in all; bad_images: skip leaves them out)")
+    if shape.size is None or not splits["train"]["count"]:
+        raise DataError(f"{found.files[0]}: no usable image" + (f" ({bad[0]})" if bad else ""))
+    footer = {
+        "splits": splits,
+        "shape": [shape.channels, *shape.size],
+        "skipped": bad[:NAMED],
+        "skipped_count": len(bad),
+    }
+    file.flush()
+    train = _mapped(file, footer, "train")
+    footer["fingerprint"] = fingerprint(*train)
+    text = json.dumps(footer).encode()
+    file.seek(0, os.SEEK_END)
+    file.write(text + struct.pack("<Q", len(text)) + MAGIC)
 
 
 def _append(file: IO[bytes], labels: list[int]) -> int:
@@ -278,13 +273,13 @@ def _append(file: IO[bytes], labels: list[int]) -> int:
 # ------------------------------------------------------------------------------------------------------ mapping
 
 
-def _mapped(path: Path, footer: dict[str, Any], name: str) -> tuple[Tensor, Tensor]:
+def _mapped(file: Path | IO[bytes], footer: dict[str, Any], name: str) -> tuple[Tensor, Tensor]:
     split, shape = footer["splits"][name], tuple(footer["shape"])
     if split["count"] == 0:
         return torch.zeros(0, *shape, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64)
     # Copy-on-write: the tensors can be written like any other, and the file stays as it is.
-    images = np.memmap(path, np.uint8, "c", split["offset"], (split["count"], *shape))
-    labels = np.memmap(path, np.int64, "c", split["labels"], (split["count"],))
+    images = np.memmap(file, np.uint8, "c", split["offset"], (split["count"], *shape))
+    labels = np.memmap(file, np.int64, "c", split["labels"], (split["count"],))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return torch.from_numpy(images), torch.from_numpy(np.array(labels))
@@ -292,6 +287,8 @@ def _mapped(path: Path, footer: dict[str, Any], name: str) -> tuple[Tensor, Tens
 
 def _open(path: Path) -> CachedImages | None:
     """The file's images, or None where there is none or it is damaged."""
+    if not path.is_file():
+        return None
     try:
         with path.open("rb") as file:
             file.seek(-16, os.SEEK_END)
@@ -307,5 +304,5 @@ def _open(path: Path) -> CachedImages | None:
             tuple(footer["skipped"]),
             footer["skipped_count"],
         )
-    except (OSError, ValueError, KeyError, struct.error):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, struct.error):
         return None

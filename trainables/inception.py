@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import io
 import json
 import os
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from torch import Tensor
 
 from trainables.datasets import ImageData, cache_dir
 from trainables.device import precision_kept, set_precision
+from trainables.files import replacing, write_text
 from trainables.protocols import Protocol, Reference
 
 INCEPTION_VARIABLE = "MEBM_INCEPTION_WEIGHTS"
@@ -151,17 +154,29 @@ def release() -> None:
 def _load(path: str | None) -> Inception:
     if path is not None and not Path(path).is_file():
         raise NoWeightsError(f"{INCEPTION_VARIABLE}={path} is not a file")
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
     from torch_fidelity.utils import create_feature_extractor
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            # torch-fidelity itself would read the file with pickle, which executes what is in it.
+            if path is None:
+                with redirect_stdout(sys.stderr):  # it says there that it downloads
+                    weights = torch.hub.load_state_dict_from_url(
+                        URL_INCEPTION_V3, map_location="cpu", progress=False, check_hash=True, weights_only=True
+                    )
+            else:
+                weights = torch.load(path, map_location="cpu", weights_only=True)
+            data = io.BytesIO()
+            torch.save(weights, data)
+            data.seek(0)
             # Only keywords that torch-fidelity knows: it ignores a misspelt one without a word.
             network = create_feature_extractor(
                 "inception-v3-compat",
                 [POOL, LOGITS],
                 cuda=False,
-                feature_extractor_weights_path=path,
+                feature_extractor_weights_path=data,
                 verbose=False,
             )
     except Exception as error:
@@ -261,9 +276,8 @@ class ReferenceCache:
             found = self._read(path)
             if found is None:
                 found = compute()
-                part = path.with_name(f"{path.name}.{os.getpid()}.part.npz")
-                np.savez(part, checksum=np.array(_checksum(found)), **found)
-                part.replace(path)
+                with replacing(path) as file:
+                    np.savez(file, checksum=np.array(_checksum(found)), **found)
         return found
 
     def _read(self, path: Path) -> Statistics | None:
@@ -388,9 +402,7 @@ def shared_scores(images: Tensor, data: ImageData, device: torch.device, protoco
             return InceptionScores(**json.loads(path.read_text(encoding="utf-8")))
         found = inception_scores(images, data, device, protocol)
         if "fid" in found.values:
-            part = path.with_name(f"{path.name}.{os.getpid()}.part")
-            part.write_text(json.dumps(asdict(found)), encoding="utf-8")
-            part.replace(path)
+            write_text(path, json.dumps(asdict(found)))
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainables.datasets import ImageData, cache_dir, to_float
+from trainables.files import replacing
 
 Shape = tuple[int, int, int]
 
@@ -336,9 +336,8 @@ def _cached(data: ImageData, name: str, keys: tuple[str, ...], compute: Callable
             if state is None:
                 with _full_precision():
                     state = compute()
-                part = path.with_name(f"{path.name}.{os.getpid()}.part")
-                torch.save({key: value.cpu() for key, value in state.items()}, part)
-                part.replace(path)
+                with replacing(path) as file:
+                    torch.save({key: value.cpu() for key, value in state.items()}, file)
     _STATES.clear()
     _STATES[place] = state
     return state

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from trainables.files import check_name, part_of, replacing
 from trainables.schema import SIGNAL_NAMES
 from trainables.storage import NotThereError, Store, StoreError
 
@@ -47,9 +48,13 @@ class Recorder:
 
     Attributes:
         absent: signals the trial's method does not have; they are written as null.
+
+    Raises:
+        UnsafePathError: the trial's id is no name of a file.
     """
 
     def __init__(self, folder: Path, trial_id: str, every: int = 1, store: Store | None = None) -> None:
+        check_name(trial_id, folder)
         self.folder, self.trial_id, self.every, self.store = folder, trial_id, every, store
         self.absent: frozenset[str] = frozenset()
         self._iterations: list[NDArray[np.int64]] = []
@@ -151,9 +156,8 @@ class Recorder:
             absent = name in self.absent
             columns[name] = pa.nulls(len(values), pa.float64()) if absent else pa.array(values, pa.float64())
         self.signals_path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.signals_path.with_suffix(".part")
-        pq.write_table(pa.table(columns), part, compression="zstd", write_page_checksum=True)
-        part.replace(self.signals_path)
+        with replacing(self.signals_path) as file:
+            pq.write_table(pa.table(columns), file, compression="zstd", write_page_checksum=True)
         self._written = now
         self._publish(self.signals_path, force=force)
 
@@ -162,9 +166,8 @@ class Recorder:
         for name, images in grids.items():
             path = self.folder / "samples" / f"{self.trial_id}_{name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(".part")
-            save_grid(images, part)
-            part.replace(path)
+            with replacing(path) as file:
+                save_grid(images, file)
             self._publish(path)
 
     @property
@@ -185,24 +188,24 @@ class Recorder:
         """
         path = self.best_model_path if best else self.model_path
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        torch.save(dict(state), part)
-        part.replace(path)
+        with replacing(path) as file:
+            torch.save(dict(state), file)
         self._publish(path)
 
     def last_is_best(self) -> None:
         """The last model is the best as well: one file under both names where the file system has links."""
-        part = self.best_model_path.with_suffix(".part")
-        part.unlink(missing_ok=True)
+        part = part_of(self.best_model_path)
         try:
             part.hardlink_to(self.model_path)
+            part.replace(self.best_model_path)
         except OSError:
-            shutil.copyfile(self.model_path, part)
-        part.replace(self.best_model_path)
+            part.unlink(missing_ok=True)
+            with self.model_path.open("rb") as model, replacing(self.best_model_path) as file:
+                shutil.copyfileobj(model, file)
         self._publish(self.best_model_path)
 
 
-def save_grid(images: Tensor, path: Path) -> None:
+def save_grid(images: Tensor, file: Path | IO[bytes]) -> None:
     """Save images as a square grid in a PNG file, enlarged without smoothing to about 256 pixels.
 
     Args:
@@ -217,4 +220,4 @@ def save_grid(images: Tensor, path: Path) -> None:
         canvas[top : top + height, left : left + width] = image.transpose(1, 2, 0)
     picture = Image.fromarray(canvas.squeeze(2) if channels == 1 else canvas)
     factor = max(1, round(_PIXELS / picture.width))
-    picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST).save(path, "PNG")
+    picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST).save(file, "PNG")

@@ -50,7 +50,7 @@ def test_a_second_start_decodes_nothing(folder: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("decoded again"))
     monkeypatch.setattr(image_cache, "fingerprint", lambda *_: pytest.fail("hashed again"))
     _same(_load(folder), first)
-    assert not list(folder.parent.rglob("*.part"))
+    assert not list(folder.parent.rglob(".*.part"))
 
 
 def test_it_is_mapped_and_cannot_be_changed_through_the_tensors(folder: Path) -> None:
@@ -107,7 +107,7 @@ def test_the_fingerprint_is_a_hash_of_shapes_and_bytes(folder: Path) -> None:
 def test_what_a_killed_process_left_is_removed(folder: Path) -> None:
     _load(folder)
     file = _file(folder)
-    left, another = file.with_suffix(".99999.part"), file.with_name("another.99999.part")
+    left, another = file.with_name(f".{file.name}.0a1b.part"), file.with_name(".another.images.0a1b.part")
     for part in (left, another):
         part.write_bytes(b"half")
     file.unlink()
@@ -136,7 +136,7 @@ def test_what_was_refused_leaves_nothing(folder: Path) -> None:
     (folder / "train" / "a" / "0.png").write_bytes(b"x")
     with pytest.raises(DataError, match="1 bad in all"):
         _load(folder)
-    assert not list(folder.parent.rglob("*.images")) and not list(folder.parent.rglob("*.part"))
+    assert not list(folder.parent.rglob("*.images")) and not list(folder.parent.rglob(".*.part"))
 
 
 _PROCESS = """

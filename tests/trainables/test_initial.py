@@ -133,7 +133,7 @@ def test_cache(make_data: Callable[..., ImageData], tmp_path: Path, monkeypatch:
         rebuilt = fit_gaussian(data, 1e-4)
         assert torch.equal(first.mean, rebuilt.mean) and torch.equal(first.factor, rebuilt.factor)
         assert torch.load(file, weights_only=True).keys() == {"mean", "factor"}
-    assert not list(tmp_path.rglob("*.part"))
+    assert not list(tmp_path.rglob(".*.part"))
 
 
 def test_a_cache_file_of_another_shape_is_rebuilt(

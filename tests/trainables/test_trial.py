@@ -214,7 +214,7 @@ def test_files_of_a_trial(quick: Quick, digits: ImageData, tmp_path: Path) -> No
     for path in (tmp_path / "samples").iterdir():
         with Image.open(path) as picture:
             assert picture.format == "PNG" and picture.mode == "L" and 200 <= picture.width <= 300
-    assert not list(tmp_path.rglob("*.part"))
+    assert not list(tmp_path.rglob(".*.part"))
 
 
 @pytest.mark.parametrize(("method", "missing"), [("m-ebm", {"cross_entropy"}), ("softmax", set(SIGNAL_NAMES))])
