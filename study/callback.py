@@ -19,6 +19,7 @@ from study.controller import Workers
 from study.errors import one_line
 from study.ledger import Ledger, is_checkpoint
 from trainables.config import TrialConfig
+from trainables.credentials import redacted
 from trainables.reporting import REPORT, read_report
 from trainables.schema import Outcome
 
@@ -238,7 +239,7 @@ def _error_text(trial: Any) -> str:
         text = Path(path).read_text(encoding="utf-8") if path else ""
     except OSError:
         return ""
-    return text.rpartition("Failure # ")[2]  # Ray appends; what failed before has been told
+    return redacted(text.rpartition("Failure # ")[2])  # Ray appends; what failed before has been told
 
 
 def _reason(trace: str) -> str:

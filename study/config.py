@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from study.addresses import check_address
 from study.errors import UserError, nearest, shown, validation_error
 from study.yaml_input import parse_yaml, read_yaml
 from trainables.config import TrialConfig
@@ -65,7 +66,8 @@ class SearchConfig(_Model):
     storage: str | None = Field(
         None,
         description="Optuna storage that several drivers share, such as postgresql+psycopg://user@host/optuna; "
-        "${NAME} in it is taken from the environment; null: optuna.db in the study's folder",
+        "${NAME} in it, or instead of it, is taken from the environment, as a password must be; null: optuna.db in the "
+        "study's folder",
     )
     startup_trials: int = Field(8, ge=1, description="random settings before TPE or GP starts to model")
     space: dict[str, Range] = Field(default_factory=dict, description="searched trial fields (dotted for nested ones)")
@@ -79,8 +81,8 @@ class SearchConfig(_Model):
     @field_validator("storage")
     @classmethod
     def _no_password(cls, value: str | None) -> str | None:
-        if value is not None and re.search(r"://[^/@]*?:(?!\$\{\w+\}@)[^?]*@", value):
-            raise ValueError("holds a password, which would stand in the study's files; write ${NAME} in its place")
+        if value is not None:
+            check_address(value)
         return value
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import ray.tune.execution.class_cache
 import ray.tune.tune
 from ray.exceptions import RayActorError
 from ray.tune.execution.tune_controller import TuneController
@@ -82,9 +83,19 @@ def _lost(error: Any) -> bool:
     return isinstance(error, RayActorError) and not error.actor_init_failed and not error.preempted
 
 
+def forward_no_keys() -> None:
+    """Ray Tune is not to pass AWS keys to its workers: it writes them to its logs and its workers' command lines.
+
+    A worker has the environment of the Ray it belongs to, which on this machine is ours.
+    """
+    names: set[str] = ray.tune.execution.class_cache.ENV_VARS_TO_PROPAGATE
+    names.difference_update({name for name in names if name.startswith("AWS_")})
+
+
 @contextmanager
 def corrected(workers: Workers | None = None) -> Iterator[None]:
     """Ray Tune runs `Controller` meanwhile: it has no argument for that."""
+    forward_no_keys()
     module: Any = ray.tune.tune
     kept = module.TuneController
     module.TuneController = type("Controller", (Controller,), {"workers": workers or Workers()})

@@ -38,6 +38,10 @@ _GENERATIONS = 3
 """Checkpoints of a trial on the disk at the same time: two that are kept and the one being written."""
 
 
+_PATHS = ("MEBM_CACHE", "MEBM_INCEPTION_WEIGHTS")
+"""Variables that workers need as the driver has them: files and folders."""
+
+
 @dataclass(frozen=True)
 class Ending:
     """How a run of a study ended."""
@@ -115,9 +119,10 @@ def _connect(address: str | None, log_file: Path) -> dict[str, float]:
             options["address"] = "local"
         else:
             options["address"] = address
-        # Workers on other nodes have the environment of their `ray start`, not ours.
-        mine = {name: value for name, value in os.environ.items() if name.startswith("MEBM_")}
-        options["runtime_env"] = {"env_vars": {n: str(Path(v).resolve()) for n, v in mine.items() if v}}
+        # Workers on other nodes have the environment of their `ray start`, not ours. What is passed here stands in
+        # Ray's logs and its workers' command lines: paths, and nothing else.
+        paths = {name: os.environ[name] for name in _PATHS if os.environ.get(name)}
+        options["runtime_env"] = {"env_vars": {name: str(Path(path).resolve()) for name, path in paths.items()}}
         try:
             with _chatter_into(log_file):
                 ray.init(**options)

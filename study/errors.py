@@ -12,6 +12,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from trainables.credentials import redacted
+
 LONGEST = 3000
 """Characters of a message: a value in it is cut before (`shown`), a list of all that is allowed is not."""
 
@@ -20,7 +22,7 @@ class _OneLineError(Exception):
     """An error whose message a terminal can show: printable characters, of bounded length."""
 
     def __init__(self, message: object) -> None:
-        text = printable(str(message))
+        text = printable(redacted(str(message)))
         super().__init__(text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}...")
 
 
@@ -54,7 +56,8 @@ def shown(value: object, most: int = 60, *, quoted: bool = True) -> str:
         text = _brief.repr(value) if quoted else str(value)[: 4 * most]
     except (ValueError, RecursionError):  # a number of thousands of digits, lists in lists
         text = f"<{type(value).__name__}>"
-    text = re.sub(r"(://[^/@\s]*?:)\S*@", r"\1***@", printable(one_line(text)))
+    text = printable(one_line(text))
+    text = re.sub(r"://(?=.*[:@?#]).*", "://...", text)  # what was cut off may tell what of it is a password
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
@@ -82,8 +85,8 @@ _brief = _Brief()
 
 
 def one_line(text: object) -> str:
-    """A text without line breaks."""
-    return " ".join(str(text).split())
+    """A text without line breaks, and without secrets."""
+    return redacted(" ".join(str(text).split()))
 
 
 def yaml_error(source: str, error: yaml.YAMLError) -> UserError:
@@ -114,7 +117,9 @@ def validation_error(source: str, error: ValidationError, model: type[BaseModel]
     message = first["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     message = message[:1].lower() + message[1:]
     value = first.get("input")
-    found = f" = {shown(value)}" if path and not isinstance(value, Mapping) else ""
+    # Where a storage's address is expected stands what may be half of one, password and all.
+    telling = path and path[-1] != "storage" and not isinstance(value, Mapping)
+    found = f" = {shown(value)}" if telling else ""
     near = ""
     if first["type"] == "literal_error" and isinstance(value, str):
         near = nearest(value, _quoted(first["msg"]))

@@ -19,6 +19,7 @@ from study.folder import driver_lock, load_folder, refuse_changes, write_manifes
 from study.ledger import Ledger
 from study.space import Space, any_value, build_space
 from trainables.config import TrialConfig
+from trainables.credentials import redacted
 from trainables.datasets import DataError
 from trainables.schema import Outcome
 
@@ -28,9 +29,16 @@ if TYPE_CHECKING:
 log = logging.getLogger("mebm")
 
 
+class _Format(logging.Formatter):
+    """A line of the log, without secrets: the text of an error may have one, and so may a trace."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(super().format(record))
+
+
 def _log_file(folder: Path) -> logging.Handler:
     handler = logging.FileHandler(folder / LOG_FILE, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_Format("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger("mebm").setLevel(logging.INFO)
     return handler
 

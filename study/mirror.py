@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 from study.errors import UserError, one_line
 from study.ledger import JOURNAL, utc_text
+from trainables.files import within
 from trainables.storage import NotThereError, Store, StoreError, identity, shown, split
 
 log = logging.getLogger("mebm")
@@ -129,11 +130,11 @@ def driver_of(store: Store) -> Driver | None:
         StoreError: the store is away.
     """
     try:
-        found = json.loads(store.read_bytes(DRIVER))
+        found = json.loads(store.read_bytes(DRIVER, 2**16))
         return Driver(
             str(found["host"]), int(found["pid"]), float(found["t"]), str(found["token"]), str(found["place"])
         )
-    except (NotThereError, ValueError, KeyError, TypeError):
+    except (NotThereError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 
@@ -315,9 +316,9 @@ class Mirror:
         self._claim()
 
     def _names(self, full: bool) -> list[str]:
-        found = [name for name in _LIVE if (self.local / name).is_file()]
+        found = [name for name in _LIVE if _is_file(self.local / name)]
         if full:
-            paths = (p for p in sorted(self.local.rglob("*")) if p.is_file() and not p.is_symlink())
+            paths = (path for path in sorted(self.local.rglob("*")) if _is_file(path))
             names = (p.relative_to(self.local).as_posix() for p in paths)
             found += [name for name in names if name not in _LIVE and not _passing(name)]
         return found
@@ -416,6 +417,10 @@ class Mirror:
         return f"{what}; kept in {self.local}; send with: mebm resume {self.store.shown}"
 
 
+def _is_file(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
+
+
 def _passing(name: str) -> bool:
     """Files of the moment, those of this machine alone, and what Ray writes."""
     base = name.rpartition("/")[2]
@@ -453,7 +458,7 @@ def _bring(store: Store, local: Path, folder: str) -> list[str]:
     """Copy what is new or changed below a folder of the store; returns the names of all that was brought."""
     brought = []
     for name, entry in store.list(folder).items():
-        target = local / name
+        target = within(local, name)
         if target.is_file() and entry.modified is not None:
             stat = target.stat()
             if stat.st_size == entry.size and abs(stat.st_mtime - entry.modified) < 1e-3:

@@ -9,7 +9,7 @@ import click
 
 
 class Place(click.ParamType["Path | str"]):
-    """A path, or a URL as text; a URL's keys are moved into the environment, so that nothing shows or keeps them."""
+    """A path, or a URL as text. One with a password or a key is refused: a command line is seen by everybody."""
 
     name = "place"
 
@@ -17,9 +17,9 @@ class Place(click.ParamType["Path | str"]):
         """A `Path`, or a URL as `str`."""
         if isinstance(value, Path) or "://" not in value:
             return Path(value)
-        from trainables.storage import take_credentials
+        from trainables.storage import refuse_credentials
 
-        return take_credentials(value)
+        return refuse_credentials(value)
 
 
 PLACE = Place()

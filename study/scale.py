@@ -212,7 +212,10 @@ def _run_ray(trials: int, at_once: int, address: str, scratch: Path, *, loggers:
     import ray
     from ray.tune.search.optuna import OptunaSearch
 
+    from study.controller import forward_no_keys
     from study.space import build_space
+
+    forward_no_keys()
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = _study(trials, at_once)

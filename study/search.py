@@ -12,8 +12,6 @@ import contextlib
 import copy
 import logging
 import math
-import os
-import re
 import time
 import uuid
 import warnings
@@ -22,21 +20,22 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import optuna
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
-from sqlalchemy import event, make_url
+from sqlalchemy import event
 from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 
+from study.addresses import filled
 from study.config import StudyConfig
 from study.errors import UserError, one_line
 from study.ledger import Ledger
 from study.space import Space, lookup, setting_id
 from trainables.config import TrialConfig
+from trainables.credentials import redacted
 from trainables.schema import METRIC_BY_NAME, Outcome
 
 log = logging.getLogger("mebm")
@@ -67,33 +66,13 @@ def shared_url(study: StudyConfig) -> str | None:
     Raises:
         UserError: it names an environment variable that is not set.
     """
-
-    def value(found: re.Match[str]) -> str:
-        name = found.group(1)
-        if name not in os.environ:
-            raise UserError(f"search.storage: the environment variable {name} is not set")
-        return os.environ[name]
-
-    def password(found: re.Match[str]) -> str:
-        # Half of a password with an @ or a / in it would count as the host, and be named in an error.
-        return quote(value(found), safe="")
-
-    if not study.search.storage:
-        return None
-    return re.sub(r"\$\{(\w+)\}", value, re.sub(r"(?<=:)\$\{(\w+)\}(?=@)", password, study.search.storage))
+    return filled(study.search.storage) if study.search.storage else None
 
 
-def _told(error: BaseException, url: str | None = None) -> str:
+def _told(error: BaseException, url: str | None) -> str:
     """An error of a storage in a line, without the password of its address."""
     text = one_line(error).partition(" (Background on this error")[0]
-    if url is not None:
-        try:
-            password = make_url(url).password
-        except ArgumentError:
-            return type(error).__name__  # an address that cannot be read may be named in the error, password and all
-        for secret in {str(password), quote(str(password), safe="")} if password else ():
-            text = text.replace(secret, "***")
-    return text[:200]
+    return redacted(text, *([url] if url else []))[:200]
 
 
 def _storage(study: StudyConfig, folder: Path) -> RDBStorage:
@@ -101,11 +80,13 @@ def _storage(study: StudyConfig, folder: Path) -> RDBStorage:
     if shared is not None:
         try:
             return _connected(shared)
-        except (ImportError, ArgumentError) as error:
-            reason = "not an address of a database" if isinstance(error, ArgumentError) else _told(error, shared)
-            raise UserError(f"search.storage: {reason}") from error
+        except (ArgumentError, ValueError):
+            # One that cannot be read may be named in the error, password and all.
+            raise UserError("search.storage: not an address of a database") from None
+        except (ImportError, TypeError) as error:  # of the driver: not installed, an option it does not know
+            raise UserError(f"search.storage: {_told(error, shared)}") from None
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-            raise UserError(f"search.storage: cannot be reached ({_told(error, shared)})") from error
+            raise UserError(f"search.storage: cannot be reached ({_told(error, shared)})") from None
     storage = RDBStorage(storage_url(folder))
 
     @event.listens_for(storage.engine, "connect")
@@ -322,6 +303,7 @@ class StudySearch(Searcher):
         super().__init__(metric=None, mode=None)
         self.study, self.space, self.folder = study, space, folder
         self.common, self.ledger, self.driver, self.closed = dict(common), ledger, driver, closed
+        self._url = shared_url(study)
         stored, storage = _open(study, folder)
         # Other drivers' trials are seen in the storage alone.
         self._copy = None if driver else MemoryCopy(stored, storage)
@@ -426,7 +408,7 @@ class StudySearch(Searcher):
             if self._copy is not None:
                 self._copy.write()
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-            log.warning("the Optuna storage cannot be used: %s", _told(error))
+            log.warning("the Optuna storage cannot be used: %s", _told(error, self._url))
 
     def _checkpoints(self, name: str) -> list[str]:
         """A trial's checkpoints, the newest first; in a store by their names there."""
@@ -437,7 +419,7 @@ class StudySearch(Searcher):
     def _wait(self, error: Exception) -> str | None:
         now = time.monotonic()
         if self._away_since is None:
-            log.warning("the Optuna storage cannot be used: %s", _told(error))
+            log.warning("the Optuna storage cannot be used: %s", _told(error, self._url))
             self._away_since = now
         # With nothing at work and no storage there is nothing to wait for in the end.
         return str(Searcher.FINISHED) if not self._live and now - self._away_since > _PATIENCE else None
@@ -531,7 +513,7 @@ class StudySearch(Searcher):
             try:
                 self._tell_waiting()
             except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as problem:
-                log.warning("the Optuna storage cannot be used: %s", _told(problem))
+                log.warning("the Optuna storage cannot be used: %s", _told(problem, self._url))
 
     def _tell_waiting(self) -> None:
         while self._untold:
@@ -564,7 +546,7 @@ class StudySearch(Searcher):
         try:
             self._tell_waiting()
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as problem:
-            log.warning("the Optuna storage is told when the study is resumed: %s", _told(problem))
+            log.warning("the Optuna storage is told when the study is resumed: %s", _told(problem, self._url))
 
     # ------------------------------------------------------------------------------------------------ state
 

@@ -82,6 +82,7 @@ def _run_pairs(study: StudyConfig, cpus: float, gpus: float) -> list[tuple[float
 
     from study.callback import LedgerCallback
     from study.console import Progress, StudyConsole
+    from study.controller import forward_no_keys
     from study.driver import quiet_ray
     from study.ledger import Ledger
     from study.space import build_space, setting_id
@@ -115,6 +116,7 @@ def _run_pairs(study: StudyConfig, cpus: float, gpus: float) -> list[tuple[float
             return result
 
     quiet_ray()
+    forward_no_keys()
     space = build_space(study)
     trial = space.trial(space.start[0], 0)
     with tempfile.TemporaryDirectory() as scratch:

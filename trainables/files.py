@@ -196,7 +196,8 @@ def replacing(path: Path | str, mode: str = "wb", *, sync: bool = False) -> Iter
     except BaseException as error:
         with suppress(OSError):
             part.unlink()
-        if isinstance(error, OSError) and error.filename in (None, str(part)):  # a full disk names no file
+        # A full disk names no file; a store that is read meanwhile has no number.
+        if isinstance(error, OSError) and error.errno is not None and error.filename in (None, str(part)):
             error.filename, error.filename2 = str(path), None
         raise
 

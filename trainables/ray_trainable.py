@@ -19,6 +19,7 @@ from ray.tune.result import DONE, SHOULD_CHECKPOINT
 from trainables.checkpoint import CheckpointError, newest_whole, read_checkpoint, write_checkpoint
 from trainables.config import TrialConfig
 from trainables.cost import USABLE
+from trainables.credentials import redacted
 from trainables.faults import may_pass
 from trainables.recorder import Recorder
 from trainables.reporting import pack_report
@@ -94,7 +95,7 @@ class MebmTrainable(tune.Trainable):
         """An error another start may help is raised for Ray to start the trial again; any other is its result."""
         if may_pass(error):
             raise error
-        self._broken = f"{type(error).__name__}: {error}"
+        self._broken = redacted(f"{type(error).__name__}: {error}")
 
     def step(self) -> dict[str, Any]:
         """One epoch. The result holds a report; see `read_report`."""

@@ -10,9 +10,9 @@ Errors of a store are `StoreError`s whose text holds no credentials, with nothin
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -22,12 +22,13 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit, urlunsplit
 
 from pyarrow import fs
 
-_URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
+from trainables.credentials import is_url, may_hold_secret, redacted, shown
+from trainables.files import UnsafePathError, check_name, replacing, within
+
 _ARROW = frozenset({"abfs", "abfss", "file", "gcs", "gs", "hdfs", "mock", "s3", "viewfs"})
 """Schemes of pyarrow's own file systems; any other is fsspec's."""
 _WHOLE_PUTS = frozenset({"abfs", "abfss", "az", "gcs", "gs", "s3", "s3a"})
 """Schemes whose stores show an object when its upload is complete, and the one before it until then."""
-_SECRET = re.compile(r"secret|password|token|signature|\bsig\b|key", re.IGNORECASE)
 _AT_ONCE = 64 * 2**20
 """Files up to this size are read before anything is sent, so that a disk that fails leaves no half of one."""
 _PIECE = 8 * 2**20
@@ -54,32 +55,6 @@ class Entry(NamedTuple):
 
 
 # --------------------------------------------------------------------------------------------------------- URLs
-
-
-def is_url(text: object) -> bool:
-    """True for a URL, false for a path. A URL that was made a `Path` has lost a slash and is none any more."""
-    return isinstance(text, str) and _URL.match(text) is not None
-
-
-def shown(url: str | Path) -> str:
-    """A URL as messages and logs may show it: without user, password, query and fragment. A path stays as it is."""
-    text = str(url)
-    if not is_url(text):
-        return text
-    scheme, _, rest = text.partition("://")
-    rest = re.split(r"[?#]", rest, maxsplit=1)[0]
-    authority, slash, path = rest.partition("/")
-    if "@" in authority:
-        return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
-    if _stray_password(authority, path):
-        return f"{scheme}://{path.rpartition('@')[2]}"
-    return f"{scheme}://{rest}"
-
-
-def _stray_password(authority: str, path: str) -> bool:
-    """A password with a slash that was not written as %2F: its first half looks like a port, its end is in the path."""
-    port = authority.rpartition(":")[2] if ":" in authority else ""
-    return bool(port) and not port.isdigit() and not authority.endswith("]") and "@" in path
 
 
 def join(url: str, name: str) -> str:
@@ -111,43 +86,25 @@ def identity(url: str) -> str:
     return f"{shown(url).rstrip('/')}?{place}"
 
 
-def take_credentials(url: str) -> str:
-    """The URL without credentials: those of an `s3://KEY:SECRET@bucket` become the environment's of this process.
-
-    A URL goes to the workers as part of a trial's configuration, which Ray writes into its state files and shows; an
-    environment does not. Workers on other machines need credentials of their own, as they do for anything else there.
+def refuse_credentials(url: str) -> str:
+    """The URL, if it names a store and holds no credentials: they would show in the process list and in Ray's files.
 
     Raises:
-        StoreError: another scheme's URL has a password, or its query has what looks like a secret.
+        StoreError: it has a password, or its query has what may be a secret; or it is no URL.
     """
-    parts = urlsplit(url)
-    if _stray_password(parts.netloc, parts.path):
-        raise StoreError(f"{shown(url)}: a slash in the URL's password is written as %2F")
-    for option, _ in parse_qsl(parts.query):
-        if _SECRET.search(option):
-            raise StoreError(
-                f"{shown(url)}: {option} does not belong into a URL; use the store's environment variables"
-            )
-    user, _, host = parts.netloc.rpartition("@")
-    name, colon, password = user.partition(":")
-    if not colon:
-        return url
-    if parts.scheme not in ("s3", "s3a"):
-        raise StoreError(f"{shown(url)}: no password in the URL; use the store's environment variables or its files")
-    os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"] = unquote(name), unquote(password)
-    return urlunsplit(parts._replace(netloc=host))
-
-
-def _without_secrets(text: str, url: str) -> str:
-    """An error's text without the URL's credentials, wherever its author put them."""
     if not is_url(url):
-        return text
-    text = text.replace(url, shown(url))
-    parts = urlsplit(url)
-    hidden = [*parts.netloc.rpartition("@")[0].split(":"), *(v for k, v in parse_qsl(parts.query) if _SECRET.search(k))]
-    for value in sorted({v for h in hidden for v in (h, unquote(h)) if len(v) > 3}, key=len, reverse=True):
-        text = text.replace(value, "***")
-    return text
+        raise StoreError("a URL of a store begins with its scheme, as in s3://bucket/studies")
+    if may_hold_secret(url):
+        raise StoreError(
+            f"{shown(url)}: a password, key or token in a URL is seen by others; change it, and give it in the store's "
+            "environment variables (of s3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or files (~/.aws/credentials); "
+            "an @ in a name is written %40"
+        )
+    try:
+        urlsplit(url)
+    except ValueError:
+        raise StoreError(f"{shown(url)}: is no URL") from None
+    return url
 
 
 def open_filesystem(url: str) -> tuple[fs.FileSystem, str]:
@@ -232,21 +189,31 @@ class Store:
             raise StoreError(self._text(what, error)) from None
 
     def _text(self, what: str, error: Exception) -> str:
-        reason = " ".join(_without_secrets(str(error) or type(error).__name__, self.url).split())
+        reason = " ".join(redacted(str(error) or type(error).__name__, self.url).split())
         return f"{self.shown}: {what} ({reason[:300]})"
 
     def _path(self, name: str) -> str:
-        return f"{self.root}/{self.checked(name)}"
+        self.checked(name)
+        if isinstance(self.filesystem, fs.LocalFileSystem):
+            with self._confined():
+                within(Path(self.root), name)  # a link may lead out
+        return f"{self.root}/{name}"
 
     def checked(self, name: str) -> str:
         """A name that stays in the folder it is written to.
 
         Raises:
-            StoreError: it is absolute, or has a part such as `..`.
+            StoreError: it is absolute, has a part such as `..`, or a character no name has.
         """
-        if "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
-            raise StoreError(f"{self.shown}: object name {name!r} refused: it must be relative, without '..'")
-        return name
+        with self._confined():
+            return check_name(name, self.shown)
+
+    @contextmanager
+    def _confined(self) -> Iterator[None]:
+        try:
+            yield
+        except UnsafePathError as error:
+            raise StoreError(f"{self.shown}: {error.strerror}") from None
 
     def name_of(self, path: str) -> str | None:
         """The name of a path of the file system, such as that of a checkpoint of Ray's; None for one elsewhere."""
@@ -360,21 +327,23 @@ class Store:
         Raises:
             NotThereError: there is none.
             StoreError: the store is away, or the copy is not as long as the object.
+            OSError: the local file cannot be written.
         """
-        path = self._path(name)
+        pieces = self._pieces(name)
         local.parent.mkdir(parents=True, exist_ok=True)
-        part = local.with_name(f".{local.name}.{secrets.token_hex(4)}.part")
-        try:
-            with part.open("wb") as file, self._trouble(f"{name} cannot be read"):
-                with self.filesystem.open_input_file(path) as source:
-                    size = source.size()
-                    while piece := source.read(_PIECE):
-                        file.write(piece)
-                if file.tell() != size:
-                    raise StoreError(f"{self.shown}: {name}: {file.tell()} of {size} bytes came")
-            part.replace(local)
-        finally:
-            part.unlink(missing_ok=True)
+        with replacing(local) as file:
+            for piece in pieces:
+                file.write(piece)
+
+    def _pieces(self, name: str) -> Iterator[bytes]:
+        path, came = self._path(name), 0
+        with self._trouble(f"{name} cannot be read"), self.filesystem.open_input_file(path) as source:
+            size = source.size()
+            while piece := source.read(_PIECE):
+                came += len(piece)
+                yield piece
+            if came != size:
+                raise StoreError(f"{self.shown}: {name}: {came} of {size} bytes came")
 
     def get_folder(self, name: str, local: Path) -> None:
         """Copy everything below a name to a local folder, which appears complete or not at all.
@@ -387,7 +356,7 @@ class Store:
         if not found:
             raise NotThereError(f"{self.shown}: {name}: no such folder")
         local.parent.mkdir(parents=True, exist_ok=True)
-        part = local.with_name(f".{local.name}.{secrets.token_hex(4)}.part")
+        part = Path(tempfile.mkdtemp(prefix=f".{local.name}.", suffix=".part", dir=local.parent))
         try:
             for each in found:
                 self.get(each, part / each[len(name) + 1 :])
@@ -396,17 +365,22 @@ class Store:
         finally:
             shutil.rmtree(part, ignore_errors=True)
 
-    def read_bytes(self, name: str) -> bytes:
+    def read_bytes(self, name: str, most: int | None = None) -> bytes:
         """An object's content.
+
+        Args:
+            most: bytes; a larger object is refused.
 
         Raises:
             NotThereError: there is none.
-            StoreError: the store is away.
+            StoreError: the store is away, or there are more bytes.
         """
         path = self._path(name)
         with self._trouble(f"{name} cannot be read"), self.filesystem.open_input_file(path) as source:
-            data: bytes = source.read()
-            return data
+            data: bytes = source.read() if most is None else source.read(most + 1)
+        if most is not None and len(data) > most:
+            raise StoreError(f"{self.shown}: {name}: is larger than {most:,} bytes, which no such object is")
+        return data
 
     def exists(self, name: str) -> bool:
         """True for an object, and for a folder that holds one.
@@ -439,34 +413,38 @@ class Store:
         names = (info.path.rstrip("/").rpartition("/")[2] for info in found if info.type is fs.FileType.Directory)
         return tuple(sorted({name for name in names if name}))
 
-    def list(self, under: str = "", *, skip: Collection[str] = ()) -> dict[str, Entry]:
+    def list(
+        self, under: str = "", *, skip: Collection[str] = (), only: Collection[str] | None = None
+    ) -> dict[str, Entry]:
         """Every object below a folder, by name, in the order of their names; halves of uploads are left out.
 
         Args:
             under: a folder; the whole store by default. Names are relative to the store either way.
             skip: names of folders directly below it to leave out.
+            only: names of folders directly below it to look into; all by default.
 
         Raises:
             StoreError: the store is away, or one of the names leaves the folder.
         """
         base = self._path(under) if under else self.root
-        infos = self._select(base, recursive=not skip)
-        if skip:
+        whole = not skip and only is None
+        infos = self._select(base, recursive=whole)
+        if not whole:
             deeper = [i for i in infos if i.type is fs.FileType.Directory]
             for folder in deeper:
-                if folder.path.rstrip("/").rpartition("/")[2] not in skip:
+                name = folder.path.rstrip("/").rpartition("/")[2]
+                if name not in skip and (only is None or name in only):
                     infos += self._select(folder.path, recursive=True)
         found = {}
         for info in infos:
             if info.type is not fs.FileType.File:
                 continue
-            name = self.name_of(info.path)
-            if name is None:
-                raise StoreError(f"{self.shown}: object {info.path!r} refused: it is not in the folder")
-            self.checked(name)
-            base_name = name.rpartition("/")[2]
+            inside = self.name_of(info.path)
+            if inside is None:
+                raise StoreError(f"{self.shown}: object {info.path[:80]!r} refused: it is not in the folder")
+            base_name = self.checked(inside).rpartition("/")[2]
             if not (base_name.startswith(".") and base_name.endswith(".part")):
-                found[name] = Entry(int(info.size or 0), info.mtime_ns / 1e9 if info.mtime_ns else None)
+                found[inside] = Entry(int(info.size or 0), info.mtime_ns / 1e9 if info.mtime_ns else None)
         return dict(sorted(found.items()))
 
     def _select(self, path: str, *, recursive: bool) -> Any:

@@ -155,7 +155,7 @@ def test_a_foreign_name_cannot_leave_the_copy(study, row, s3, tmp_path):
     client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{s3.port}", region_name="us-east-1")
     bucket = url.removeprefix("s3://").split("/")[0]
     client.put_object(Bucket=bucket, Key="a/figures/../../../evil", Body=b"evil")
-    with pytest.raises(ResultsError, match=r"evil' refused"):
+    with pytest.raises(ResultsError, match=r"evil' is refused"):
         load(url)
     upload(study([row("t1")], name="b"), below(url, "b"))
     assert load(below(url, "b")).signals("b", "../../t1") is None
@@ -170,7 +170,7 @@ def test_messages_hold_no_credentials(monkeypatch, url):
         def from_uri(uri):
             raise OSError(f"cannot open {uri} as KEYID77, u77 with hush/hush or hushhush")
 
-    monkeypatch.setattr("analysis.remote.fs.FileSystem", Refuses)
+    monkeypatch.setattr("trainables.storage.fs.FileSystem", Refuses)
     with pytest.raises(ResultsError) as error:
         load(url)
     text = str(error.value)
