@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, Any
 
 from rich.console import Console as RichConsole
-from rich.console import Group, RenderableType
+from rich.console import ConsoleOptions, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressDisplay
 from rich.progress_bar import ProgressBar
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from study.errors import one_line
+from study.output import Output, harmless
 from study.progress import BAD, SYMBOLS, Progress, Shown, duration, number, setting, state_text
 from trainables.schema import Outcome
 
@@ -56,6 +60,18 @@ def table_of(shown: Shown) -> Table:
     return table
 
 
+class _Screen(RichConsole):
+    """Rich, which alone may steer a terminal: what it is given to show may not."""
+
+    def __init__(self, stream: IO[str], **options: Any) -> None:
+        super().__init__(file=stream.for_terminal() if isinstance(stream, Output) else stream, **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """As Rich does, but for texts that would steer a terminal."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(harmless(segment.text), segment.style)
+
+
 class StudyConsole:
     """Shows a running study.
 
@@ -72,10 +88,10 @@ class StudyConsole:
     def __init__(self, stream: IO[str] | None = None, *, force_terminal: bool | None = None) -> None:
         stream = stream or sys.stdout
         # Not Rich's own guess: FORCE_COLOR, which CI systems set, would fill a log with cursor movements.
-        live = stream.isatty() if force_terminal is None else force_terminal
-        self.rich = RichConsole(file=stream, force_terminal=live, highlight=False, soft_wrap=True)
-        if self.rich.is_dumb_terminal:
-            self.rich = RichConsole(file=stream, force_terminal=False, highlight=False, soft_wrap=True)
+        term = os.environ.get("TERM", "")
+        live = stream.isatty() and bool(term) if force_terminal is None else force_terminal
+        live = live and term.lower() not in ("dumb", "unknown")
+        self.rich = _Screen(stream, force_terminal=live, highlight=False, soft_wrap=True)
         if not self.rich.is_terminal:
             self.rich.width = 200  # a file has no width; what is cut off there is lost
         self.progress: Progress | None = None
@@ -91,7 +107,7 @@ class StudyConsole:
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            console=RichConsole(stderr=True),
+            console=_Screen(sys.stderr),
             transient=True,
             disable=not sys.stderr.isatty(),
         ) as display:
@@ -251,4 +267,4 @@ class StudyConsole:
 
 def error(text: str) -> None:
     """A user's mistake, on standard error."""
-    print(f"mebm: {text}", file=sys.stderr)
+    print(f"mebm: {one_line(text)}", file=sys.stderr)
