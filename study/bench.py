@@ -17,10 +17,10 @@ import torch
 from study.bench_pace import GRACE, MARGIN, Deadline, Group, Pace, TimeUp, Variant
 from study.bench_rows import BenchFolder, BenchResult, make_row, released_precision
 from study.config import assign, make_trial, parse_assignments
-from study.errors import UserError, nearest, one_line
+from study.errors import UserError, nearest, one_line, shown
 from study.space import known_fields
 from trainables.config import TrialConfig
-from trainables.cost import iteration_flops
+from trainables.cost import check_fits, iteration_flops
 from trainables.datasets import DATASETS, DataError, ImageData, load_dataset
 from trainables.device import PYTORCH, precision_kept
 from trainables.execution import resolve_execution
@@ -109,8 +109,8 @@ def parse_methods(text: str | None, device: torch.device) -> tuple[tuple[str, in
             raise UserError(f"--methods {part}: no such method{nearest(name, known)}; known: {', '.join(known)}")
         elif not steps:
             pairs += [pair for pair in TABLE6 if pair[0] == name and pair[1] != 20] or [(name, None)]
-        elif not steps.isdecimal() or int(steps) < 1:
-            raise UserError(f"--methods {part}: K must be a whole number from 1, such as {name}:5")
+        elif not re.fullmatch(r"[0-9]{1,9}", steps) or int(steps) < 1:
+            raise UserError(f"--methods {shown(part, quoted=False)}: K must be a whole number from 1, such as {name}:5")
         else:
             pairs.append((name, int(steps)))
     if not pairs:
@@ -139,7 +139,14 @@ def _config(
             if key not in known_fields() and key not in TrialConfig.model_fields:
                 raise UserError(f"{option} {key}: unknown trial field{nearest(key, known_fields())}")
             values = assign(values, key, value)
-    return make_trial(values, "bench", "")
+    config = make_trial(values, "bench", "")
+    if (info := DATASETS.get(config.dataset)) is not None:
+        side = config.image_size or info.side
+        try:
+            check_fits(config, (info.channels, side, side), info.classes, options.device)
+        except ValueError as error:
+            raise UserError(f"bench: {error}") from error
+    return config
 
 
 def bench_data(options: BenchOptions) -> ImageData:

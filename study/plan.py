@@ -11,10 +11,11 @@ from analysis.compare import matching
 from analysis.load import records
 from analysis.published import published_results
 from study.config import StudyConfig
+from study.errors import UserError
 from study.resources import GPU_RATES, gpu_rate, measured_alike
 from study.space import Space
 from trainables.config import TrialConfig
-from trainables.cost import iteration_flops, parameters
+from trainables.cost import check_fits, iteration_flops, parameters
 from trainables.datasets import DATASETS
 from trainables.saved import SAMPLES
 
@@ -118,9 +119,12 @@ def make_plan(study: StudyConfig, space: Space, gpu: str | None, bench: Sequence
         gpu: name of the device to estimate for, or a part of it.
         bench: rows of `bench.parquet`; the newest of a setting's method, K, network, numerics and batches on that
             device is taken for its time.
+
+    Raises:
+        UserError: a trial that no device can hold.
     """
     grid = study.search.sampler == "grid"
-    trials = _settings(study, space)
+    trials = check_memory(study, space)
     count = space.settings * len(study.seeds)
     weight = count / len(trials)
     rate = gpu_rate(gpu) if gpu else None
@@ -166,6 +170,22 @@ def _settings(study: StudyConfig, space: Space) -> list[TrialConfig]:
 
 def _ends(distribution: Any) -> tuple[Any, ...]:
     return tuple(getattr(distribution, "choices", None) or (distribution.low, distribution.high))
+
+
+def check_memory(study: StudyConfig, space: Space) -> list[TrialConfig]:
+    """The settings that a plan is made of, none of which is too large for any device.
+
+    Raises:
+        UserError: one is.
+    """
+    trials = _settings(study, space)
+    for config in trials:
+        shape, classes, _ = _shape(config)
+        try:
+            check_fits(config, shape, classes)
+        except ValueError as error:
+            raise UserError(f"trial: {error}") from error
+    return trials
 
 
 def _timed(config: TrialConfig, gpu: str | None, bench: Sequence[Mapping[str, Any]]) -> float | None:

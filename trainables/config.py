@@ -116,7 +116,10 @@ class CriticConfig(_Model):
 
     divergence: Divergence = Field("jensen-shannon", description="the f-divergence that energy and critic play for")
     start_iteration: int = Field(
-        11, ge=0, description="iterations before it train the L2 terms alone, on chains the buffer does not keep"
+        11,
+        ge=0,
+        le=10**9,
+        description="iterations before it train the L2 terms alone, on chains the buffer does not keep",
     )
 
 
@@ -169,11 +172,15 @@ class TrialConfig(_Model):
         "refuse", description="images that cannot be read or are of an odd size: an error, or left out and counted"
     )
     train_images: int | None = Field(
-        None, ge=2, description="train on so many images, the same for every seed; null: all that are not held out"
+        None,
+        ge=2,
+        le=10**9,
+        description="train on so many images, the same for every seed; null: all that are not held out",
     )
     validation_images: int = Field(
         0,
         ge=0,
+        le=10**9,
         description="training images that are held out and not used, the same for every seed (JEM and JEM++: 5000)",
     )
     batch_size: int = Field(64, ge=2, le=65_536, description="images in the energy batch x+ and in the chains x-")
@@ -314,13 +321,18 @@ class TrialConfig(_Model):
         None, description="decay per iteration of a moving average of the weights (KL-EBM: 0.99); null: none"
     )
     warmup_iterations: int = Field(
-        1000, ge=0, description="lr = base * it / warmup for the first iterations; it 0 has lr 0"
+        1000, ge=0, le=10**12, description="lr = base * it / warmup for the first iterations; it 0 has lr 0"
     )
-    decay_epochs: tuple[Annotated[int, Field(ge=1)], ...] = Field((60, 120, 180), description="epochs where lr decays")
+    decay_epochs: tuple[Annotated[int, Field(ge=1, le=10**9)], ...] = Field(
+        (60, 120, 180), description="epochs where lr decays"
+    )
     decay_factor: PositiveFloat = Field(0.2, description="factor of each decay")
     epochs: int = Field(200, ge=1, le=1_000_000, description="epochs to train")
     iterations_per_epoch: int | None = Field(
-        None, ge=1, description="iterations in an epoch; null: floor(training images / label_batch_size), 390 for CIFAR"
+        None,
+        ge=1,
+        le=10**9,
+        description="iterations in an epoch; null: floor(training images / label_batch_size), 390 for CIFAR",
     )
 
     divergence: DivergenceConfig = Field(default_factory=DivergenceConfig, description="detector of divergence")
@@ -368,7 +380,7 @@ class TrialConfig(_Model):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train; auto: CUDA where there is one")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of every random draw")
-    signal_every: int = Field(1, ge=1, description="record the signals of every n-th iteration")
+    signal_every: int = Field(1, ge=1, le=10**9, description="record the signals of every n-th iteration")
 
     @field_validator("evaluation")
     @classmethod

@@ -9,8 +9,10 @@ labelled batch of twice the size.
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -32,6 +34,10 @@ USABLE = 0.9
 EXTRACTOR_BYTES = 5 * 2**29
 """Inception's: 95 MB of weights, three copies of its largest activation (of 125 images: 692 MB each, with the input of
 its layer), cuDNN's workspace; the float64 arithmetic of a distance comes after these."""
+
+
+LARGEST_DEVICE = 2**40
+"""Bytes of memory that no device has."""
 
 
 _Key = tuple[str, Shape, int, str, str, bool]
@@ -233,3 +239,79 @@ def memory(config: TrialConfig, shape: Shape, classes: int, images: int) -> Memo
         features=EXTRACTOR_BYTES if any(p.features == "inception" for p in protocols) else 0,
         graphed=graphed,
     )
+
+
+def device_memory(device: torch.device) -> int:
+    """Bytes of memory of a device; of the host no more than its control group may have."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+        return min(there, int(limit))
+    except (OSError, ValueError):  # none, or `max`
+        return there
+
+
+def check_fits(config: TrialConfig, shape: Shape, classes: int, device: torch.device | None = None) -> None:
+    """Refuse a trial that cannot fit into memory, before any of it is allocated.
+
+    It is refused by the least it can need: what it holds, and each layer's output of a batch once.
+
+    Args:
+        shape: (channels, height, width) of an image.
+        classes: of the data set.
+        device: where it is to train; None: any device there may be.
+
+    Raises:
+        ValueError: one line with what it needs and what there is.
+    """
+    there = LARGEST_DEVICE if device is None else device_memory(device)
+    held = _least_held(config, shape, classes)
+    at_once = max(config.batch_size, config.label_batch_size if config.classifies else 0)
+    needed = held
+    if held <= there and held + _most_activations(config, shape, classes) * at_once > there:
+        *_, elements, _, _ = _plan(config, shape, classes)  # only now: the first pass imports a compiler
+        needed += BYTES[config.precision] * elements * at_once
+    if needed > there:
+        raise ValueError(
+            f"network {config.network} with batch_size {config.batch_size}"
+            + (f" and buffer_size {config.buffer_size}" if config.buffered else "")
+            + f" needs at least {_gigabytes(needed)} of memory for images of {shape[1]}x{shape[2]}, but "
+            + ("no device has more than " if device is None else f"{device} has ")
+            + _gigabytes(there)
+        )
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:,.0f} GB" if count >= 1e10 else f"{count / 1e9:.2g} GB"
+
+
+def _least_held(config: TrialConfig, shape: Shape, classes: int) -> int:
+    """Bytes of weights with their gradient and optimiser state, and of the buffer."""
+    copies = 3 if config.optimiser == "sgd" else 4
+    held = (2 if config.definition.critic else 1) * copies * 4 * parameters(config, shape, classes)
+    if config.sampler == "generator":
+        held += 4 * 4 * _generator_parameters(shape, config.generator.noise_dim, config.generator.features)
+    if config.buffered:
+        held += config.buffer_size * math.prod(shape) * (4 if config.buffer == "replace" else 1)
+    return held
+
+
+@lru_cache(maxsize=16)
+def _generator_parameters(shape: Shape, noise_dim: int, features: int) -> int:
+    with torch.device("meta"):
+        network = build_generator(shape, noise_dim=noise_dim, features=features)
+    return sum(p.numel() for p in network.parameters())
+
+
+def _most_activations(config: TrialConfig, shape: Shape, classes: int) -> int:
+    """Bytes that the layers' outputs of an image cannot exceed: no layer makes the image larger."""
+    return BYTES[config.precision] * shape[1] * shape[2] * _channels(*_key(config, shape, classes))
+
+
+@lru_cache(maxsize=64)
+def _channels(network: str, shape: Shape, classes: int, norm: str, energy: str, classifies: bool) -> int:
+    model = _network(network, shape, classes, norm, energy, classifies)
+    # Norms have weights too; what has none, an activation, follows something that has.
+    return sum(2 * module.weight.shape[0] for module in model.modules() if hasattr(module, "weight"))

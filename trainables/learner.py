@@ -22,6 +22,7 @@ from torch import Tensor
 from trainables.augment import contrastive
 from trainables.branch import Branch
 from trainables.config import MOST_UNFILLED, TrialConfig
+from trainables.cost import check_fits
 from trainables.critic import Critic
 from trainables.datasets import CROP_PADDING, Batches, ImageData, crop_flip, load_dataset
 from trainables.device import make_generator, resolve_device, set_precision
@@ -105,6 +106,7 @@ class Learner:
         }
         g = self._generators
         self.pixels = RANGES[config.pixel_range]
+        check_fits(config, self.data.shape, self.data.classes, self.device)
         self.model = self._build_model(config.seed)
         self._passes = Passes(self.model, compiled=self.execution.compiled)
         self._frozen = FrozenWeights(self.model, copies_dtype(config))

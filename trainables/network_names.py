@@ -76,6 +76,8 @@ class ParsedNetwork:
     sizes: tuple[int, ...]
 
 
+LARGEST_SIZE, LARGEST_DEPTH = 10_000, 1_000
+"""Bounds of the numbers in a name: a network beyond them takes minutes to describe, and no device holds it."""
 _PLAIN = ("default", "xavier")
 _FILTERS = ("FILTERS",)
 
@@ -101,11 +103,24 @@ def parse_network(name: str) -> ParsedNetwork:
     """
     for family in NETWORK_FAMILIES.values():
         if match := family.pattern.fullmatch(name):
+            if max(map(len, match.groups())) > 9:  # Python reads no number of thousands of digits
+                raise ValueError(_too_large(name))
             sizes = tuple(int(group) for group in match.groups())
             if family.name == "wrn" and (sizes[0] < 10 or (sizes[0] - 4) % 6):
                 raise ValueError(f"network must have a depth of 10, 16, 22, 28, ... (6n + 4), but got {name!r}")
             if min(sizes) < 1:
                 raise ValueError(f"network must have sizes of at least 1, but got {name!r}")
+            if sizes[-1] > LARGEST_SIZE or (family.name == "wrn" and sizes[0] > LARGEST_DEPTH):
+                raise ValueError(_too_large(name))
             return ParsedNetwork(family, sizes)
     forms = [f.form for f in NETWORK_FAMILIES.values()]
-    raise ValueError(f"network must be {', '.join(forms[:-1])} or {forms[-1]}, but got {name!r}")
+    raise ValueError(f"network must be {', '.join(forms[:-1])} or {forms[-1]}, but got {_cut(name)}")
+
+
+def _too_large(name: str) -> str:
+    limits = f"sizes of at most {LARGEST_SIZE:,} and a depth of at most {LARGEST_DEPTH:,}"
+    return f"network must have {limits}, but got {_cut(name)}"
+
+
+def _cut(name: str) -> str:
+    return repr(name) if len(name) <= 60 else f"{name[:56]!r}..."
