@@ -49,11 +49,7 @@ def later_work(folder: Path, ledger: Ledger) -> str | None:
 
     A machine that lost its power can leave that: what was not over is trained again.
     """
-    beyond = set()
-    for trial_id, epoch in _last_epochs(folder / EPOCHS).items():
-        last = ledger.last_row(trial_id)
-        if last is None or last["epoch"] < epoch:
-            beyond.add(trial_id)
+    beyond = _lost_epochs(folder / EPOCHS, ledger)
     for row in _rows(folder / TRIALS, _OVER):
         known = ledger.trials.get(row["trial_id"])
         if known is None or (known["attempts"] or 0) < (row["attempts"] or 0):
@@ -66,12 +62,28 @@ def later_work(folder: Path, ledger: Ledger) -> str | None:
     return f"lacks starts or epochs of {plural(len(beyond), 'trial')} that the tables have ({counted(sorted(beyond))})"
 
 
-def _last_epochs(path: Path) -> dict[str, int]:
+def _lost_epochs(path: Path, ledger: Ledger) -> set[str]:
+    """Trials of which a table has an epoch that the journal lacks; epochs that a trial has gone back behind count not.
+
+    Between others it can only be missing where lines have no number, or the table is of another journal.
+    """
     try:
-        found = read_parquet(path, _EPOCHS).groupby("trial_id")["epoch"].max()
+        there = read_parquet(path, _EPOCHS)
     except ResultsError:
-        return {}
-    return {str(trial_id): int(epoch) for trial_id, epoch in found.dropna().items()}
+        return set()
+    known = ledger.tables()["epochs"].select([c.name for c in _EPOCHS]).to_pandas()
+    both = there.merge(known, how="left", on=["trial_id", "epoch"], indicator=True)
+    lost = both[both["_merge"] == "left_only"]
+    return {
+        str(t) for t, epoch in zip(lost["trial_id"], lost["epoch"], strict=True) if not _gone_back(ledger, t, epoch)
+    }
+
+
+def _gone_back(ledger: Ledger, trial_id: Any, epoch: Any) -> bool:
+    trial = ledger.trials.get(trial_id)
+    if trial is None or not Outcome(trial["outcome"]).finished:
+        return False
+    return trial["epochs_done"] is not None and bool(epoch > trial["epochs_done"])
 
 
 def _rows(path: Path, columns: Sequence[Column]) -> list[dict[str, Any]]:

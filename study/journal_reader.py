@@ -30,7 +30,7 @@ class JournalReader(Ledger):
         at_once: most trials at the same time since then.
 
     Raises:
-        UserError: the journal has a damaged line that is not its last.
+        UserError: the journal has a damaged line that is not its last, or lines are missing.
     """
 
     def __init__(self, folder: Path, study: str) -> None:
@@ -91,7 +91,7 @@ class JournalReader(Ledger):
                 try:
                     self._read_line(line[:-1])
                 except DAMAGE as error:
-                    raise damaged(path, self._lines + 1, error) from error
+                    raise damaged(path, self.mark.lines + 1, error) from error
                 self._offset += len(line)
         self.torn = max(0, found.st_size - self._offset)
         return True
@@ -107,6 +107,12 @@ class JournalReader(Ledger):
             self.began = float(event["t"])
         if kind == "report" and event["row"] is not None:
             self.gaps[event["trial_id"]] = event["row"].get("energy_gap")
-        if kind in ("report", "end") and trial_id is not None and Outcome(self.trials[trial_id]["outcome"]).finished:
+        elif kind == "restored" and event["epochs"]:
+            self.gaps[event["trial_id"]] = event["epochs"][-1].get("energy_gap")
+        if (
+            kind in ("report", "end", "restored")
+            and trial_id is not None
+            and Outcome(self.trials[trial_id]["outcome"]).finished
+        ):
             self._ended.append(trial_id)
         self.at_once = max(self.at_once, self.running)

@@ -1,7 +1,10 @@
 """The account of a study: an append-only journal of what happened, and the Parquet tables made from it.
 
 The journal (`ledger.jsonl`) is the truth: every event is one line with a checksum, written as it comes, so a killed
-driver loses nothing but a half-written last line. The Parquet tables are rewritten from it now and then.
+driver loses nothing but a half-written last line. Lines are numbered and each holds the checksum of the one before it,
+so that a line that is lost, there twice, elsewhere or of another journal is seen; lines of earlier versions have
+neither. The Parquet tables are rewritten from it now and then, and say in their metadata up to which line
+(`study.mending` repairs a journal from them).
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import time
 import zlib
@@ -16,7 +20,7 @@ from collections import deque
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 
@@ -25,7 +29,8 @@ from analysis.migrate import upgrade_event
 from study.errors import UserError, one_line
 from study.shelf import Shelf
 from trainables.config import TrialConfig
-from trainables.schema import ATTEMPT_COLUMNS, EPOCH_COLUMNS, TRIAL_COLUMNS, Outcome
+from trainables.files import UnsafePathError, check_name, open_append, within
+from trainables.schema import ATTEMPT_COLUMNS, EPOCH_COLUMNS, TRIAL_COLUMNS, Column, Outcome
 
 log = logging.getLogger("mebm")
 
@@ -38,6 +43,11 @@ _EPOCH_NAMES = tuple(c.name for c in EPOCH_COLUMNS)
 _ATTEMPT_NAMES = tuple(c.name for c in ATTEMPT_COLUMNS)
 _CHECK = ', "crc": "'
 _RUN_LINE = b'{"event": "run"'
+MARK_KEY = b"mebm.journal"
+"""Key of a `Mark` in the metadata of the tables that are made from a journal."""
+_LARGEST = 2**63 - 1
+_LATEST = 253_402_300_799.0
+"""The last second of the year 9999, since the epoch."""
 
 
 def utc_now() -> str:
@@ -50,11 +60,60 @@ def utc_text(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def encode(event: Mapping[str, Any]) -> bytes:
-    """An event as a line of the journal: JSON whose last key is the CRC-32 of the line without it."""
+class Mark(NamedTuple):
+    """A place in a journal: how many lines there are up to it, how many of them begin a run, and the last one's CRC."""
+
+    lines: int = 0
+    runs: int = 0
+    crc: str = ""
+
+    def after(self, event: Mapping[str, Any], crc: str) -> Mark:
+        """The place after one more line."""
+        return Mark(self.lines + 1, self.runs + (event.get("event") == "run"), crc)
+
+    def to_bytes(self) -> bytes:
+        """As it stands in the metadata of a table."""
+        return f"{self.lines} {self.runs} {self.crc}".encode()
+
+    @classmethod
+    def from_bytes(cls, text: bytes) -> Mark | None:
+        """The mark of a table's metadata; None where it is none."""
+        lines, _, rest = text.decode("ascii", "replace").partition(" ")
+        runs, _, crc = rest.partition(" ")
+        if not all(n.isdecimal() and n.isascii() and len(n) < 16 for n in (lines, runs)):
+            return None
+        return cls(int(lines), int(runs), crc)
+
+
+def encode(event: Mapping[str, Any], before: Mark | None = None) -> bytes:
+    """An event as a line of the journal: JSON whose last key is the CRC-32 of the line without it.
+
+    Args:
+        before: the place that the line follows. It gives the line its number `n`, the number of runs that began up
+            to it (`run`), and the CRC of the line before it (`prev`). None: without, as earlier versions wrote it.
+    """
+    if before is not None:
+        place = before.after(event, "")
+        event = {**event, "n": place.lines, "run": place.runs, "prev": before.crc}
     # allow_nan=False: a NaN here is a bug, not a number to store.
     body = json.dumps(event, allow_nan=False)
     return f'{body[:-1]}{_CHECK}{zlib.crc32(body.encode()):08x}"}}\n'.encode()
+
+
+def crc_of(line: bytes) -> str:
+    """The CRC of a line that `encode` made."""
+    return line[-11:-3].decode()
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number of a journal")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant)
+
+
+class HoleError(ValueError):
+    """Lines of a journal are missing; the message says which."""
 
 
 DAMAGE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
@@ -74,7 +133,7 @@ def decode(line: bytes, before: float | None = None) -> dict[str, Any]:
         KeyError: it is no event.
     """
     text = line.decode("utf-8")
-    event: dict[str, Any] = json.loads(text)
+    event: dict[str, Any] = _DECODER.decode(text)
     head, found, tail = text.rpartition(_CHECK)
     if not found:
         if before is None or not isinstance(event, dict) or "t" in event:  # lines of version 1 have no time
@@ -86,10 +145,11 @@ def decode(line: bytes, before: float | None = None) -> dict[str, Any]:
 
 
 def damaged(path: Path, number: int, error: Exception) -> UserError:
-    """What to say of a line that cannot be used."""
+    """What to say of a line that cannot be used, or that is missing."""
+    wrong = f"line {number} is damaged ({type(error).__name__}: {one_line(error)[:120]})"
     return UserError(
-        f"{path}: line {number} is damaged ({type(error).__name__}: {one_line(error)[:120]}); what it said cannot be "
-        "made up, so put back a whole copy of the file, or start the study anew elsewhere"
+        f"{path}: {error if isinstance(error, HoleError) else wrong}; mebm resume {path.parent} mends it where the "
+        "tables hold what is lost; otherwise put back a whole copy of the file, or start the study anew elsewhere"
     )
 
 
@@ -102,9 +162,11 @@ def recorded_runs(folder: Path) -> list[dict[str, Any]]:
         for line in file:
             if line.startswith(_RUN_LINE):
                 try:
-                    found.append(decode(line))
-                except (ValueError, UnicodeDecodeError):
+                    event = decode(line)
+                    _check_run(event)
+                except DAMAGE:
                     continue
+                found.append(event)
     return found
 
 
@@ -123,13 +185,16 @@ class Ledger:
             study's folder where they are in it.
         settings: number of the setting by trial id.
         runs: what every start of a driver noted: configuration, code, host.
+        mark: the place of the journal's end; events that wait to be written are before it.
+        numbered: whether its newest line has a number, by which a missing one is seen.
         torn: bytes at the journal's end that are no whole line.
         old_lines: how many lines are of schema version 1, which notes neither code nor settings' numbers.
         trouble: why the journal cannot be written at the moment; None where it can. Events wait in memory meanwhile.
         newest: time of the newest event, seconds since the epoch; 0 before the first.
 
     Raises:
-        UserError: the journal has a damaged line that is not its last.
+        UserError: the journal has a damaged line that is not its last, a line is missing or elsewhere, or it cannot be
+            opened.
     """
 
     def __init__(self, folder: Path, study: str, *, writable: bool = True) -> None:
@@ -142,13 +207,14 @@ class Ledger:
         self.old_lines = self.torn = 0
         self.trouble: OSError | None = None
         self.newest = 0.0
+        self.numbered = False
+        self.mark = Mark()
         self._rows: dict[str, dict[int, dict[str, Any]]] = {}
         self._done = Shelf()  # rows of trials that are over
         self._waiting: deque[bytes] = deque()
         self._file: BinaryIO | None = None
         self._size = 0
         self._torn = False  # half a line may stand at the file's end
-        self._lines = 0  # that were read
         self._endless = b""  # a last line that is whole but for its line break
         self._open: set[tuple[str, int]] = set()  # attempts that run
         self._gpu_seconds = 0.0  # of attempts that ended
@@ -156,54 +222,113 @@ class Ledger:
         self._at_work = False
         self._snapshot_at = self._snapshot_cost = 0.0
         path = folder / JOURNAL
-        whole = self._replay(path) if path.is_file() else 0
-        if writable:
-            if path.is_file() and path.stat().st_size > whole:
-                with path.open("r+b") as file:  # a line the last driver did not finish
-                    file.truncate(whole)
+        try:
+            self._size = self._replay(path) if path.is_file() else 0
+            if writable:
+                self._file = open_append(path)
+                if os.fstat(self._file.fileno()).st_size > self._size:  # a line the last driver did not finish
+                    self._file.truncate(self._size)
                     if self._endless:
-                        file.seek(whole)
-                        file.write(self._endless + b"\n")
-                        whole += len(self._endless) + 1
-            self._file = path.open("ab", buffering=0)
-            self._size = whole
+                        self._file.write(self._endless + b"\n")
+                        self._size += len(self._endless) + 1
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror or type(error).__name__}") from error
 
     def _replay(self, path: Path) -> int:
         """Apply the journal's events; returns the number of bytes that are whole lines."""
         raw = path.read_bytes()
         whole = raw.rfind(b"\n") + 1
         lines = raw[:whole].split(b"\n")[:-1]
-        for number, line in enumerate(lines, start=1):
+        rest = raw[whole:]
+        self._endless = rest if _is_whole(rest) else rest[:-1] if _is_whole(rest[:-1]) else b""
+        for number, line in enumerate([*lines, *([self._endless] if self._endless else [])], start=1):
             try:
                 self._read_line(line)
             except DAMAGE as error:
                 raise damaged(path, number, error) from error
-        rest = raw[whole:]
-        self._endless = rest if _is_whole(rest) else rest[:-1] if _is_whole(rest[:-1]) else b""
-        if self._endless:
-            self._read_line(self._endless)
         self.torn = 0 if self._endless else len(rest)
         return whole
 
     def _read_line(self, line: bytes) -> None:
         """Apply a line, unless it is there twice or what it goes on from is missing."""
-        event = decode(line, self.newest if self.old_lines == self._lines else None)
-        trial_id = event.get("trial_id")
-        before = (self.trials.get(str(trial_id)) or {}).get("attempts") or 0
-        if event["event"] == "start" and event["attempt"] != before + 1:
-            raise ValueError(f"attempt {event['attempt']} of {trial_id} after {before}")
-        if event["event"] == "report" and event["row"] is not None:
-            epoch, last = int(event["row"]["epoch"]), self.attempts[event["trial_id"], before]["last_epoch"]
-            if epoch < 0 or (last is not None and epoch <= last):
-                raise ValueError(f"epoch {epoch} of {trial_id} after {last} in one attempt")
+        event = decode(line, self.newest if self.old_lines == self.mark.lines else None)
+        self._check_event(event)
+        self._check_place(event)
         self._apply(event)
-        self._lines += 1
+        self.mark = self.mark.after(event, event.get("crc", ""))
+        self.numbered = "n" in event
         self.old_lines += "crc" not in event
+
+    def _check_place(self, event: Mapping[str, Any]) -> None:
+        """Whether a line follows the one before it; lines of earlier versions do not tell."""
+        if "n" not in event:
+            if self.numbered:
+                raise ValueError("it has no number, and the lines before it have")
+            return
+        number, there = event["n"], self.mark.after(event, "")
+        if type(number) is not int or not 0 < number < _LARGEST:
+            raise TypeError(f"n is {number!r}, but expected the number of a line")
+        if number < there.lines:
+            raise ValueError(f"it is line {number}, there twice or moved")
+        if number > there.lines:
+            raise HoleError(missing_lines(there.lines, number - 1))
+        if (event.get("prev"), event.get("run")) != (self.mark.crc, there.runs):
+            raise ValueError("it does not follow the line before it")
+
+    def _check_event(self, event: Mapping[str, Any]) -> None:
+        """Whether an event can be what a driver wrote, after those before it.
+
+        Raises:
+            ValueError, KeyError, TypeError, OverflowError: it cannot.
+        """
+        if not 0 <= float(event["t"]) <= _LATEST:
+            raise ValueError("t is no time")
+        kind = event["event"]
+        if kind in ("run", "alive"):
+            if kind == "run":
+                _check_run(event)
+            return
+        trial_id = event["trial_id"]
+        if kind in ("start", "restored"):
+            _check_id(trial_id)
+            _check_number("setting", event["setting"], -1)
+        before = (self.trials.get(trial_id) or {}).get("attempts") or 0
+        if kind == "start":
+            _check_number("attempt", event["attempt"], 1)
+            if event["attempt"] != before + 1:
+                raise ValueError(f"attempt {event['attempt']} of {trial_id} after {before}")
+            _check_row(event["columns"], _TRIAL_KINDS, trial_id)
+        elif kind == "report":
+            Outcome(event["trial"]["outcome"])
+            _check_row(event["trial"], _TRIAL_KINDS, trial_id)
+            _check_texts(node=event.get("node"))
+            if event["row"] is not None:
+                self._check_epoch(trial_id, before, event["row"])
+        elif kind == "checkpoint":
+            _check_texts(path=event["path"])
+        elif kind == "lost":
+            _check_texts(reason=event["reason"])
+        elif kind == "end":
+            Outcome(event["outcome"])
+            _check_texts(message=event["message"])
+        elif kind == "restored":
+            _check_restored(trial_id, event)
+        else:
+            raise ValueError(f"unknown event {str(kind)[:40]!r}")
+
+    def _check_epoch(self, trial_id: str, attempt: int, row: Mapping[str, Any]) -> None:
+        _check_row(row, _EPOCH_KINDS, trial_id)
+        _check_number("epoch", row["epoch"], 0)
+        last = self.attempts[trial_id, attempt]["last_epoch"]
+        if last is not None and row["epoch"] <= last:
+            raise ValueError(f"epoch {row['epoch']} of {trial_id} after {last} in one attempt")
 
     def _write(self, event: dict[str, Any], *, sync: bool = False) -> None:
         event["t"] = time.time()
         self._apply(event)
-        self._waiting.append(encode(event))
+        line = encode(event, self.mark)
+        self.mark = self.mark.after(event, crc_of(line))
+        self._waiting.append(line)
         self.flush(sync=sync)
         self.snapshot()
 
@@ -252,6 +377,8 @@ class Ledger:
         trial_id = event["trial_id"]
         if kind == "start":
             self._apply_start(trial_id, event, at)
+        elif kind == "restored":
+            self._apply_restored(trial_id, event)
         elif kind == "report":
             self._apply_report(trial_id, event, at)
         elif kind == "checkpoint":
@@ -294,6 +421,29 @@ class Ledger:
             "_started": at,
             "_rows": 0.0,
         }
+
+    def _apply_restored(self, trial_id: str, event: Mapping[str, Any]) -> None:
+        """What the tables said of a trial whose lines were lost, in place of all that was known of it."""
+        trial = dict.fromkeys(_TRIAL_NAMES) | event["trial"]
+        self.trials[trial_id], self.settings[trial_id] = trial, event["setting"]
+        self.checkpoints[trial_id] = list(event["checkpoints"])
+        self._done.pop(trial_id)
+        rows = self._rows[trial_id] = {r["epoch"]: dict.fromkeys(_EPOCH_NAMES) | r for r in event["epochs"]}
+        for key in [key for key in self.attempts if key[0] == trial_id]:
+            del self.attempts[key]
+            self._open.discard(key)
+        for values in event["attempts"]:
+            number = values["attempt"]
+            attempt = self.attempts[trial_id, number] = dict.fromkeys(_ATTEMPT_NAMES) | values
+            attempt["_started"] = event["started"]  # of the last one, which alone may go on
+            own = [_row_seconds(row) for row in rows.values() if row["attempt"] == number]
+            attempt["_rows"] = math.fsum(own) + attempt["replayed_seconds"]
+            if attempt["ended"] == "running":
+                self._open.add((trial_id, number))
+            else:
+                self._gpu_seconds += attempt["seconds"] * (attempt["gpus"] or 0.0)
+        if Outcome(trial["outcome"]).finished:
+            self._pack(trial_id)
 
     def _apply_report(self, trial_id: str, event: Mapping[str, Any], at: float) -> None:
         trial, rows = self.trials[trial_id], self._rows.setdefault(trial_id, {})
@@ -448,7 +598,10 @@ class Ledger:
             return
         try:
             for name, table in self.tables().items():
-                write_table(table, self.folder / f"{name}.parquet")
+                marked = table.replace_schema_metadata(
+                    {**(table.schema.metadata or {}), MARK_KEY: self.mark.to_bytes()}
+                )
+                write_table(marked, self.folder / f"{name}.parquet")
         except OSError as error:  # a full disk: the journal holds it all, and the next snapshot may succeed
             log.warning("the tables cannot be written: %s", error)
         self._snapshot_at = time.monotonic()
@@ -510,13 +663,10 @@ class Ledger:
         """
         found = []
         for text in reversed(self.checkpoints.get(trial_id, [])):
-            if "://" in text or Path(text).is_absolute():
-                found.append(text)
-                continue
-            path = (self.folder / text).resolve()
+            path = self.folder / text  # absolute where it is, as early journals had it
             if not is_checkpoint(self.folder, path):
                 raise UserError(f"{self.folder / JOURNAL}: checkpoint {text} of {trial_id} is outside of the folder")
-            found.append(str(path))
+            found.append(str(path.resolve()))
         return found
 
     def hours(self) -> float:
@@ -540,7 +690,11 @@ class Ledger:
 
 def is_checkpoint(folder: Path, path: Path) -> bool:
     """Whether a path is that of a checkpoint of a study's trials: nothing else is read as one, or deleted."""
-    path = path.resolve()
+    try:
+        within(folder, "tune")
+        path = path.resolve()
+    except (OSError, RuntimeError, ValueError):  # a name too long, a loop of links, a NUL
+        return False
     return path.is_relative_to((folder / "tune").resolve()) and path.name.startswith("checkpoint_")
 
 
@@ -559,3 +713,92 @@ def _row_seconds(row: Mapping[str, Any]) -> float:
 
 def _public(rows: Mapping[str, Any]) -> dict[str, Any]:
     return {name: rows[name] for name in _ATTEMPT_NAMES}
+
+
+# ------------------------------------------------------------------------------------------------- what a line may say
+
+
+def missing_lines(first: int, last: int) -> str:
+    """`line 5 is missing`, `lines 5 to 7 are missing`."""
+    return f"line {first} is missing" if first == last else f"lines {first} to {last} are missing"
+
+
+def _kinds(columns: tuple[Column, ...]) -> dict[str, tuple[type, ...]]:
+    types = {"string": (str,), "int64": (int, float), "float64": (float, int), "bool": (bool,)}
+    return {column.name: types[column.type] for column in columns}
+
+
+_TRIAL_KINDS, _EPOCH_KINDS, _ATTEMPT_KINDS = _kinds(TRIAL_COLUMNS), _kinds(EPOCH_COLUMNS), _kinds(ATTEMPT_COLUMNS)
+
+
+def _check_row(row: Mapping[str, Any], kinds: Mapping[str, tuple[type, ...]], trial_id: str) -> None:
+    """Whether values fit the columns of a table, so that it can be written."""
+    if row.get("trial_id", trial_id) != trial_id:
+        raise ValueError(f"it is of {trial_id} and of another trial")
+    for name, value in row.items():
+        if value is None:
+            continue
+        kind = type(value)
+        if kind not in kinds[name]:
+            raise TypeError(f"{name} is of type {kind.__name__}, but expected {kinds[name][0].__name__}")
+        if kind is str:
+            _check_texts(**{name: value})
+        elif (kind is int and not -_LARGEST <= value <= _LARGEST) or (kind is float and not math.isfinite(value)):
+            raise OverflowError(f"{name} is too large")
+        elif kind is float and kinds[name][0] is int and not value.is_integer():
+            raise ValueError(f"{name} is {value}, but expected a whole number")
+
+
+def _check_texts(**texts: object) -> None:
+    for name, text in texts.items():
+        if text is None:
+            continue
+        if not isinstance(text, str):
+            raise TypeError(f"{name} is of type {type(text).__name__}, but expected str")
+        if not text.isascii():
+            text.encode()  # no half of a character
+        if "\0" in text:
+            raise ValueError(f"{name} holds a NUL")
+
+
+def _check_number(name: str, value: object, least: int) -> None:
+    if type(value) is not int or not least <= value <= _LARGEST:
+        shown = ascii(value)[:40]
+        raise ValueError(f"{name} is {shown}, but expected a whole number from {least} on")
+
+
+def _check_id(trial_id: object) -> None:
+    """Ids of trials become names of files."""
+    try:
+        if "/" in check_name(trial_id, JOURNAL):
+            raise ValueError(f"trial_id {ascii(trial_id)[:60]} is no name of a file")
+    except UnsafePathError as error:
+        raise ValueError(f"trial_id: {error.strerror}") from None
+
+
+def _check_run(event: Mapping[str, Any]) -> None:
+    """Whether the parts of a run's line that are there are what a run notes."""
+    if not isinstance(event.get("config", {}), dict):
+        raise TypeError("config is no mapping")
+    code = event.get("code", {})
+    if not isinstance(code, dict):
+        raise TypeError("code is no mapping")
+    _check_texts(host=event.get("host"), **{"driver": event.get("driver"), **{f"code.{k}": v for k, v in code.items()}})
+    if event.get("driver"):
+        _check_id(event["driver"])
+
+
+def _check_restored(trial_id: str, event: Mapping[str, Any]) -> None:
+    trial, attempts, epochs = event["trial"], event["attempts"], event["epochs"]
+    _check_row(trial, _TRIAL_KINDS, trial_id)
+    Outcome(trial["outcome"])
+    if [a["attempt"] for a in attempts] != list(range(1, trial["attempts"] + 1)):
+        raise ValueError("its attempts are not those of the trial")
+    for row in attempts:
+        _check_row(row, _ATTEMPT_KINDS, trial_id)
+    for row in epochs:
+        _check_row(row, _EPOCH_KINDS, trial_id)
+        _check_number("epoch", row["epoch"], 0)
+    _check_texts(**{f"checkpoint {i}": path for i, path in enumerate(event["checkpoints"])})
+    if not 0 <= float(event["started"]) <= _LATEST:
+        raise ValueError("started is no time")

@@ -22,6 +22,7 @@ from study.config import StudyConfig
 from study.errors import UserError, one_line
 from study.folder import MANIFEST_FILE, STUDY_FILE, write_study
 from study.ledger import JOURNAL, Ledger
+from study.mending import whole_ledger
 from study.search import STORAGE
 from trainables.checkpoint import newest_whole
 
@@ -122,8 +123,13 @@ def repair(folder: Path, study: StudyConfig, *, shared: bool) -> list[str]:
                     "journal back, or start the study anew elsewhere"
                 )
     else:
-        ledger = Ledger(folder, study.name, writable=False)
+        ledger, mended = whole_ledger(folder, study.name)
+        done += mended
         refuse_old_journal(folder, ledger)
+        if ledger.trials and not ledger.runs:
+            raise UserError(
+                f"{journal}: no line of it says with which code its trials ran; put back a whole copy of it"
+            )
         if gap := behind_tables(folder, ledger):
             raise UserError(f"{journal}: {gap}; put back a whole copy of it, or start the study anew elsewhere")
         if gap := later_work(folder, ledger):  # as a machine that lost its power leaves it

@@ -154,8 +154,10 @@ def journal(tmp_path):
     [
         ((0, 1, 1, 2, 3), "line 3 is damaged .*attempt 1 of t0001 after 1"),
         ((0, 1, 2, 2, 3), "line 4 is damaged .*epoch 1 of t0001 after 1 in one attempt"),
-        ((0, 1, 2, 3, 0, 1, 2, 3), "line 6 is damaged .*attempt 1 of t0001 after 1"),
+        ((0, 1, 2, 3, 0, 1, 2, 3), "line 5 is damaged .*it is line 1, there twice or moved"),
         ((0, 2, 3), "line 2 is damaged"),
+        ((0, 1, 3), "line 3 is missing"),
+        ((1, 2, 3), "line 1 is missing"),
     ],
 )
 def test_lines_that_are_there_twice_or_not_are_refused(journal, order, message):

@@ -195,7 +195,8 @@ def test_a_growing_journal_is_read_once_and_half_a_line_is_left_for_later(folder
     ledger.report("t0001", row(1, gap=0.25), state())
     assert reader.read_on() == []
     assert reader.gaps == {"t0001": 0.25}
-    line = encode({"event": "report", "trial_id": "t0001", "row": None, "trial": DIVERGED, "node": None, "t": 2e9})
+    event = {"event": "report", "trial_id": "t0001", "row": None, "trial": DIVERGED, "node": None, "t": 2e9}
+    line = encode(event, ledger.mark)
     with (folder / JOURNAL).open("ab") as file:
         file.write(line[:40])
         file.flush()
