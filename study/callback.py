@@ -6,8 +6,10 @@ import functools
 import logging
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +44,8 @@ def _kept(method: Callable[..., None]) -> Callable[..., None]:
     def safely(self: LedgerCallback, *args: Any, **info: Any) -> None:
         self.writing += 1
         try:
-            method(self, *args, **info)
+            with self.pen:
+                method(self, *args, **info)
         except Exception as error:
             log.exception("callback %s failed", method.__name__)
             if self.error is None:
@@ -72,6 +75,7 @@ class LedgerCallback(Callback):
         error: the first error of a callback, if any.
         at_first: called once, in the first turn of Ray's loop.
         writing: above 0 while an event is taken in.
+        pen: who has it writes to the study's files.
         hurried: the run is to end as soon as that is done.
     """
 
@@ -93,6 +97,7 @@ class LedgerCallback(Callback):
         self.workers = workers or Workers()
         self.at_first: Callable[[], None] | None = None
         self.writing, self.hurried = 0, False
+        self.pen: AbstractContextManager[Any] = threading.RLock()
         self._full = False
         self._alive_at = time.monotonic()
 
@@ -111,6 +116,9 @@ class LedgerCallback(Callback):
             self.at_first = None
         if self.look_after is not None:
             self.look_after(trials)
+        for note in self.workers.notes:
+            self.console.line(note)
+        self.workers.notes.clear()
         if self.ledger.trouble is not None:
             self.ledger.flush()
         full = self.ledger.trouble is not None

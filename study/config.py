@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from study.addresses import check_address
 from study.errors import UserError, nearest, shown, validation_error
 from study.yaml_input import parse_yaml, read_yaml
-from trainables.config import TrialConfig
+from trainables.config import StrictModel, TrialConfig
 from trainables.methods import build_trial, merge
 from trainables.schema import METRIC_BY_NAME
 
@@ -23,7 +23,7 @@ COST_METRICS = ("seconds_per_iteration", "train_seconds")
 """What else an objective can be: measured costs, minimised."""
 
 
-class _Model(BaseModel):
+class _Model(StrictModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
@@ -142,6 +142,11 @@ class ResourcesConfig(_Model):
         "bench` measured it, if its folder lies beside the study's), none where the cluster has none",
     )
 
+    memory_gb: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        None,
+        description="memory of the host that a trial may use, 10^9 bytes, its process included: as many run at once as "
+        "fit a node, and one that uses more is ended and started again as after an error; null: no limit",
+    )
     gpu_type: str | None = Field(
         None, description="only on nodes with this accelerator, by Ray's name for it, such as H100; null: any"
     )
@@ -215,6 +220,11 @@ class RunConfig(_Model):
         60,
         description="a trial without a sign of life (an iteration or a report; its start is none) for so long is "
         "killed and started again; null: never",
+    )
+    node_minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        1.5,
+        description="a study without a single node that can run a trial for so long ends, to be resumed; more of them "
+        "where nodes that were taken away come back",
     )
     drain_seconds: Annotated[float, Field(ge=0)] = Field(
         90, description="after SIGUSR1 trials may finish their epoch and save for so long"

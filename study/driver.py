@@ -14,18 +14,19 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from study.config import StudyConfig
-from study.console import Progress, StudyConsole
+from study.console import Progress, StudyConsole, error
 from study.errors import RunError, UserError, one_line
 from study.ledger import Ledger
-from study.resources import benches_beside, resolve_resources
+from study.resources import benches_beside, refuse_more_memory, resolve_resources
 from study.space import Space, any_value
+from trainables.files import open_append
 from trainables.schema import Outcome
 
 if TYPE_CHECKING:
@@ -88,21 +89,34 @@ def log_only_to(handler: logging.Handler) -> None:
 
 
 @contextmanager
-def _chatter_into(path: Path) -> Iterator[None]:
-    """What is written to the process's standard streams, by compiled code too, goes to a file meanwhile."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = [os.dup(1), os.dup(2)]
-    with path.open("ab") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    try:
-        yield
-    finally:
+def _chatter_into(path: Path, streams: Sequence[int] = (1, 2)) -> Iterator[Callable[[], None]]:
+    """What is written to the process's standard streams, by compiled code too, goes to a file meanwhile.
+
+    Args:
+        path: the file.
+        streams: 1 for standard output, 2 for standard error.
+
+    Yields:
+        A function that ends this at once.
+    """
+    kept = {stream: os.dup(stream) for stream in streams}
+
+    def back() -> None:
         sys.stdout.flush()
         sys.stderr.flush()
-        for target, saved in enumerate(kept, start=1):
-            os.dup2(saved, target)
+        for stream, saved in kept.items():
+            os.dup2(saved, stream)
+
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with open_append(path) as file:
+        for stream in streams:
+            os.dup2(file.fileno(), stream)
+    try:
+        yield back
+    finally:
+        back()
+        for saved in kept.values():
             os.close(saved)
 
 
@@ -148,15 +162,27 @@ def _settle(study: StudyConfig, space: Space, resources: Mapping[str, float], fo
                 f"resources.{name.lower()}s = {wanted:g}: the cluster has {resources.get(name, 0):g} {name}s; "
                 f"use --set resources.{name.lower()}s=..."
             )
+    memory_gb, there = study.resources.memory_gb, resources.get("memory", 0) / 1e9
+    if memory_gb is not None and memory_gb > there:
+        raise UserError(f"resources.memory_gb = {memory_gb:g}: Ray has {there:.3g} GB of memory to give to trials")
     return cpus, gpus
 
 
-def concurrency(most: int | None, resources: Mapping[str, float], cpus: float, gpus: float) -> int:
+def concurrency(
+    most: int | None, resources: Mapping[str, float], cpus: float, gpus: float, memory: float | None = None
+) -> int:
     """How many trials the cluster's resources hold at once.
 
     Without this number Ray asks the searcher for one trial at a time.
+
+    Args:
+        most: at most.
+        resources: the cluster's, by Ray's names.
+        cpus, gpus, memory: of a trial; memory in bytes.
     """
     fits = int(resources.get("CPU", 0) // cpus)
+    if memory is not None:
+        fits = min(fits, int(resources.get("memory", 0) // memory))
     if gpus > 0:
         fits = min(fits, int(resources.get("GPU", 0) / gpus + 1e-9))
     return max(1, min(fits, most or fits))
@@ -195,6 +221,7 @@ def run_trials(
     from study.scheduler import Control, StudyScheduler, StudyStopper
     from study.search import StudySearch
     from study.verify import run_facts
+    from study.watchdog import Watchdog, words_into_log
     from trainables.ray_trainable import MebmTrainable
     from trainables.storage import ray_storage
 
@@ -211,16 +238,33 @@ def run_trials(
         return Ending(False, None, _failed(ledger))
     if reason := control.budget.spent_on(control.spent()):
         return Ending(False, reason, _failed(ledger))
+    if address is None:
+        refuse_more_memory(study)
     ours = not ray.is_initialized()
     resources = _connect(address, folder / LOG_FILE)
     log_only_to(handler)
-    try:
+    place = mirror.store.shown if mirror else str(folder)
+    with ExitStack() as watch:
+        watch.enter_context(words_into_log())
+        spoken = watch.enter_context(_chatter_into(folder / LOG_FILE, (2,)))
+
+        def last_words(reason: str) -> None:
+            spoken()
+            error(_resumable(place, reason))
+
+        watchdog = watch.enter_context(Watchdog(study.run.node_minutes, last_words))
+        if ours:
+            watch.callback(watchdog.leave_ray)
+        control.lost = lambda: watchdog.lost
         cpus, gpus = _settle(study, space, resources, folder)
         control.gpus = gpus
-        search.common |= {"cpus": cpus, "gpus": gpus}
+        search.common |= {"cpus": cpus, "gpus": gpus, "memory_gb": study.resources.memory_gb}
+        bundle = bundle_of(study, cpus, gpus)
+        watchdog.needs(bundle)
         if "auto" in (study.resources.cpus, study.resources.gpus):
             console.line(f"resources auto: {cpus:g} CPU(s) and {gpus:.3g} GPU(s) per trial")
-        at_once = concurrency(_most_at_once(study, space, folder, mirror), resources, cpus, gpus)
+        most = _most_at_once(study, space, folder, mirror)
+        at_once = concurrency(most, resources, cpus, gpus, bundle.get("memory"))
         progress = Progress(
             study.name,
             space.settings * len(study.seeds),
@@ -230,10 +274,11 @@ def run_trials(
             direction=study.objectives[0].resolved_direction,
         )
         progress.begin(ledger.trials)
-        workers = Workers()
-        scheduler = StudyScheduler(control, workers)
+        workers = Workers(limited=study.resources.memory_gb is not None)
+        scheduler = StudyScheduler(control, workers, watchdog.clock)
         loggers = make_loggers(study.run.loggers, folder, study.name)
         callback = LedgerCallback(ledger, console, gpus, control, scheduler.look_after, loggers, mirror, workers)
+        callback.pen = watchdog.pen
         storage_path, filesystem = ray_storage(mirror.url) if mirror else (str((folder / "tune").resolve()), None)
         tuner = tune.Tuner(
             tune.with_resources(trainable or MebmTrainable, placement(study, cpus, gpus)),
@@ -261,41 +306,66 @@ def run_trials(
         broken: Exception | None = None
         with corrected(workers), _signals(control, callback):
             console.start(progress)
+
+            def put_down() -> Ending:
+                """Everything has its end: in the ledger, in Optuna, for the loggers and on the screen."""
+                cut = [t for t in ledger.unfinished() if ledger.outcome(t) is Outcome.RUNNING]
+                try:
+                    return _close(search, ledger, control)
+                finally:
+                    for trial_id in cut:
+                        for logger in loggers:
+                            logger.end(trial_id, ledger.trials[trial_id])
+                    progress.trials = {t: dict(v) for t, v in ledger.trials.items()}
+                    console.stop()
+                    for logger in loggers:
+                        logger.close()
+
+            def put_down_alone() -> None:
+                put_down()
+                ledger.close()
+                if mirror is not None:
+                    mirror.close()
+
+            watchdog.close = put_down_alone
             try:
                 tuner.fit()
             except KeyboardInterrupt:
                 control.interrupt("SIGINT")
-            except Exception as error:  # whatever it was, what has been measured is kept and nothing stays RUNNING
+            except Exception as failure:  # whatever it was, what has been measured is kept and nothing stays RUNNING
                 log.exception("the run ended with an error")
-                broken = error
-            cut = [t for t in ledger.unfinished() if ledger.outcome(t) is Outcome.RUNNING]
-            try:
-                ending = _close(search, ledger, control)
-            finally:
-                for trial_id in cut:
-                    for logger in loggers:
-                        logger.end(trial_id, ledger.trials[trial_id])
-                progress.trials = {t: dict(v) for t, v in ledger.trials.items()}
-                console.stop()
-                for logger in loggers:
-                    logger.close()
+                broken = failure
+            with watchdog.pen:
+                watchdog.close = lambda: None
+                ending = put_down()
+        if watchdog.lost is not None:
+            raise RunError(_resumable(place, watchdog.lost))
         if broken := broken or callback.error:
             reason = one_line(f"{type(broken).__name__}: {broken}")[:300]
-            raise RunError(f"{folder}: the run broke off ({reason}); see {LOG_FILE}, then: mebm resume {folder}")
+            raise RunError(_resumable(place, f"the run broke off ({reason})"))
         return ending
-    finally:
-        if ours:
-            ray.shutdown()
+
+
+def _resumable(place: str, reason: str) -> str:
+    """What a user is told of a study that could not go on."""
+    return f"{place}: {reason}; see {LOG_FILE}, then: mebm resume {place}"
 
 
 def placement(study: StudyConfig, cpus: float, gpus: float) -> Any:
     """Resources of a trial, and how trials are laid over the nodes."""
     from ray.tune import PlacementGroupFactory
 
-    bundle: dict[str, float] = {"CPU": cpus, "GPU": gpus}
+    return PlacementGroupFactory([bundle_of(study, cpus, gpus)], strategy=study.resources.placement.upper())
+
+
+def bundle_of(study: StudyConfig, cpus: float, gpus: float) -> dict[str, float]:
+    """What a trial needs of a node, by Ray's names."""
+    bundle = {"CPU": cpus, "GPU": gpus}
+    if study.resources.memory_gb is not None:
+        bundle["memory"] = round(study.resources.memory_gb * 1e9)
     if study.resources.gpu_type is not None:
         bundle[f"accelerator_type:{study.resources.gpu_type}"] = 0.001  # Ray's way to ask for a kind of node
-    return PlacementGroupFactory([bundle], strategy=study.resources.placement.upper())
+    return bundle
 
 
 def _most_at_once(study: StudyConfig, space: Space, folder: Path, mirror: Mirror | None) -> int | None:
@@ -328,7 +398,7 @@ def _close(search: Any, ledger: Ledger, control: Any) -> Ending:
     """Whatever is still open has an end: in the ledger and in Optuna."""
     unfinished = ledger.unfinished()
     left = bool(unfinished) or search.open > 0 or search.remaining() > 0
-    signalled = control.interrupted or control.draining
+    signalled = control.interrupted or control.draining or control.lost()
     spent = control.closed() if left and not signalled else None
     for trial_id in unfinished:
         if spent:

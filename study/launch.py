@@ -238,10 +238,16 @@ def describe(study: StudyConfig, space: Space, source: str) -> list[str]:
         f"sampler     {study.search.sampler}",
         f"objectives  {', '.join(f'{o.resolved_direction} {o.metric}' for o in study.objectives)}",
         *_methods(study, space, example),
-        f"resources   {_amount(study.resources.cpus)} CPUs, {_amount(study.resources.gpus)} GPUs per trial",
+        f"resources   {_resources(study)} per trial",
     ]
     lines += [f"searched    {key}: {_range_text(d)}" for key, d in space.distributions.items()]
     return lines
+
+
+def _resources(study: StudyConfig) -> str:
+    r = study.resources
+    memory = "" if r.memory_gb is None else f", {r.memory_gb:g} GB of memory at most"
+    return f"{_amount(r.cpus)} CPUs, {_amount(r.gpus)} GPUs{memory}"
 
 
 def _amount(value: float | str) -> str:

@@ -6,6 +6,7 @@ From an estimate of what they need, and from what `mebm bench` has measured wher
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from pydantic import ValidationError
 
 from analysis.load import ResultsError, find_benches, read_bench, records
 from study.config import ResourcesConfig, StudyConfig
+from study.errors import UserError
 from study.space import Space
 from trainables.config import SPEED_OPTIONS, TrialConfig
 from trainables.cost import USABLE, forward_flops, iteration_flops, layers, memory
@@ -145,6 +147,30 @@ def trials_per_gpu(config: TrialConfig, gpu: Gpu, bench: Sequence[Mapping[str, A
     launching = passes * layers(config, shape, classes) * KERNELS_PER_LAYER * LAUNCH_SECONDS[config.execution]
     by_time = math.floor(max(busy, launching) / busy + 0.2)
     return max(1, min(by_memory, by_time, MOST))
+
+
+def host_memory(limits: Path = Path("/sys/fs/cgroup/memory.max")) -> int:
+    """Bytes of memory of this machine, or of the container it is.
+
+    Args:
+        limits: file with the container's limit.
+    """
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(machine, int(limits.read_text(encoding="ascii")))
+    except (OSError, ValueError):  # no container, or `max`
+        return machine
+
+
+def refuse_more_memory(study: StudyConfig) -> None:
+    """Refuse a study whose trials may use more memory than this machine has.
+
+    Raises:
+        UserError: so.
+    """
+    wanted, there = study.resources.memory_gb, host_memory() / 1e9
+    if wanted is not None and wanted > there:
+        raise UserError(f"resources.memory_gb = {wanted:g}: this machine has {there:.3g} GB")
 
 
 def resolve_resources(

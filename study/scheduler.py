@@ -47,6 +47,7 @@ class Control:
         interrupted: name of the signal that ends the study at once; None until one comes.
         draining: why every trial ends at its next report; None until there is a reason.
         ending: trials that end at the report being processed, with their outcome and message.
+        lost: says why Ray was given up; None while it was not.
     """
 
     def __init__(self, study: StudyConfig, ledger: Ledger) -> None:
@@ -55,6 +56,7 @@ class Control:
         self.interrupted: str | None = None
         self.draining: str | None = None
         self.ending: dict[str, tuple[Outcome, str | None]] = {}
+        self.lost: Callable[[], str | None] = lambda: None
         self._drain_until = 0.0
         self._courses: dict[str, Course] = {}
 
@@ -86,7 +88,7 @@ class Control:
             proposed: trials that have been proposed and have not started; None: the next is one that was cut off, to
                 which a limit on the number of trials does not apply.
         """
-        if reason := self.interrupted or self.draining:
+        if reason := self.interrupted or self.draining or self.lost():
             return reason
         if not self.budget.limited:
             return None
@@ -97,7 +99,7 @@ class Control:
 
     def must_stop(self) -> bool:
         """Whether the study ends now, whatever its trials are doing."""
-        if self.interrupted is not None:
+        if self.interrupted is not None or self.lost() is not None:
             return True
         if self.draining is not None and time.monotonic() >= self._drain_until:
             return True
@@ -181,11 +183,22 @@ class StudyStopper(Stopper):
 
 
 class StudyScheduler(FIFOScheduler):
-    """Runs trials in the order they come and ends those that `Control` ends; kills those that hang."""
+    """Runs trials in the order they come and ends those that `Control` ends; kills those that hang.
 
-    def __init__(self, control: Control, workers: Workers | None = None) -> None:
+    Args:
+        control: says what ends.
+        workers: is told whose worker is killed, and why.
+        clock: seconds; one that stands still while this process is stopped does not count that against the trials.
+    """
+
+    def __init__(
+        self,
+        control: Control,
+        workers: Workers | None = None,
+        clock: Callable[[], float] = lambda: time.monotonic(),
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._control = control
+        self._control, self._clock = control, clock
         self._workers = workers or Workers()
         self._watched: dict[str, Any] = {}
         self._watch = Watch(control.study.run.hang_minutes)
@@ -204,6 +217,8 @@ class StudyScheduler(FIFOScheduler):
         trial that ends: with trials shorter than a worker's start the study never gets as many workers as it may have.
         Also, FIFO looks through all trials of the study in every turn, and this only through the live ones.
         """
+        if self._workers.at_most is not None:
+            return None  # how many start is the controller's matter
         now = time.monotonic()
         waiting: list[RayTrial] = [t for t in tune_controller.get_live_trials() if t.status == RayTrial.PENDING]
         self._offered = {t.trial_id: self._offered[t.trial_id] for t in waiting if t.trial_id in self._offered}
@@ -217,7 +232,7 @@ class StudyScheduler(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: RayTrial, result: dict[str, Any]) -> str:
         """Whether the trial goes on after this report."""
         row, values = read_report(result)
-        self._watch.seen(trial.config["trial_id"])
+        self._watch.seen(trial.config["trial_id"], self._clock())
         ended = self._control.judge(trial.config["trial_id"], row, values)
         return TrialScheduler.STOP if ended else TrialScheduler.CONTINUE
 
@@ -227,7 +242,7 @@ class StudyScheduler(FIFOScheduler):
         Args:
             trials: all of Ray's.
         """
-        now = time.monotonic()
+        now = self._clock()
         if now - self._looked < _LOOK_SECONDS:
             return
         self._looked = now
@@ -260,9 +275,9 @@ class Watch:
         self._since: dict[str, float] = {}
         self._pulse: dict[str, bytes | None] = {}
 
-    def seen(self, trial_id: str) -> None:
+    def seen(self, trial_id: str, now: float | None = None) -> None:
         """A trial has reported."""
-        self._since[trial_id] = time.monotonic()
+        self._since[trial_id] = time.monotonic() if now is None else now
 
     def forget(self, trial_id: str) -> None:
         """A trial is not running."""

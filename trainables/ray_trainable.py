@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import tempfile
 import time
@@ -21,6 +22,7 @@ from trainables.config import TrialConfig
 from trainables.cost import USABLE
 from trainables.credentials import redacted
 from trainables.faults import may_pass
+from trainables.host_memory import MemoryLimit
 from trainables.recorder import Recorder
 from trainables.reporting import pack_report
 from trainables.schema import Outcome
@@ -30,15 +32,17 @@ from trainables.trial import Trial
 PULSE = "mebm-pulse"
 """Namespace of the cluster's key-value store for signs of life: trial id to iteration."""
 _PULSE_SECONDS = 5.0
+OVER_MEMORY = "mebm-memory"
+"""Namespace for what a worker says that ends because its trial uses more memory than it may, by trial id."""
 
 
 class MebmTrainable(tune.Trainable):
     """Runs one `Trial`; each `train()` is one step of it.
 
     Its `config` holds plain values: `trial` (a complete `TrialConfig` as JSON), `trial_id`, `folder` (the study's,
-    absolute), `store` (URL of the study's place in object storage, where it has one), `cpus`, `gpus`,
-    `checkpoint_seconds`, and `resume_from` (checkpoint folders of earlier runs, the newest
-    first).
+    absolute), `store` (URL of the study's place in object storage, where it has one), `cpus`, `gpus`, `memory_gb`
+    (optional; host memory it may use, 10^9 bytes), `checkpoint_seconds`, and `resume_from` (checkpoint folders of
+    earlier runs, the newest first).
     """
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -49,6 +53,8 @@ class MebmTrainable(tune.Trainable):
             # Ray's fractions are bookkeeping; this is the limit one trial cannot cross.
             torch.cuda.set_per_process_memory_fraction(USABLE * gpus)
         self._trial_id = str(config["trial_id"])
+        memory = config.get("memory_gb")
+        self._memory = MemoryLimit(round(memory * 1e9), self._over_memory) if memory else None
         self._checkpoint_seconds = float(config["checkpoint_seconds"])
         self._checkpointed = time.monotonic()
         self._pulse_at = 0.0
@@ -90,6 +96,15 @@ class MebmTrainable(tune.Trainable):
             self._trial.load_state_dict(read_checkpoint(whole))
         for text in wrong:
             self._trial.remark(f"{text}; went on from epoch {self._trial.trainer.epoch}")
+
+    def _over_memory(self, used: int) -> None:
+        """End this process, which frees what it holds; the driver finds the reason where it looks for it."""
+        assert self._memory is not None
+        limit = self._memory.limit / 1e9
+        text = f"used {used / 1e9:.3g} GB of the host's memory, more than resources.memory_gb = {limit:g}"
+        with contextlib.suppress(Exception):  # it ends for the same reason, said or not
+            _internal_kv_put(self._trial_id, text, overwrite=True, namespace=OVER_MEMORY)
+        os._exit(1)
 
     def _fail(self, error: Exception) -> None:
         """An error another start may help is raised for Ray to start the trial again; any other is its result."""
@@ -185,6 +200,8 @@ class MebmTrainable(tune.Trainable):
 
     def cleanup(self) -> None:
         """Write what is left; short, because Ray waits for it."""
+        if self._memory is not None:
+            self._memory.close()
         if hasattr(self, "_trial"):
             self._trial.close()
             self._recorder.close()
