@@ -18,6 +18,7 @@ from plotly.subplots import make_subplots
 
 from analysis.figures import template
 from analysis.load import ResultsError, read_parquet, records
+from trainables.files import UnsafePathError, read_limited, within, write_text
 from trainables.schema import Column
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 FOLDER, INDEX = "figures", "figures.json"
 INDEX_FORMAT = 1
+_INDEX_BYTES = 32_000_000
 KINDS = ("samples", "classes", "histogram", "centres", "tsne", "curves")
 BINS = 50
 """Bins of a histogram of log p(x) (quality_analysis.py:75-86)."""
@@ -137,10 +139,8 @@ class Exhibit:
 def write_index(folder: Path, exhibits: Sequence[Exhibit]) -> Path:
     """Write the index of a folder of figures."""
     path = folder / INDEX
-    part = path.with_suffix(".part")
     content = {"format": INDEX_FORMAT, "exhibits": [asdict(e) for e in exhibits]}
-    part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(path)
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     return path
 
 
@@ -148,20 +148,44 @@ def read_index(folder: Path) -> list[Exhibit]:
     """The figures of a folder; none where it has no index.
 
     Raises:
-        ResultsError: the index is damaged or of another version.
+        ResultsError: the index is damaged, of another version, or names what is no file of a figure in the folder.
     """
     path = folder / INDEX
     if not path.is_file():
         return []
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_limited(path, _INDEX_BYTES))
         if content["format"] != INDEX_FORMAT:
-            raise ResultsError(f"{path}: format is {content['format']!r}, but expected {INDEX_FORMAT}")
-        return [Exhibit(**{**e, "pictures": tuple(Picture(**p) for p in e["pictures"])}) for e in content["exhibits"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ResultsError(f"{path}: format is {ascii(content['format'])[:60]}, but expected {INDEX_FORMAT}")
+        found = [Exhibit(**{**e, "pictures": tuple(Picture(**p) for p in e["pictures"])}) for e in content["exhibits"]]
+        for exhibit in found:
+            _check(folder, exhibit)
+    except UnsafePathError as error:
+        raise ResultsError(f"{path}: {error.strerror}; make it again with mebm figures") from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, ResultsError):
             raise
         raise ResultsError(f"{path}: damaged ({type(error).__name__}); make it again with mebm figures") from error
+    return found
+
+
+def _check(folder: Path, exhibit: Exhibit) -> None:
+    """Check what an index says of a figure: its files are shown, and deleted when it is made again.
+
+    Raises:
+        UnsafePathError: a file that is not in the folder.
+        ValueError: another kind of file, or no exhibit.
+    """
+    texts = (exhibit.title, exhibit.caption, exhibit.key, *(p.label for p in exhibit.pictures))
+    if exhibit.kind not in KINDS or exhibit.drawing not in ("pictures", "courses", *_DRAWN):
+        raise ValueError("no figure of this package")
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("expected texts")
+    names = [(exhibit.data, ".parquet"), *((p.file, ".png") for p in exhibit.pictures)]
+    names += [] if exhibit.page is None else [(exhibit.page, ".html")]
+    for name, suffix in names:
+        if within(folder, name).suffix != suffix:
+            raise ValueError(f"expected the name of a {suffix} file")
 
 
 def class_name(dataset: str, label: int) -> str:
@@ -174,14 +198,13 @@ def write_page(path: Path, figure: go.Figure) -> None:
     """A drawing as a page of its own; plotly's library lies beside it once per folder."""
     shown = go.Figure(figure).update_layout(template=template("light"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.tmp")
     library = path.with_name("plotly.min.js")
     if not library.is_file():
         from plotly.offline import get_plotlyjs
 
-        library.write_text(get_plotlyjs(), encoding="utf-8")
-    shown.write_html(part, include_plotlyjs="plotly.min.js", config={"displaylogo": False, "responsive": True})
-    part.replace(path)
+        write_text(library, get_plotlyjs())
+    settings = {"displaylogo": False, "responsive": True}
+    write_text(path, shown.to_html(include_plotlyjs="plotly.min.js", config=settings))
 
 
 # ------------------------------------------------------------------------------------------------ log p(x), Fig 6

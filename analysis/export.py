@@ -25,6 +25,7 @@ from analysis.figures import template
 from analysis.load import Results, ResultsError, typed_frame, write_table
 from analysis.report_figures import Drawing, study_drawings
 from analysis.summary import objective
+from trainables.files import write_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -280,9 +281,7 @@ def _arrow(data: pd.DataFrame, told: dict[str, str]) -> pa.Table:
 
 def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    write_bytes(path, content)
 
 
 _STYLE = (

@@ -30,7 +30,7 @@ JOURNAL = "ledger.jsonl"
 BENCH_FILE = "bench.parquet"
 EVALUATIONS_FILE = "evaluations.parquet"
 _KNOWN = (TRIALS, EPOCHS, ATTEMPTS, BENCH_FILE, EVALUATIONS_FILE)
-_OWN_FOLDERS = ("tables", "figures")
+OWN_FOLDERS = ("tables", "figures")
 """What `mebm tables` and `mebm figures` leave in a folder of studies."""
 _TAIL_BYTES = 65_536
 _NAMED = 3
@@ -395,7 +395,7 @@ def is_study(path: Path) -> bool:
 
 def about_others(path: Path, folders: Sequence[Path]) -> list[str]:
     """What is said of the folders in a folder of studies that are none."""
-    others = [f.name for f in folders if f.name not in _OWN_FOLDERS and not f.name.startswith(".")]
+    others = [f.name for f in folders if f.name not in OWN_FOLDERS and not f.name.startswith(".")]
     if not others:
         return []
     return [f"{path}: {plural(len(others), 'folder')} without results left out ({counted(others)})"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,6 +16,8 @@ from analysis.report import report_html
 HOST = "127.0.0.1"
 _WATCHED = ("*.parquet", "manifest.json", "samples/*.png", "figures/*")
 """What makes a page old: a new epoch, trial, score, grid or figure. Signals grow between epochs and would too often."""
+_CLIENT_SECONDS = 60
+"""How long a client may take to ask, and to take its answer: each holds a thread."""
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -112,9 +115,18 @@ def make_server(report: LiveReport, port: int) -> ThreadingHTTPServer:
         OSError: The port is taken or not allowed.
     """
 
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            """A reader who leaves in the middle of an answer is no error."""
+            if not isinstance(sys.exc_info()[1], ConnectionError):
+                super().handle_error(request, client_address)
+
     class Handler(BaseHTTPRequestHandler):
         server_version = "mebm"
         sys_version = ""
+        timeout = _CLIENT_SECONDS
 
         def do_GET(self) -> None:
             """Answer a request for the page or its version."""
@@ -145,6 +157,4 @@ def make_server(report: LiveReport, port: int) -> ThreadingHTTPServer:
         def log_message(self, *_: object) -> None:
             """Say nothing: a line per look of a page would bury what matters."""
 
-    server = ThreadingHTTPServer((HOST, port), Handler)
-    server.daemon_threads = True
-    return server
+    return Server((HOST, port), Handler)

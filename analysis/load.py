@@ -25,6 +25,7 @@ from analysis.intact import BENCH_FILE as BENCH_FILE  # they are read here
 from analysis.intact import (
     EPOCHS,
     MANIFEST,
+    OWN_FOLDERS,
     TRIALS,
     about_epochs,
     about_folder,
@@ -47,6 +48,7 @@ from analysis.intact import EVALUATIONS_FILE as EVALUATIONS_FILE
 from analysis.migrate import VERSION_KEY, VersionError, may_lack, settings_from_config, table_version
 from analysis.remote import Remote, is_url
 from analysis.remote import ResultsError as ResultsError  # it is raised here
+from trainables.files import UnsafePathError, refuse_links_out, replacing, within
 from trainables.schema import (
     BENCH_COLUMNS,
     EPOCH_COLUMNS,
@@ -160,13 +162,9 @@ def write_table(table: pa.Table, path: Path | str) -> None:
     """Write an Arrow table as Parquet, complete under its name or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as file:
         # Parquet's own checksums: without them a flipped bit is read as another number.
-        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        pq.write_table(table, file, compression="zstd", write_page_checksum=True)
 
 
 def read_parquet(path: Path | str, columns: Sequence[Column], *, measured: bool = False) -> pd.DataFrame:
@@ -291,12 +289,10 @@ class Results:
 
     def _file(self, study: str, name: str) -> Path | None:
         """A file of a study, brought from its store if need be; None where there is none, or it is outside of it."""
-        path = self.folders[study] / name
         try:
-            if not path.resolve().is_relative_to(self.folders[study].resolve()):
-                return None  # a trial's id is text that somebody wrote
-        except (RuntimeError, OSError, ValueError):  # a loop of links, a name too long
-            self.note(f"{path}: cannot be reached; left out")
+            path = within(self.folders[study], name)  # a trial's id is text that somebody wrote
+        except UnsafePathError as error:
+            self.note(f"{printable(error.filename, 300)}: {error.strerror}; left out")
             return None
         if not path.is_file() and study in self._remotes:
             self._remotes[study].bring(name)
@@ -380,11 +376,14 @@ def read_evaluations(path: Path | str) -> pd.DataFrame:
 
 
 def find_benches(path: Path | str) -> list[Path]:
-    """Files of `mebm bench` at `path`: in it, or in its direct children in the order of their names."""
+    """Files of `mebm bench` at `path`: in it, or in its direct children in the order of their names.
+
+    One that a link leads to out of it is none of its.
+    """
     path = Path(path)
-    if (path / BENCH_FILE).is_file():
-        return [path / BENCH_FILE]
-    return sorted(path.glob(f"*/{BENCH_FILE}"))
+    found = [path / BENCH_FILE] if (path / BENCH_FILE).is_file() else sorted(path.glob(f"*/{BENCH_FILE}"))
+    inside = path.resolve()
+    return [file for file in found if file.resolve().is_relative_to(inside)]
 
 
 def find_studies(path: Path | str) -> list[Path]:
@@ -412,6 +411,30 @@ def _children(path: Path) -> list[Path]:
     return sorted(child for child in path.iterdir() if child.is_dir())
 
 
+def confine(path: Path) -> None:
+    """Refuse a study's folder or a folder of studies in which a link leads out of it: somebody else may have made it.
+
+    Folders in a folder of studies that hold none are not looked through: nothing in them is read or written.
+
+    Raises:
+        ResultsError: so; see `files.refuse_links_out`.
+    """
+    try:
+        if not path.is_dir() or _is_read(path):
+            refuse_links_out(path)
+            return
+        refuse_links_out(path, deep=False)
+        for child in _children(path):
+            if _is_read(child) or child.name in OWN_FOLDERS:
+                refuse_links_out(child)
+    except UnsafePathError as error:
+        raise ResultsError(f"{error.filename}: {error.strerror}") from None
+
+
+def _is_read(path: Path) -> bool:
+    return is_study(path) or (path / BENCH_FILE).is_file()
+
+
 def load(*paths: Path | str) -> Results:
     """Read studies, finished or still running.
 
@@ -421,8 +444,8 @@ def load(*paths: Path | str) -> Results:
             folders are both kept, the later one as "NAME (2)".
 
     Raises:
-        ResultsError: A folder holds no study, or a file of a study is missing, broken, or of another schema; a store
-            cannot be read.
+        ResultsError: A folder holds no study, or a link that leads out of it; a file of a study is missing, broken, or
+            of another schema; a store cannot be read.
     """
     copies = {
         str(path): Remote.open(str(path), _SMALL, (MANIFEST, TRIALS, BENCH_FILE)) for path in paths if is_url(path)
@@ -445,6 +468,7 @@ def _load(paths: Sequence[Path], copies: Mapping[str, Remote]) -> Results:
     notes: list[str] = []
     seen: set[Path | str] = set()
     for path in paths:
+        confine(path)
         found = find_studies(path)
         if found != [path]:
             idle = [child for child in _children(path) if child not in found and not (child / BENCH_FILE).is_file()]

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from trainables.files import replacing
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -50,6 +52,5 @@ def write_grid(path: Path, images: NDArray[np.uint8], cells: ArrayLike) -> None:
     picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
     factor = max(1, round(_PIXELS / picture.width))
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.tmp")
-    picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST).save(part, "PNG")
-    part.replace(path)
+    with replacing(path) as file:
+        picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST).save(file, "PNG")

@@ -35,6 +35,7 @@ from analysis.report_parts import (
 from analysis.report_trials import page_trials, trial_table
 from analysis.summary import objective, summarise
 from analysis.tables import build_tables
+from trainables.files import refuse_links_out, within, write_text
 
 _GRID_PIXELS = 300
 """Width of a sample grid, about."""
@@ -51,15 +52,20 @@ def write_report(results: Results, out_file: Path | str) -> Path:
 
     Returns:
         The file.
+
+    Raises:
+        ResultsError: Figures that it shows are damaged.
+        OSError: It cannot be written, or a link leads out of the figures' folder.
     """
     out_file = Path(out_file)
     # Figures of several studies together lie beside their report: `mebm figures DIR...` leaves them there.
-    joint = out_file.parent / FOLDER if len(results.studies) > 1 else None
+    joint = None
+    if len(results.studies) > 1:
+        joint = within(out_file.parent, FOLDER)
+        refuse_links_out(joint)
     page = report_html(results, joint)
     out_file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out_file.with_name(f".{out_file.name}.tmp")
-    temporary.write_text(page, encoding="utf-8", newline="\n")
-    temporary.replace(out_file)
+    write_text(out_file, page)
     return out_file
 
 

@@ -43,6 +43,7 @@ from analysis.published import published_hyperparameters, published_results
 from analysis.render import csv_text, html_page, latex, markdown
 from analysis.runtime import RUNTIME_COLUMNS, runtime_table
 from analysis.words import text
+from trainables.files import write_text
 from trainables.schema import METRIC_BY_NAME, TRIAL_COLUMNS, Column, Outcome
 
 if TYPE_CHECKING:
@@ -184,9 +185,7 @@ def write_tables(results: Results | None, out_dir: Path | str, merge: Merge = "a
         texts = {suffix: render(name, frame) for suffix, render in made.items()} | {".csv": csv_text(frame)}
         for suffix, content in texts.items():
             path = out_dir / f"{name}{suffix}"
-            temporary = path.with_name(f".{path.name}.tmp")
-            temporary.write_text(content, encoding="utf-8", newline="\n")
-            temporary.replace(path)
+            write_text(path, content)
             written.append(path)
     return written
 

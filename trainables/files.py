@@ -68,19 +68,24 @@ def _refuse_way_out(path: Path, folder: Path) -> None:
         raise UnsafePathError(path, f"leads out of {folder}; a link in a study's folder must stay in it")
 
 
-def refuse_links_out(folder: Path) -> None:
+def refuse_links_out(folder: Path, *, deep: bool = True) -> None:
     """Refuse a folder in which a link leads out of it, or which holds a pipe, a socket or a device.
 
+    Runs of Weights & Biases, folders in its `wandb`, are passed over: their logs are links out, and only it reads them.
     A missing folder holds nothing. Reading and writing below a folder that passed is confined to it, as long as nobody
     else changes it meanwhile.
+
+    Args:
+        deep: look through its folders too.
 
     Raises:
         UnsafePathError: so.
     """
-    open_ = [str(folder)]
+    open_, passed = [str(folder)], str(folder / "wandb")
     while open_:
+        place = open_.pop()
         try:
-            entries = list(os.scandir(open_.pop()))
+            entries = list(os.scandir(place))
         except (FileNotFoundError, NotADirectoryError):
             continue
         except PermissionError:  # nothing here is read or written then either
@@ -89,7 +94,8 @@ def refuse_links_out(folder: Path) -> None:
             if entry.is_symlink():
                 _refuse_way_out(Path(entry.path), folder)
             elif entry.is_dir(follow_symlinks=False):
-                open_.append(entry.path)
+                if deep and place != passed:
+                    open_.append(entry.path)
             elif not entry.is_file(follow_symlinks=False):
                 with suppress(FileNotFoundError):
                     kind = entry.stat(follow_symlinks=False).st_mode
