@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from analysis.intact import with_checksum
 from study.config import assign, load_study, make_trial, packaged_configs, parse_assignments, read_config
 from study.console import StudyConsole, number, state_text
+from study.driver import ending_signals
 from study.errors import RunError, UserError, nearest, one_line
-from study.folder import MANIFEST_FILE, STUDY_FILE, commit, hardware, versions
-from study.ledger import Ledger, utc_now
+from study.folder import MANIFEST_FILE, STUDY_FILE, commit, hardware, new_folder, versions
+from study.ledger import JOURNAL, Ledger, utc_now
 from study.space import build_space, known_fields, setting_id
 from trainables.config import TrialConfig
 from trainables.datasets import DataError
+from trainables.files import replacing, write_text
 from trainables.methods import METHODS
 from trainables.recorder import Recorder
 from trainables.schema import METRICS, SCHEMA_VERSION, Outcome
@@ -71,27 +72,36 @@ def train_one(config: TrialConfig, folder: Path, console: StudyConsole) -> Outco
         How it ended; None after Ctrl-C, which leaves a checkpoint too.
 
     Raises:
-        UserError: the folder holds something already, or the images are missing.
+        UserError: the folder holds something already, another process trains there, or the images are missing.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: exists and is not empty; choose another --out")
     try:
         trial = Trial(config, recorder=Recorder(folder, TRIAL_ID, config.signal_every))
     except (DataError, ValueError) as error:
         raise UserError(one_line(error)) from error
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
+
+    def refuse() -> None:
+        raise UserError(f"{folder}: exists and is not empty; choose another --out")
+
+    def begun() -> bool:
+        return (folder / JOURNAL).exists() and (folder / JOURNAL).stat().st_size > 0
+
+    with ending_signals(), new_folder(folder, refuse, begun):
+        outcome = _train(trial, config, folder, console)
+    trial.close()
+    return outcome
+
+
+def _train(trial: Trial, config: TrialConfig, folder: Path, console: StudyConsole) -> Outcome | None:
     _write_folder(folder, config)
     ledger = Ledger(folder, folder.name)
     ledger.start(TRIAL_ID, config, setting_id(config), float(trial.trainer.device.type == "cuda"))
+    if ledger.trouble is not None:
+        raise ledger.trouble
     title = f"{config.method} on {config.dataset}, {config.network}"
     if config.sampler == "chains":
         title += f", K={config.sampling_steps}"
     console.line(f"{title}: {config.epochs} epochs of {trial.trainer.iterations_per_epoch} iterations in {folder}/")
     outcome: Outcome | None = Outcome.RUNNING
-    previous = signal.signal(signal.SIGTERM, _raise_interrupt)
     try:
         with _bar(console) as bar:
             task = bar.add_task("", total=trial.trainer.iterations_planned, note="")
@@ -111,7 +121,6 @@ def train_one(config: TrialConfig, folder: Path, console: StudyConsole) -> Outco
         ledger.end(TRIAL_ID, Outcome.FAILED, reason)
         raise RunError(f"{folder}: the trial failed: {reason}") from error
     finally:
-        signal.signal(signal.SIGTERM, previous)
         ledger.close()
     _save(trial, folder)
     if outcome is None:
@@ -123,12 +132,7 @@ def train_one(config: TrialConfig, folder: Path, console: StudyConsole) -> Outco
     for grid in sorted((folder / "samples").glob("*.png")) if (folder / "samples").is_dir() else []:
         console.line(f"samples     {grid}")
     console.line(f"checkpoint  {folder / CHECKPOINT_FILE}")
-    trial.close()
     return outcome
-
-
-def _raise_interrupt(_number: int, _frame: Any) -> None:
-    raise KeyboardInterrupt
 
 
 def _bar(console: StudyConsole) -> Progress:
@@ -153,9 +157,8 @@ def _note(row: dict[str, Any]) -> str:
 
 
 def _write_folder(folder: Path, config: TrialConfig) -> None:
-    (folder / STUDY_FILE).write_text(
-        yaml.safe_dump({"trial": config.model_dump(mode="json")}, sort_keys=False), encoding="utf-8"
-    )
+    text = yaml.safe_dump({"trial": config.model_dump(mode="json")}, sort_keys=False)
+    write_text(folder / STUDY_FILE, text)
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "study": folder.name,
@@ -172,10 +175,13 @@ def _write_folder(folder: Path, config: TrialConfig) -> None:
         "runs": [],
     }
     text = json.dumps(with_checksum(manifest), indent=2) + "\n"
-    (folder / MANIFEST_FILE).write_text(text, encoding="utf-8")
+    write_text(folder / MANIFEST_FILE, text)
 
 
 def _save(trial: Trial, folder: Path) -> None:
-    part = folder / f"{CHECKPOINT_FILE}.part"
-    torch.save(trial.state_dict(), part)
-    part.replace(folder / CHECKPOINT_FILE)
+    try:
+        with replacing(folder / CHECKPOINT_FILE) as file:
+            torch.save(trial.state_dict(), file)
+    except (OSError, RuntimeError) as error:  # torch has words of its own for a full disk
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise RunError(f"{folder / CHECKPOINT_FILE}: cannot be written ({reason or one_line(error)[:200]})") from error
