@@ -202,9 +202,12 @@ def replacing(path: Path | str, mode: str = "wb", *, sync: bool = False) -> Iter
     except BaseException as error:
         with suppress(OSError):
             part.unlink()
+        cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch hides what the disk said
         # A full disk names no file; a store that is read meanwhile has no number.
-        if isinstance(error, OSError) and error.errno is not None and error.filename in (None, str(part)):
-            error.filename, error.filename2 = str(path), None
+        if isinstance(cause, OSError) and cause.errno is not None and cause.filename in (None, str(part)):
+            cause.filename, cause.filename2 = str(path), None
+        if isinstance(cause, OSError) and cause is not error:
+            raise cause from None
         raise
 
 
