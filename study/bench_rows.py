@@ -15,6 +15,7 @@ from study.bench_pace import Variant
 from study.folder import commit, hardware, versions
 from study.ledger import utc_now
 from trainables.device import cpu_name
+from trainables.files import within, write_text
 from trainables.schema import BENCH_COLUMNS, SCHEMA_VERSION
 from trainables.timing import Windows, geometric_mean
 
@@ -166,9 +167,12 @@ class BenchFolder:
 
     Raises:
         ResultsError: the rows that are there cannot be read.
+        UnsafePathError: a link leads out of the folder.
     """
 
     def __init__(self, folder: Path) -> None:
+        for name in (BENCH_FILE, INFO_FILE, PROFILE_FILE):
+            within(folder, name)
         self.folder, self.path = folder, folder / BENCH_FILE
         self._created = utc_now()
         name = f"bench-{self._created[:19].replace(':', '')}"
@@ -184,9 +188,11 @@ class BenchFolder:
         return records(read_bench(self.path)) if self.path.is_file() else []
 
     def _read(self, name: str) -> dict[str, Any]:
+        if not (self.folder / name).is_file():
+            return {}
         try:
             found = json.loads((self.folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # none, or one that was damaged: the rows are what counts
+        except (OSError, ValueError, RecursionError):  # none, or one that was damaged: the rows are what counts
             return {}
         return found if isinstance(found, dict) else {}
 
@@ -206,9 +212,7 @@ class BenchFolder:
         info["earlier"] = self._earlier
         for name, content in ((INFO_FILE, info), (PROFILE_FILE, self._profiles | result.profiles)):
             if content:
-                part = self.folder / f".{name}.tmp"
-                part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-                part.replace(self.folder / name)
+                write_text(self.folder / name, json.dumps(content, indent=2) + "\n")
 
     def as_json(self, result: BenchResult) -> dict[str, Any]:
         """Everything measured as one JSON object; `speedup_over_baseline` is the geometric mean of the rows' own."""

@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 
 from analysis.load import write_parquet
 from study.errors import RunError, UserError
+from trainables.files import write_text
 from trainables.schema import METRICS, SETTING_NAMES, Column, Outcome
 
 SIGNALS = {"sigterm": signal.SIGTERM, "sigint": signal.SIGINT, "sigusr1": signal.SIGUSR1}
@@ -891,9 +892,7 @@ def run_chaos(options: ChaosOptions, out: Path, say: Callable[[str], None] = lam
             finally:
                 _account(result, base / NAME)
             result.differences += [f"{base.name}: {text}" for text in compare_folders(calm / NAME, base / NAME)]
-    part = out / "chaos.json.part"
-    part.write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
-    part.replace(out / "chaos.json")
+    write_text(out / "chaos.json", json.dumps(result.to_dict(), indent=2) + "\n")
     write_parquet(result.rows(), CHAOS_COLUMNS, out / "chaos.parquet")
     return result
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from study.errors import UserError, nearest, one_line
 from trainables import exhibits
 from trainables.datasets import ImageData
 from trainables.exhibits import LogP, Scores
+from trainables.files import UnsafePathError, within
 from trainables.initial import Initial
 from trainables.saved import SavedModel, load_model
 from trainables.schema import METRIC_BY_NAME, METRICS, Outcome
@@ -55,24 +57,27 @@ def choose(results: Results, trials: Sequence[str] = (), best: Sequence[str] = (
         raise UserError("--trials and --best: give one of them")
     rows = records(results.trials)
     for row in rows:
-        row["path"] = _model_file(results.folders[row["study"]] / "models", row["trial_id"])
+        row["path"] = _model_file(results.folders[row["study"]], row["trial_id"])
     picked = _named(rows, trials) if trials else _best(rows, best)
     labels = [row["method"] for row in picked]
     labels = _told_apart(labels, [f"{r['method']} {r['trial_id']}" for r in picked])
     labels = _told_apart(labels, [f"{r['method']} {r['study']}/{r['trial_id']}" for r in picked])
     alone = len(results.studies) == 1
-    found = []
+    found: list[Chosen] = []
     for row, label in zip(picked, labels, strict=True):
         name = row["trial_id"] if alone else f"{row['study']}_{row['trial_id']}"
-        key = re.sub(r"[^\w.-]", "_", name)
+        key = re.sub(r"[^\w.-]", "_", name).lstrip(".")  # it becomes a folder: never "..", nor a hidden one
+        while not key or key in {one.key for one in found}:
+            key += "_"
         found.append(Chosen(row["study"], row["trial_id"], row["path"], row["setting_id"], key, label))
     return found
 
 
 def _model_file(folder: Path, trial_id: str) -> Path | None:
     """Where a trial's model is; None where its id, text that somebody wrote, names a file elsewhere."""
-    path = folder / f"{trial_id}.pt"
-    return path if path.resolve().parent == folder.resolve() else None
+    with suppress(UnsafePathError):
+        return None if "/" in trial_id else within(folder, f"models/{trial_id}.pt")
+    return None
 
 
 def _told_apart(names: list[str], longer: list[str]) -> list[str]:

@@ -67,6 +67,7 @@ def make_figures(
 
     Raises:
         UserError: nothing can be made of a kind that was asked for, or an argument fits no trial.
+        ResultsError: the index of `out` is damaged, or names files elsewhere.
     """
     results = load(*folders)
     try:
@@ -80,8 +81,9 @@ def make_figures(
             f"{_names(folders)}: no model to show: models/ holds none; a trial leaves one when it completes"
         )
     work = Work(results, chosen, out, log_p, points, where, bool(trials or best))
-    kept = [e for e in shown.read_index(out) if e.kind not in wanted]
-    replaced = [e for e in shown.read_index(out) if e.kind in wanted]
+    there = shown.read_index(out)
+    kept = [e for e in there if e.kind not in wanted]
+    replaced = [e for e in there if e.kind in wanted]
     made: list[Exhibit] = []
     for kind in wanted:
         before = len(work.notes)

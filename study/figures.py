@@ -29,6 +29,7 @@ from analysis.export import (
 from analysis.load import Results, load, read_parquet
 from study.errors import UserError, parse_choices
 from study.places import local_copy
+from trainables.files import refuse_links_out
 
 KIND_TEXT: dict[str, str] = {
     "samples": "of models: sample grids (Figs 1, 3, 8)",
@@ -87,12 +88,14 @@ def make_all(folders: Sequence[Path | str], out: Path, request: Request) -> tupl
     Raises:
         UserError: an argument fits nothing, or nothing can be made of what was asked for.
         ResultsError: a folder holds no study, a name fits no figure, or images cannot be made.
+        OSError: `out` cannot be written, or a link leads out of it.
     """
     formats = parse_choices("--format", request.formats, FORMATS)
     if request.only and request.kinds:
         raise UserError("--only and --kind: give one of them; --only takes kinds too")
     check_formats(formats)
     results = load(*folders)
+    refuse_links_out(out)
     kinds = request.kinds or tuple(word for word in request.only if word in KINDS)
     names = [word for word in request.only if word not in KINDS]
     everything = not request.only and not request.kinds

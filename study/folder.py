@@ -23,7 +23,15 @@ from study.config import StudyConfig, validate_study
 from study.errors import UserError, one_line
 from study.ledger import recorded_runs, utc_now
 from study.space import Space
-from trainables.files import PART, make_folder, open_append, remove_empty, remove_parts, write_text
+from trainables.files import (
+    PART,
+    make_folder,
+    open_append,
+    refuse_links_out,
+    remove_empty,
+    remove_parts,
+    write_text,
+)
 from trainables.schema import SCHEMA_VERSION
 
 STUDY_FILE, MANIFEST_FILE, LOCK_FILE = "study.yaml", "manifest.json", ".driver.lock"
@@ -146,10 +154,12 @@ def load_folder(folder: Path) -> StudyConfig:
 
     Raises:
         UserError: not a study folder, or its `study.yaml` is damaged and there is no copy.
+        UnsafePathError: a link leads out of the folder.
     """
     path = folder / STUDY_FILE
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
+    refuse_links_out(folder)
     wrong = _unreadable(path)
     if wrong is None:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import time
 import uuid
@@ -21,6 +22,7 @@ from study.space import Space, any_value, build_space
 from trainables.config import TrialConfig
 from trainables.credentials import redacted
 from trainables.datasets import DataError
+from trainables.files import open_append, remove_parts
 from trainables.schema import Outcome
 
 if TYPE_CHECKING:
@@ -36,8 +38,17 @@ class _Format(logging.Formatter):
         return redacted(super().format(record))
 
 
+class _LogFile(logging.FileHandler):
+    """Follows no link."""
+
+    def _open(self) -> io.TextIOWrapper:
+        return io.TextIOWrapper(
+            open_append(self.baseFilename), encoding=self.encoding, errors=self.errors, write_through=True
+        )
+
+
 def _log_file(folder: Path) -> logging.Handler:
-    handler = logging.FileHandler(folder / LOG_FILE, encoding="utf-8")
+    handler = _LogFile(folder / LOG_FILE, encoding="utf-8")
     handler.setFormatter(_Format("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger("mebm").setLevel(logging.INFO)
     return handler
@@ -153,6 +164,7 @@ def run_study(
 
             if load_folder(folder) != study:
                 write_study(folder, study)
+            remove_parts(folder)
             for text in repair(folder, study, shared=shared_url(study) is not None):
                 console.line(f"repaired: {text}")
                 log.warning("repaired: %s", text)

@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import queue
+import re
 import threading
 import time
 import uuid
@@ -21,6 +22,7 @@ from typing import Any, Protocol
 
 from study.console import state_text
 from study.errors import UserError, one_line
+from trainables.files import within, write_text
 from trainables.schema import EPOCH_COLUMNS, METRICS, SETTING_NAMES, TRIAL_COLUMNS, Outcome
 
 log = logging.getLogger("mebm")
@@ -198,14 +200,19 @@ def make_loggers(names: Sequence[str], folder: Path, study_name: str) -> list[Lo
 
 
 def _study_id(folder: Path) -> str:
-    """What tells this study from another of its name on a server; stays with the folder wherever it is moved."""
+    """What tells this study from another of its name on a server; stays with the folder wherever it is moved.
+
+    Raises:
+        ValueError: the file that holds it says something else; a server's query and a folder's name are made of it.
+    """
     path = folder / "loggers.json"
     if path.is_file():
-        return str(json.loads(path.read_text(encoding="utf-8"))["id"])
+        found = json.loads(path.read_text(encoding="utf-8"))["id"]
+        if not isinstance(found, str) or not re.fullmatch("[0-9a-f]{8}", found):
+            raise ValueError(f"{path}: id is {ascii(found)[:60]}, but expected 8 hexadecimal digits")
+        return found
     made = uuid.uuid4().hex[:8]
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps({"id": made}) + "\n", encoding="utf-8")
-    part.replace(path)
+    write_text(path, json.dumps({"id": made}) + "\n")
     return made
 
 
@@ -237,7 +244,7 @@ class _TensorBoard:
         if trial_id not in self._writers:
             from tensorboardX.summary import hparams
 
-            folder = self._folder / trial_id
+            folder = within(self._folder, trial_id)
             earlier = len(list(folder.glob("events.out.tfevents.*")))
             self._writers[trial_id] = writer = self._make_writer(
                 str(folder),

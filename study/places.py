@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from trainables.files import refuse_links_out
+
 
 class Place(click.ParamType["Path | str"]):
     """A path, or a URL as text. One with a password or a key is refused: a command line is seen by everybody."""
@@ -31,8 +33,14 @@ def is_remote(place: Path | str) -> bool:
 
 
 def local_copy(place: Path | str, *, models: bool = False) -> Path:
-    """A folder to read a study from: the place itself, or a copy of what is small in the store."""
+    """A folder to read a study from: the place itself, or a copy of what is small in the store.
+
+    Raises:
+        UnsafePathError: a link leads out of it.
+    """
     if isinstance(place, Path):
+        if place.is_dir():
+            refuse_links_out(place)
         return place
     from study.mirror import read_only_copy
 

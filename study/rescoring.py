@@ -20,6 +20,7 @@ from trainables.device import resolve_device
 from trainables.evaluation import most_confident
 from trainables.exhibits import load_data
 from trainables.features import small_extractor
+from trainables.files import within
 from trainables.hybrid import HybridScores, score_hybrid
 from trainables.inception import (
     METRICS,
@@ -87,12 +88,15 @@ def find_targets(path: Path, which: str = "last") -> list[Target]:
 
     Raises:
         UserError: there is none.
+        UnsafePathError: a file in a study's `models` is a link out of the study.
     """
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; expected a model file, a checkpoint or a study's folder")
     if path.is_file():
         best = path.stem.endswith("_best")
         inside = path.parent.name == "models"
+        if inside:
+            within(path.parent.parent, f"models/{path.name}")
         study = path.parent.parent.resolve().name if inside else path.resolve().parent.name
         kind = ("best" if best else "last") if inside else "checkpoint"
         return [Target(path, study, path.stem.removesuffix("_best"), kind)]
@@ -182,11 +186,15 @@ def evaluate(
 
 
 def default_out(path: Path) -> Path:
-    """Where rows of a file or a study go: `evaluations.parquet` of the study's folder, or beside the file."""
+    """Where rows of a file or a study go: `evaluations.parquet` of the study's folder, or beside the file.
+
+    Raises:
+        UnsafePathError: it is a link out of the folder, and would be read.
+    """
     if path.is_dir():
-        return path / EVALUATIONS_FILE
+        return within(path, EVALUATIONS_FILE)
     parent = path.parent.parent if path.parent.name == "models" else path.parent
-    return parent / EVALUATIONS_FILE
+    return within(parent, EVALUATIONS_FILE)
 
 
 def _digest(path: Path) -> str:

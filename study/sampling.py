@@ -19,7 +19,8 @@ from torch import Tensor
 from analysis.picture_grids import EMPTY, write_grid
 from study.errors import UserError, nearest, one_line
 from trainables.device import resolve_device
-from trainables.sampling import WITHOUT_GENERATOR, Loaded, fresh_samples, initial_of, load_any
+from trainables.files import UnsafePathError, replacing, within
+from trainables.sampling import WITHOUT_GENERATOR, Loaded, find_checkpoint, fresh_samples, initial_of, load_any
 
 Source = Literal["fresh", "buffer"]
 SOURCES: tuple[Source, ...] = ("fresh", "buffer")
@@ -58,9 +59,9 @@ def sample_to_file(
         One line that says what was written.
 
     Raises:
-        UserError: a suffix, source or number that cannot be; a file that is missing, damaged or of another version; a
-            method without samples; training images that are missing or others; not enough stored samples; an `out` that
-            cannot be written.
+        UserError: a suffix, source or number that cannot be; a file that is missing, damaged or of another version, or
+            that a link in its folder has elsewhere; a method without samples; training images that are missing or
+            others; not enough stored samples; an `out` that cannot be written.
     """
     write = _writer(out)
     if source not in SOURCES:
@@ -68,7 +69,7 @@ def sample_to_file(
     if count < 1:
         raise UserError(f"--count {count}: expected at least 1")
     try:
-        loaded = load_any(checkpoint, resolve_device(device), data_dir=data_dir)
+        loaded = load_any(_file(checkpoint), resolve_device(device), data_dir=data_dir)
     except ValueError as error:
         raise UserError(one_line(error)) from error
     if not loaded.saved.config.samples:
@@ -80,6 +81,25 @@ def sample_to_file(
         write(out, images.numpy())
     saved = loaded.saved
     return f"{count} {made} of {saved.config.method} on {saved.config.dataset}, epoch {saved.epoch}: {out}"
+
+
+def _file(checkpoint: Path) -> Path:
+    """The file that is meant; one that was found in a folder, or is in a study's `models`, is there and no link out.
+
+    Raises:
+        ValueError: see `find_checkpoint`.
+        UserError: a link leads out of the folder.
+    """
+    path = find_checkpoint(checkpoint)
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: is not a file")
+    folder = path.parent.parent if path.parent.name == "models" else path.parent
+    if path != checkpoint or folder != path.parent:
+        try:
+            within(folder, path.relative_to(folder).as_posix())
+        except UnsafePathError as error:
+            raise UserError(f"{error.filename}: {error.strerror}") from error
+    return path
 
 
 def _fresh(loaded: Loaded, count: int, steps: int | None, seed: int) -> tuple[Tensor, str]:
@@ -153,15 +173,13 @@ def _write_parquet(out: Path, images: Pixels) -> None:
         "image": pa.array([_png(image) for image in images], pa.binary()),
     }
     # PNG is compressed already.
-    _whole(out, lambda part: pq.write_table(pa.table(columns), part, compression="none"))
+    with replacing(out) as file:
+        pq.write_table(pa.table(columns), file, compression="none")
 
 
 def _write_npz(out: Path, images: Pixels) -> None:
-    def write(part: Path) -> None:
-        with part.open("wb") as file:  # to a name numpy would add its suffix
-            np.savez(file, images=np.ascontiguousarray(images.transpose(0, 2, 3, 1)))
-
-    _whole(out, write)
+    with replacing(out) as file:
+        np.savez(file, images=np.ascontiguousarray(images.transpose(0, 2, 3, 1)))
 
 
 def _png(image: Pixels) -> bytes:
@@ -170,17 +188,6 @@ def _png(image: Pixels) -> bytes:
     file = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG")
     return file.getvalue()
-
-
-def _whole(out: Path, write: Callable[[Path], None]) -> None:
-    """Write under a temporary name first; a failure leaves nothing."""
-    part = out.with_name(f".{out.name}.tmp")
-    try:
-        write(part)
-        part.replace(out)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 _WRITERS: dict[str, Callable[[Path, Pixels], None]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 
 import numpy as np
@@ -334,8 +335,28 @@ def test_a_place_that_cannot_be_written(trained, tmp_path):
     (tmp_path / "file").write_text("")
     out = tmp_path / "file" / "a.npz"
     assert failed(trained, out) == f"--out {out}: cannot be written (File exists)"
-    for name in ("a.npz", "a.parquet", "a.png"):  # a folder in the way of the temporary file
-        (tmp_path / f".{name}.tmp").mkdir()
-        message = failed(trained, tmp_path / name)
-        assert message.startswith(f"--out {tmp_path / name}: cannot be written (")
-        assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.parquet", "a.png"])
+def test_a_link_at_the_place_is_replaced_and_not_followed(trained, tmp_path, name):
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / name).symlink_to(victim)
+    write(trained, tmp_path / name, 4)
+    assert victim.read_text() == "precious"
+    assert not (tmp_path / name).is_symlink()
+    assert {p.name for p in tmp_path.iterdir()} == {"victim", name}
+
+
+def test_a_model_that_a_link_has_elsewhere_is_refused(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "moved")
+    folder = tmp_path / "study"
+    (folder / "models").mkdir(parents=True)
+    (folder / "models" / "t0001.pt").symlink_to(tmp_path / "moved" / "checkpoint.pt")
+    for path in (folder, folder / "models", folder / "models" / "t0001.pt"):
+        message = failed(path, tmp_path / "a.png", count=1)
+        assert "t0001.pt: leads out of" in message, path
+        assert not (tmp_path / "a.png").exists()
+    (folder / "models" / "t0001.pt").unlink()
+    os.mkfifo(folder / "models" / "t0001.pt")
+    assert "t0001.pt: is not a file" in failed(folder / "models" / "t0001.pt", tmp_path / "a.png")
