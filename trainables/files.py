@@ -205,7 +205,8 @@ def replacing(path: Path | str, mode: str = "wb", *, sync: bool = False) -> Iter
         cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch hides what the disk said
         # A full disk names no file; a store that is read meanwhile has no number.
         if isinstance(cause, OSError) and cause.errno is not None and cause.filename in (None, str(part)):
-            cause.filename, cause.filename2 = str(path), None
+            cause.filename = str(path)
+            del cause.filename2  # None would be shown
         if isinstance(cause, OSError) and cause is not error:
             raise cause from None
         raise
