@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import importlib.util
 import json
 import os
@@ -16,7 +17,7 @@ import click
 
 from study import cli_chaos, cli_models, cli_report, cli_status, console, output
 from study.cli_models import with_set
-from study.errors import RunError, UserError, nearest, one_line
+from study.errors import RunError, UserError, nearest, one_line, shown
 from study.places import PLACE
 
 if TYPE_CHECKING:  # torch, Ray and plotly are imported by the commands that need them: `--help` is instant
@@ -85,10 +86,13 @@ def sweep(config: str, results: Path | str, assignments: tuple[str, ...], addres
     from study.folder import new_study
     from study.launch import describe
     from study.loggers import check_loggers
+    from study.resources import refuse_more_memory
     from study.space import build_space
 
     study = load_study(config, assignments)
     check_loggers(study.run.loggers)
+    if address is None:
+        refuse_more_memory(study)
     if dry_run:
         for line in describe(study, build_space(study, config), config):
             click.echo(line)
@@ -519,9 +523,9 @@ def _exit_code() -> int | str | None:
         console.error(one_line(error))
         return EXIT_MISTAKE
     except OSError as error:
-        if error.filename is None:
+        if error.errno is None:
             raise
-        console.error(one_line(f"{error.filename}: {error.strerror}"))
+        console.error(_of_system(error))
         return EXIT_MISTAKE
     except (UserError, ResultsError) as error:
         console.error(one_line(error))
@@ -529,7 +533,21 @@ def _exit_code() -> int | str | None:
     except (click.Abort, KeyboardInterrupt):
         console.error("interrupted")
         return EXIT_INTERRUPTED
+    except ValueError as error:
+        from trainables.readers import DataError
+
+        if not isinstance(error, DataError):
+            raise
+        console.error(one_line(error))
+        return EXIT_MISTAKE
     return None
+
+
+def _of_system(error: OSError) -> str:
+    """One line of what the system refused."""
+    place = "" if error.filename is None else f"{shown(str(error.filename), 200, quoted=False)}: "
+    more = "; this process may open too few: ulimit -n 4096" if error.errno == errno.EMFILE else ""
+    return one_line(f"{place}{error.strerror}{more}")
 
 
 if __name__ == "__main__":

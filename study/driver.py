@@ -164,7 +164,10 @@ def _settle(study: StudyConfig, space: Space, resources: Mapping[str, float], fo
             )
     memory_gb, there = study.resources.memory_gb, resources.get("memory", 0) / 1e9
     if memory_gb is not None and memory_gb > there:
-        raise UserError(f"resources.memory_gb = {memory_gb:g}: Ray has {there:.3g} GB of memory to give to trials")
+        raise UserError(
+            f"resources.memory_gb = {memory_gb:g}: Ray has {there:.3g} GB to give to trials; "
+            "use --set resources.memory_gb=..."
+        )
     return cpus, gpus
 
 

@@ -10,8 +10,8 @@ import torch
 
 from analysis.load import BENCH_FILE, typed_frame, write_parquet
 from study.config import ResourcesConfig, StudyConfig, validate_study
-from study.driver import concurrency
-from study.resources import CONTEXT_BYTES, SLACK, Gpu, benches_beside, resolve_resources, trials_per_gpu
+from study.driver import bundle_of, concurrency, placement
+from study.resources import CONTEXT_BYTES, SLACK, Gpu, benches_beside, host_memory, resolve_resources, trials_per_gpu
 from study.space import build_space
 from trainables.config import TrialConfig
 from trainables.cost import EXTRACTOR_BYTES, USABLE, memory
@@ -157,3 +157,47 @@ def test_what_is_given_stays() -> None:
     study = of({"cpus": 3, "gpus": 0.5})
     settled = resolve_resources(study, build_space(study), {"CPU": 8.0, "GPU": 1.0})
     assert (settled.cpus, settled.gpus) == (3, 0.5)
+
+
+def test_host_memory_is_asked_of_a_node_and_limits_how_many_run() -> None:
+    study = of({"cpus": 1, "memory_gb": 3})
+    assert bundle_of(study, 1.0, 0.0) == {"CPU": 1.0, "GPU": 0.0, "memory": 3e9}
+    assert placement(study, 1.0, 0.0).bundles[0]["memory"] == 3e9
+    assert concurrency(None, {"CPU": 16.0, "memory": 10e9}, 1.0, 0.0, 3e9) == 3
+    assert concurrency(None, {"CPU": 2.0, "memory": 10e9}, 1.0, 0.0, 3e9) == 2
+    assert "memory" not in bundle_of(of({"cpus": 1}), 1.0, 0.0)
+
+
+@pytest.mark.parametrize("value", ["-1", "0", ".inf", ".nan", "much", "1e400", "[1]"])
+def test_a_limit_of_memory_is_a_positive_number(mebm: Any, tmp_path: Path, value: str) -> None:
+    code, _, err = mebm("sweep", "quickstart", "--results", tmp_path, "--set", f"resources.memory_gb={value}")
+    assert code == 2
+    assert "resources.memory_gb" in err and err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_more_memory_than_the_machine_has_is_a_mistake_before_anything_starts(
+    mebm: Any, tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    options = ["--results", tmp_path, "--set", "resources.memory_gb=1000000", *more]
+    code, _, err = mebm("sweep", "quickstart", *options)
+    assert code == 2
+    there = host_memory() / 1e9
+    assert err == f"mebm: resources.memory_gb = 1e+06: this machine has {there:.3g} GB\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_tells_of_the_limit(mebm: Any) -> None:
+    code, out, _ = mebm("sweep", "quickstart", "--dry-run", "--set", "resources.memory_gb=1.5")
+    assert code == 0
+    assert "1 CPUs, 0 GPUs, 1.5 GB of memory at most per trial" in out
+
+
+def test_a_container_has_the_memory_it_is_allowed(tmp_path: Path) -> None:
+    limit = tmp_path / "memory.max"
+    assert host_memory(limit) == host_memory(tmp_path / "none") > 2**28
+    limit.write_text("max\n")
+    assert host_memory(limit) > 2**28
+    limit.write_text("1000000\n")
+    assert host_memory(limit) == 1_000_000
