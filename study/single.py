@@ -182,6 +182,5 @@ def _save(trial: Trial, folder: Path) -> None:
     try:
         with replacing(folder / CHECKPOINT_FILE) as file:
             torch.save(trial.state_dict(), file)
-    except (OSError, RuntimeError) as error:  # torch has words of its own for a full disk
-        reason = error.strerror if isinstance(error, OSError) else None
-        raise RunError(f"{folder / CHECKPOINT_FILE}: cannot be written ({reason or one_line(error)[:200]})") from error
+    except OSError as error:
+        raise RunError(f"{folder / CHECKPOINT_FILE}: cannot be written ({error.strerror})") from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -31,6 +31,7 @@ __all__ = [
     "DatasetInfo",
     "ImageData",
     "cache_dir",
+    "cache_lock",
     "crop_flip",
     "load_dataset",
     "to_float",
@@ -131,8 +132,38 @@ class ImageData:
 
 
 def cache_dir() -> Path:
-    """Folder for downloads and derived statistics: `MEBM_CACHE`, else `~/.cache/mebm`."""
-    return Path(os.environ.get("MEBM_CACHE") or Path.home() / ".cache" / "mebm")
+    """Folder for downloads and derived statistics: `MEBM_CACHE`, else `~/.cache/mebm`.
+
+    Raises:
+        DataError: neither is known, as for a user without a home.
+    """
+    if named := os.environ.get("MEBM_CACHE"):
+        return Path(named)
+    try:
+        return Path.home() / ".cache" / "mebm"
+    except RuntimeError:
+        raise DataError("there is no home folder for the cache; MEBM_CACHE names a folder") from None
+
+
+@contextmanager
+def cache_lock(path: Path) -> Iterator[None]:
+    """Alone with a file of the cache, whose folder is there: processes that start together on a machine make it once.
+
+    Raises:
+        DataError: the cache cannot be written.
+    """
+    from filelock import FileLock
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            yield
+    except OSError as error:
+        if not str(error.filename).startswith(str(cache_dir())):
+            raise
+        raise DataError(
+            f"{cache_dir()}: the cache cannot be written ({error.strerror}); MEBM_CACHE names another folder"
+        ) from error
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -232,8 +263,7 @@ def _digits_arrays() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     from sklearn.datasets import load_digits
 
     raw = load_digits()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
+    with cache_lock(path), replacing(path) as file:
         np.savez(file, pixels=raw.images, targets=raw.target)
     return raw.images, raw.target
 

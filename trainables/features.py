@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from trainables.datasets import ImageData, cache_dir, to_float
+from trainables.datasets import ImageData, cache_dir, cache_lock, to_float
 from trainables.files import replacing
 
 VERSION = "v1"
@@ -168,10 +168,7 @@ def _read(data: ImageData, path: Path) -> _Classifier | None:
 
 
 def _trained_once(data: ImageData, path: Path) -> _Classifier:
-    from filelock import FileLock
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):  # trials that start together on a machine wait for the one that trains it
+    with cache_lock(path):  # trials that start together on a machine wait for the one that trains it
         network = _read(data, path)
         if network is None:
             threads = torch.get_num_threads()

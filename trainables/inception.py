@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainables.datasets import ImageData, cache_dir
+from trainables.datasets import ImageData, cache_dir, cache_lock
 from trainables.device import precision_kept, set_precision
 from trainables.files import replacing, write_text
 from trainables.protocols import Protocol, Reference
@@ -268,11 +268,8 @@ class ReferenceCache:
         return self._taken
 
     def _kept(self, kind: str, compute: Any) -> Statistics:
-        from filelock import FileLock
-
         path = cache_dir() / "reference" / f"{self.id}-{kind}.npz"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):  # trials that start together on a machine compute it once
+        with cache_lock(path):  # trials that start together on a machine compute it once
             found = self._read(path)
             if found is None:
                 found = compute()
@@ -391,13 +388,10 @@ def shared_scores(images: Tensor, data: ImageData, device: torch.device, protoco
     Raises:
         NoFeaturesError: as `inception_scores`.
     """
-    from filelock import FileLock
-
     digest = hashlib.sha256(images.cpu().contiguous().numpy().tobytes())
     digest.update(f"{protocol.digest} {ReferenceCache(data, protocol, inception(), device).id}".encode())
     path = cache_dir() / "scores" / f"{digest.hexdigest()}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
+    with cache_lock(path):
         with suppress(OSError, ValueError, TypeError):  # none there, or a damaged one: only a cache file
             return InceptionScores(**json.loads(path.read_text(encoding="utf-8")))
         found = inception_scores(images, data, device, protocol)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainables.datasets import ImageData, cache_dir, to_float
+from trainables.datasets import ImageData, cache_dir, cache_lock, to_float
 from trainables.files import replacing
 
 Shape = tuple[int, int, int]
@@ -321,8 +321,6 @@ def build_initial(kind: str, data: ImageData, jitter: float, *, rank: int | None
 
 def _cached(data: ImageData, name: str, keys: tuple[str, ...], compute: Callable[[], State]) -> State:
     """A p0's tensors on the data's device: from the process, from the cache's file, or computed and written there."""
-    from filelock import FileLock
-
     size = "x".join(map(str, data.images.shape))
     path, device = cache_dir() / "p0" / f"{data.fingerprint}-{size}-{name}.pt", data.images.device
     place = (path, str(device))
@@ -330,8 +328,7 @@ def _cached(data: ImageData, name: str, keys: tuple[str, ...], compute: Callable
         return _STATES[place]
     state = _load(path, device, keys)
     if state is None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):  # trials that start together on a node compute it once
+        with cache_lock(path):  # trials that start together on a node compute it once
             state = _load(path, device, keys)
             if state is None:
                 with _full_precision():
