@@ -6,13 +6,19 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from trainables.files import replacing, write_text
+from trainables.files import read_limited, replacing, write_text
+from trainables.tensor_file import load_tensors
+
+if TYPE_CHECKING:
+    from io import BufferedRandom
 
 STATE_FILE, SEAL_FILE = "trial.pt", "trial.json"
+_MOST_SEAL = 10_000
+"""Bytes of a seal."""
 
 
 class CheckpointError(Exception):
@@ -31,7 +37,7 @@ def write_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
         torch.save(dict(state), file)
         size = file.tell()
         file.seek(0)
-        seal = {"bytes": size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        seal = {"bytes": size, "sha256": hashlib.file_digest(cast("BufferedRandom", file), "sha256").hexdigest()}
     write_text(folder / SEAL_FILE, json.dumps(seal))
 
 
@@ -43,14 +49,14 @@ def verify_checkpoint(folder: Path) -> None:
     """
     path, seal_path = folder / STATE_FILE, folder / SEAL_FILE
     try:
-        seal = json.loads(seal_path.read_text(encoding="utf-8"))
+        seal = json.loads(read_limited(seal_path, _MOST_SEAL))
         size = path.stat().st_size
         if size != seal["bytes"]:
             raise CheckpointError(f"{path}: {size} bytes, but {seal['bytes']} were written")
         if _digest(path) != seal["sha256"]:
             raise CheckpointError(f"{path}: its checksum is not that of what was written")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder}: {type(error).__name__}: {error}") from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{folder}: {type(error).__name__}: {str(error)[:200]}") from error
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:
@@ -60,7 +66,15 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
         CheckpointError: see `verify_checkpoint`.
     """
     verify_checkpoint(folder)
-    state: dict[str, Any] = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
+    path = folder / STATE_FILE
+    try:
+        state = load_tensors(path)
+    except OSError:  # of the disk, not of what is on it
+        raise
+    except Exception as error:  # torch raises whatever the damage leads to
+        raise CheckpointError(f"{path}: not a checkpoint ({type(error).__name__}: {str(error)[:100]})") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: not a checkpoint ({type(state).__name__})")
     return state
 
 

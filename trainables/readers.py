@@ -31,6 +31,8 @@ TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "testing", "validation", "valid", "val")
 _NUMBERS = re.compile(r"(\d+)")
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})")
+MOST_CLASSES = 100_000
+"""Labels are numbers below it: larger ones are names of something, and each would be a row of a class head."""
 HELD_OUT_EVERY = 10
 """Without a test split every tenth training image is one, the first included, in the order of the sorted files."""
 ROWS = 200

@@ -25,12 +25,13 @@ from trainables.datasets import DATASETS
 from trainables.device import precision_kept, set_precision
 from trainables.execution import resolve_execution
 from trainables.exhibits import load_data
-from trainables.generator import FIRST_SIDE
+from trainables.generator import FIRST_SIDE, build_generator
 from trainables.initial import Initial, Uniform, build_initial
-from trainables.learner import build_model, derive_seed, training_images
+from trainables.learner import derive_seed, training_images
 from trainables.pixels import RANGES
 from trainables.reports import to_grid
-from trainables.saved import SavedModel, load_model
+from trainables.saved import SavedModel, fit, load_model, model_of
+from trainables.tensor_file import load_tensors
 from trainables.vera import Generator
 
 Shape = tuple[int, int, int]
@@ -202,13 +203,10 @@ def load_any(path: Path, device: str | torch.device = "cpu", *, data_dir: Path |
     """
     path = find_checkpoint(path)
     try:
-        with path.open("rb"):  # opened here first, because torch meets some damage with an OSError as well
-            pass
+        # Mapped: of a checkpoint the weights and the buffer are read, and not optimisers and second networks.
+        state = load_tensors(path, mmap=True)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from error
-    try:
-        # Mapped: of a checkpoint the weights and the buffer are read, and not optimisers and second networks.
-        state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # torch raises whatever the damage leads to
         raise ValueError(f"{path}: not a model file or a checkpoint, or damaged ({type(error).__name__})") from error
     if isinstance(state, dict) and "format" in state:
@@ -234,12 +232,16 @@ def _from_checkpoint(path: Path, state: Mapping[str, Any], device: torch.device,
         # As `Trainer.scored_model`: the configuration sees to it that there is an average where it is asked for.
         weights = parts["average" if config.evaluation.weights == "ema" else "model"]
         shape, classes = _image_shape(config, parts), _classes(config, weights)
-        model = build_model(config, shape, classes)
-        model.load_state_dict(weights)
+        model = model_of(config, shape, classes, weights, "state does")
         generator = None
         if config.sampler == "generator":
             source = torch.Generator(device)
             autocast = partial(_autocast, config, device)
+            g = config.generator
+            with torch.device("meta"):
+                network = build_generator(shape, noise_dim=g.noise_dim, features=g.features)
+            if not fit(parts["generator"]["network"], network.state_dict()):
+                raise LookupError
             generator = Generator(config.generator, shape, config.betas, 0, source, autocast)
             generator.load_state_dict(parts["generator"])
         saved = SavedModel(

@@ -6,9 +6,10 @@ rounded and once truncated, because protocols differ in that.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeGuard
 
 import torch
 from pydantic import ValidationError
@@ -19,7 +20,9 @@ from trainables.evaluation import to_uint8
 from trainables.learner import build_model
 from trainables.networks import EnergyModel
 from trainables.pixels import RANGES, PixelRange
+from trainables.readers import MOST_CLASSES
 from trainables.reports import to_grid
+from trainables.tensor_file import load_tensors
 from trainables.trainer import Trainer
 
 FORMAT = 2
@@ -98,31 +101,92 @@ def load_model(path: Path, device: str | torch.device = "cpu") -> SavedModel:
         ValueError: not a model file, damaged, or of another version; one line that names the file.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_tensors(path)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from error
     except Exception as error:  # torch raises whatever the damage leads to
         raise ValueError(f"{path}: not a model file, or damaged ({type(error).__name__})") from error
     found = state.get("format") if isinstance(state, dict) else None
-    if found != FORMAT:
-        raise ValueError(f"{path}: not a model file of this version (format {found!r}, expected {FORMAT})")
+    if found != FORMAT or isinstance(found, bool):
+        raise ValueError(f"{path}: not a model file of this version (format {_brief(found)}, expected {FORMAT})")
     try:
-        config = TrialConfig.model_validate_json(state["config"])
+        return _rebuilt(state, device)
     except ValidationError as error:
-        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])[:60]
         raise ValueError(f"{path}: its configuration is of another version of this package ({where})") from error
-    model = build_model(config, cast("tuple[int, int, int]", tuple(state["shape"])), int(state["classes"]))
-    try:
-        model.load_state_dict(state["model"])
-    except RuntimeError as error:
-        raise ValueError(f"{path}: its weights do not fit a {config.network} network of this version") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    except (LookupError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"{path}: damaged ({type(error).__name__})") from error
+
+
+def _brief(value: object) -> str:
+    return repr(value) if (isinstance(value, int) and abs(value) < 10**9) or value is None else type(value).__name__
+
+
+def _rebuilt(state: dict[str, Any], device: str | torch.device) -> SavedModel:
+    config = TrialConfig.model_validate_json(state["config"])
+    shape, classes = state["shape"], state["classes"]
+    if not (isinstance(shape, list) and len(shape) == 3 and all(type(n) is int and 1 <= n <= 4096 for n in shape)):
+        raise ValueError("damaged (the shape of its images)")
+    if not all(type(state[name]) is int and 0 <= state[name] < 2**63 for name in ("classes", "epoch", "iteration")):
+        raise ValueError("damaged (its numbers of classes, epochs and iterations)")
+    samples, truncated = state["samples"], state["truncated"]
+    for images in (samples, truncated):
+        if images is None and images is not samples:
+            continue
+        if not isinstance(images, Tensor) or images.dtype != torch.uint8 or [*images.shape[1:]] != shape:
+            raise ValueError("damaged (its samples are no images of its shape)")
+    if truncated is not None and len(truncated) != len(samples):
+        raise ValueError("damaged (its samples, rounded and truncated, differ in number)")
+    if not isinstance(state["data_source"], str):
+        raise ValueError("damaged (its data source)")
+    model = model_of(config, (shape[0], shape[1], shape[2]), classes, state["model"])
     return SavedModel(
         config,
         model.to(device).eval().requires_grad_(False),
-        state["samples"],
+        samples,
         state["data_source"],
-        int(state["classes"]),
-        int(state["epoch"]),
-        int(state["iteration"]),
-        state["truncated"],
+        classes,
+        state["epoch"],
+        state["iteration"],
+        truncated,
+    )
+
+
+def model_of(
+    config: TrialConfig, shape: tuple[int, int, int], classes: int, weights: object, holder: str = "weights do"
+) -> EnergyModel:
+    """The network of a configuration with weights from a file, on the CPU.
+
+    Nothing is allocated for weights that do not fit: a file cannot ask for more memory than it fills.
+
+    Args:
+        holder: of the weights, for the message: `weights do`, `state does`.
+
+    Raises:
+        ValueError: they do not fit, or are not finite.
+    """
+
+    if not 0 <= classes <= MOST_CLASSES:
+        raise ValueError(f"it has {classes} classes")
+    with torch.device("meta"):
+        wanted = build_model(config, shape, classes).state_dict()
+    if not fit(weights, wanted):
+        kind = "network" if holder == "weights do" else "trial"
+        raise ValueError(f"its {holder} not fit a {config.network} {kind} of this version")
+    if infinite := next((name for name, value in weights.items() if not value.isfinite().all()), None):
+        raise ValueError(f"its weights are not finite ({infinite})")
+    model = build_model(config, shape, classes)
+    model.load_state_dict(weights)
+    return model
+
+
+def fit(weights: object, wanted: Mapping[str, Tensor]) -> TypeGuard[dict[str, Tensor]]:
+    """Whether weights from a file have the names, shapes and types that a network has."""
+    return (
+        isinstance(weights, dict)
+        and weights.keys() == wanted.keys()
+        and all(isinstance(value, Tensor) for value in weights.values())
+        and all(v.shape == wanted[name].shape and v.dtype == wanted[name].dtype for name, v in weights.items())
     )
