@@ -15,6 +15,7 @@ import random
 import signal
 import statistics
 import subprocess
+import sys
 import sysconfig
 import threading
 import time
@@ -34,10 +35,35 @@ from trainables.schema import METRICS, SETTING_NAMES, Column, Outcome
 
 SIGNALS = {"sigterm": signal.SIGTERM, "sigint": signal.SIGINT, "sigusr1": signal.SIGUSR1}
 """Kinds of kills that the driver answers: it saves what there is and ends with `INTERRUPTED`."""
-KINDS = ("worker", "node", "driver", *SIGNALS)
-"""worker: SIGKILL of a process that trains a trial. node: all processes of a node that trains one. driver: SIGKILL."""
-_WEIGHTS = {"worker": 0.4, "node": 0.2, "driver": 0.2}
+KINDS = ("worker", "node", "driver", *SIGNALS, "raylet", "agent", "gcs", "memory", "stop")
+"""worker: SIGKILL of a process that trains a trial. node: all processes of a node that trains one. driver: SIGKILL.
+raylet, agent: that process of Ray's on such a node. gcs: the head's, with which the whole Ray is lost; the driver ends
+itself, and goes on with another. memory: so much of it is taken that Ray kills workers. stop: the driver stands still
+for a while."""
+_WEIGHTS = {
+    "worker": 0.3,
+    "node": 0.12,
+    "driver": 0.15,
+    "raylet": 0.1,
+    "agent": 0.06,
+    "gcs": 0.04,
+    "memory": 0.05,
+    "stop": 0.06,
+}
 """How often a kind is drawn; the signals share the rest."""
+_ANY_TIME = ("worker", "node", "driver")
+"""Kinds that may also come while a driver or a worker starts; what is promised of the others is so once trials run."""
+LOST = 1
+"""Exit code of a driver whose Ray is lost."""
+_STOPPED_SECONDS = 20.0
+_HEADROOM = 4e9
+"""Bytes that other programs may use more than at the start before Ray's monitor takes the memory for short."""
+_HOG = """
+import sys, time
+held = bytearray(b"x") * int(sys.argv[1])
+print("held", flush=True)
+time.sleep(600)
+"""
 SPACING = 20
 """Journal lines from one kill to the next, on average; a small trial writes two per epoch."""
 _EARLY = 0.25
@@ -146,10 +172,10 @@ def plan_kills(seed: int, count: int, kinds: Sequence[str] = KINDS, spacing: int
         early = rng.random() < _EARLY
         lines = rng.randint(1, 2 * spacing - 1)
         delay, pick = rng.random(), rng.random()
-        if early and kind not in SIGNALS:  # a signal is promised an answer once trials run, not while Python starts
+        if early and kind in _ANY_TIME:
             plan.append(Kill(kind, 0, delay * _EARLY_SECONDS, pick))
         else:
-            lines = max(lines, _HANDLED) if kind in SIGNALS else lines
+            lines = lines if kind in _ANY_TIME else max(lines, _HANDLED)
             plan.append(Kill(kind, lines, delay * _PHASE_SECONDS, pick))
     return plan
 
@@ -189,8 +215,9 @@ def judge_exit(kind: str | None, code: int, complete: bool) -> str | None:
     """
     if kind is None:
         return None if code == 0 else f"the driver ended by itself with code {code}"
-    if kind in SIGNALS and code not in (0, INTERRUPTED) and not complete:
-        return f"the driver answered {kind} with code {code} instead of {INTERRUPTED}"
+    promised = INTERRUPTED if kind in SIGNALS else LOST if kind == "gcs" else None
+    if promised is not None and code not in (0, promised) and not complete:
+        return f"the driver answered {kind} with code {code} instead of {promised}"
     return None
 
 
@@ -334,25 +361,37 @@ def _kill(pid: int) -> bool:
     return True
 
 
+def _memory() -> tuple[int, int]:
+    """Bytes of memory of this machine, and those in use."""
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    known = {name: 1024 * int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
+    return known["MemTotal"], known["MemTotal"] - known["MemAvailable"]
+
+
 class LocalCluster:
     """Ray nodes on this machine: a head that trains nothing, and nodes of one CPU and one logical GPU each.
 
     Args:
         nodes: how many, the head among them.
+        memory: bytes in use on this machine, by all its programs, above which Ray kills workers.
     """
 
-    def __init__(self, nodes: int) -> None:
+    def __init__(self, nodes: int, memory: float = math.inf) -> None:
         from study.driver import quiet_ray
 
         quiet_ray()
-        from ray.cluster_utils import Cluster
-
+        self._nodes, self._memory = nodes, memory
         self._seen: dict[int, str] = {}
         self._on_term = signal.getsignal(signal.SIGTERM)
+        self._start()
+
+    def _start(self) -> None:
+        from ray.cluster_utils import Cluster
+
         head = {"num_cpus": 1, "num_gpus": 0, "include_dashboard": False}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
         try:
-            for _ in range(nodes - 1):
+            for _ in range(self._nodes - 1):
                 self._cluster.add_node(**_NODE)
             self._answer_sigterm()
         except BaseException:
@@ -400,12 +439,80 @@ class LocalCluster:
         pid = choose(list(workers), pick)
         if pid is None:
             return None
-        node = workers[pid]
+        return f"{self._replace(workers[pid])} with {pid}"
+
+    def _replace(self, node: Any) -> str:
         name = str(node.node_id)[:8]
         self._cluster.remove_node(node, allow_graceful=False)
         self._cluster.add_node(wait=False, **_NODE)
         self._answer_sigterm()
-        return f"{name} with {pid}"
+        return name
+
+    def kill_raylet(self, pick: float) -> str | None:
+        """SIGKILL the raylet of a node that trains a trial, and put a new node beside what is left; see `kill_node`."""
+        return self._kill_of_node(pick, lambda raylet: raylet)
+
+    def kill_agent(self, pick: float) -> str | None:
+        """SIGKILL the agent of a node that trains a trial, without which its raylet ends; see `kill_node`."""
+
+        def agent(raylet: int) -> int | None:
+            parents = {pid: parent for pid, (parent, _) in _processes().items()}
+            found = (pid for pid in descendants(parents, raylet) if _title(pid).startswith("ray::DashboardAgent"))
+            return next(found, None)
+
+        return self._kill_of_node(pick, agent)
+
+    def _kill_of_node(self, pick: float, of: Callable[[int], int | None]) -> str | None:
+        self.note()
+        workers = self.workers()
+        worker = choose(list(workers), pick)
+        if worker is None:
+            return None
+        raylet = workers[worker].all_processes["raylet"][0].process
+        pid = of(raylet.pid)
+        if pid is None or not _kill(pid):
+            return None
+        try:
+            raylet.wait(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            raise RunError(f"the raylet of {pid} goes on without it") from None
+        return f"{pid} of {self._replace(workers[worker])}"
+
+    def kill_gcs(self) -> str:
+        """SIGKILL the head's GCS, with which all of Ray is lost; see `restart`."""
+        self.note()
+        head: Any = self._cluster.head_node
+        process = head.all_processes["gcs_server"][0].process
+        _kill(process.pid)
+        return f"process {process.pid}"
+
+    def restart(self) -> None:
+        """Another cluster, at another address, in the place of this one."""
+        self.close()
+        self._start()
+
+    def take_memory(self, killed: Callable[[], bool]) -> str | None:
+        """Take so much memory that Ray kills workers, until `killed` says so; None where it does not within a minute.
+
+        Raises:
+            RunError: that much is not there.
+        """
+        self.note()
+        total, used = _memory()
+        wanted = int(max(0.0, self._memory - used) + 1e9)
+        if used + wanted > 0.95 * total:
+            raise RunError(f"kind memory: {wanted / 1e9:.3g} GB more than is free")
+        hog = subprocess.Popen([sys.executable, "-c", _HOG, str(wanted)], stdout=subprocess.PIPE)
+        try:
+            assert hog.stdout is not None
+            hog.stdout.readline()
+            until = time.monotonic() + 60
+            while not (found := killed()) and time.monotonic() < until:
+                time.sleep(_POLL)
+        finally:
+            hog.kill()
+            hog.wait()
+        return f"{wanted / 1e9:.3g} GB taken" if found else None
 
     def close(self) -> None:
         """Stop all nodes and see to it that no process of theirs is left."""
@@ -427,18 +534,27 @@ class LocalCluster:
 
 
 @contextmanager
-def _cluster(nodes: int) -> Iterator[LocalCluster]:
+def _cluster(nodes: int, kinds: Sequence[str]) -> Iterator[LocalCluster]:
+    """A cluster for these kinds of kills."""
+    total, used = _memory()
     # With the variable set Ray refuses logical GPUs that it does not name.
-    visible = os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    changes: dict[str, str | None] = {"CUDA_VISIBLE_DEVICES": None}
+    memory = min(0.9 * total, used + _HEADROOM) if "memory" in kinds else math.inf
+    if memory < math.inf:
+        changes |= {"RAY_memory_usage_threshold": f"{memory / total:.4f}", "RAY_memory_monitor_refresh_ms": "100"}
+    before = {name: os.environ.pop(name, None) for name in changes}
+    os.environ.update({name: value for name, value in changes.items() if value is not None})
     try:
-        cluster = LocalCluster(nodes)
+        cluster = LocalCluster(nodes, memory)
         try:
             yield cluster
         finally:
             cluster.close()
     finally:
-        if visible is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = visible
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 class Journal:
@@ -495,10 +611,18 @@ class Driver:
             RunError: it does not end.
         """
         self.process.send_signal(number)
+        return self.wait(f"after {signal.Signals(number).name}")
+
+    def wait(self, what: str) -> int:
+        """Wait for the end of itself; returns the exit code.
+
+        Raises:
+            RunError: it does not end.
+        """
         try:
             return self.process.wait(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
-            raise RunError(f"the driver goes on {PATIENCE:.0f} s after {signal.Signals(number).name}") from None
+            raise RunError(f"the driver goes on for {PATIENCE:.0f} s {what}") from None
 
     def close(self) -> None:
         """Kill it if it still runs."""
@@ -797,8 +921,14 @@ class Round:
             return False
         before, at = self._watch(), time.monotonic()
         target: str | None = f"process {driver.process.pid}"
-        if kill.kind in ("worker", "node"):
-            strike = self.cluster.kill_worker if kill.kind == "worker" else self.cluster.kill_node
+        strikes: dict[str, Callable[[float], str | None]] = {
+            "worker": self.cluster.kill_worker,
+            "node": self.cluster.kill_node,
+            "raylet": self.cluster.kill_raylet,
+            "agent": self.cluster.kill_agent,
+            "memory": self._take_memory,
+        }
+        if strike := strikes.get(kill.kind):
             hit: list[str] = []
 
             def struck(lines: int) -> bool:
@@ -817,6 +947,18 @@ class Round:
             self.cluster.note()
             if driver.send(signal.SIGKILL) != -signal.SIGKILL:
                 return False
+        elif kill.kind == "stop":
+            driver.process.send_signal(signal.SIGSTOP)
+            time.sleep(_STOPPED_SECONDS)
+            driver.process.send_signal(signal.SIGCONT)
+        elif kill.kind == "gcs":
+            target = self.cluster.kill_gcs()
+            code = driver.wait("without its Ray")
+            self.cluster.restart()
+            if code == 0:
+                return False
+            if wrong := judge_exit(kill.kind, code, self._complete()):
+                self._complain(wrong)
         else:
             self.cluster.note()
             code = driver.send(SIGNALS[kill.kind])
@@ -839,6 +981,16 @@ class Round:
         self._since = after
         self.say(f"kill {made['number']}/{self.options.kills}: {kill.kind} ({target}) at line {before}")
         return True
+
+    def _take_memory(self, _pick: float) -> str | None:
+        path = self.folder / "ledger.jsonl"
+
+        def kills() -> int:
+            return path.read_bytes().count(b'"killed under memory pressure') if path.is_file() else 0
+
+        before = kills()
+        taken = self.cluster.take_memory(lambda: kills() > before or self._running() is None)
+        return taken if kills() > before else None
 
     def _complete(self) -> bool:
         rows = _rows(self.folder / "trials.parquet")
@@ -875,7 +1027,7 @@ def run_chaos(options: ChaosOptions, out: Path, say: Callable[[str], None] = lam
     config.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")  # JSON is YAML
     result = ChaosResult(options.seed, 4 * len(values["seeds"]), options.nodes)
     calm = out / "calm"
-    with _cluster(options.nodes) as cluster:
+    with _cluster(options.nodes, options.kinds) as cluster:
         say("calm run")
         result.calm_wall_seconds = Round(calm, config, cluster, options, result, say).run([])
         if result.differences:

@@ -67,7 +67,7 @@ def test_a_plan_of_some_kinds_has_no_others():
 
 @pytest.mark.parametrize(
     ("count", "kinds", "message"),
-    [(5, KINDS, "--kills 5: must be at least 6"), (9, ("worker", "rack"), "'rack' is none of worker, node, driver")],
+    [(5, KINDS, "--kills 5: must be at least 11"), (9, ("worker", "rack"), "'rack' is none of worker, node, driver")],
 )
 def test_a_plan_that_cannot_be_is_refused(count, kinds, message):
     with pytest.raises(UserError, match=message):
@@ -111,6 +111,10 @@ def test_descendants_are_all_below_and_nothing_beside():
         ("sigusr1", -10, False, True),
         ("sigusr1", -10, True, False),
         ("sigint", 0, False, False),
+        ("gcs", 1, False, False),
+        ("gcs", 130, False, True),
+        ("gcs", -9, False, True),
+        ("stop", 0, False, False),
     ],
 )
 def test_a_driver_must_end_as_promised(kind, code, complete, wrong):
@@ -288,12 +292,12 @@ def test_the_report_gives_shares_and_a_row_per_kind():
 
 def test_a_folder_in_use_is_refused(tmp_path, mebm):
     (tmp_path / "something").touch()
-    code, _, error = mebm("chaos", "--kills", 10, "--out", tmp_path)
+    code, _, error = mebm("chaos", "--kills", 20, "--out", tmp_path)
     assert code == 2
     assert f"{tmp_path}: holds something already" in error
     code, _, error = mebm("chaos", "--kills", 2, "--out", tmp_path / "new")
     assert code == 2
-    assert "--kills 2: must be at least 6" in error
+    assert "--kills 2: must be at least 11" in error
     assert not (tmp_path / "new").exists()
 
 
@@ -363,7 +367,7 @@ def test_an_aborted_run_leaves_no_process_behind(tmp_path):
     """The whole command is asked to end while its study runs."""
     marker = f"MEBM_CHAOS_MARKER={tmp_path}"
     process = subprocess.Popen(
-        [str(Path(sys.executable).with_name("mebm")), "chaos", "--kills", "10", "--out", str(tmp_path / "out")],
+        [str(Path(sys.executable).with_name("mebm")), "chaos", "--kills", "20", "--out", str(tmp_path / "out")],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
