@@ -77,6 +77,10 @@ class Loader(importlib.abc.Loader):
         def troubled_step(self):
             if on("slow"):
                 time.sleep(0.5)
+            if on("hungry") and self._trial.config.sampling_steps == 2 and self._trial.trainer.epoch >= 3:
+                held = bytearray(b"x") * 4_000_000_000
+                time.sleep(60)
+                del held
             if on("bug") and self._trial.config.sampling_steps == 2 and self._trial.trainer.epoch >= 3:
                 raise ValueError("a bug of this trial")
             return step(self)
@@ -143,8 +147,8 @@ def events(folder):
     return (folder / JOURNAL).read_bytes().count(b"\n")
 
 
-def workers(root):
-    """Process ids of the trials' workers below a process."""
+def below(root):
+    """Process ids of all processes below one, with their command lines."""
     children = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -154,18 +158,48 @@ def workers(root):
                 continue
             if stat.rpartition(")")[2].split()[0] != "Z":
                 children.setdefault(int(stat.rpartition(")")[2].split()[1]), []).append(int(entry.name))
-    found, left = [], [root]
+    found, left = {}, [root]
     while left:
         for child in children.get(left.pop(), []):
             left.append(child)
             try:
-                name = Path(f"/proc/{child}/cmdline").read_bytes()
+                found[child] = Path(f"/proc/{child}/cmdline").read_bytes()
             except OSError:
                 continue
-            # While it does a task a worker has the name of the class that Ray wraps around ours.
-            if name.startswith((b"ray::MebmTrainable", b"ray::ResourceTrainable")):
-                found.append(child)
     return found
+
+
+def workers(root):
+    """Process ids of the trials' workers below a process."""
+    # While it does a task a worker has the name of the class that Ray wraps around ours.
+    names = (b"ray::MebmTrainable", b"ray::ResourceTrainable")
+    return [pid for pid, name in below(root).items() if name.startswith(names)]
+
+
+RAY = {
+    "raylet": lambda name: b"/raylet/raylet" in name.split(b"\0")[0],
+    "gcs": lambda name: b"gcs_server" in name.split(b"\0")[0],
+    "agent": lambda name: name.startswith(b"ray::DashboardAgent"),
+}
+"""What tells the processes of Ray from each other."""
+
+
+def ray_process(root, what):
+    return next(pid for pid, name in below(root).items() if RAY[what](name))
+
+
+def lives(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def all_gone(pids, seconds=90):
+    until = time.monotonic() + seconds
+    while (left := [pid for pid in pids if lives(pid)]) and time.monotonic() < until:
+        time.sleep(0.2)
+    return left == []
 
 
 def results(folder):
@@ -351,6 +385,163 @@ class TestWorkers:
         assert set(trials["outcome"]) == {"completed"}
         assert trials["message"].isna().all()
         assert states(folder).count(TrialState.COMPLETE) == 3
+
+
+class TestRay:
+    """Ray itself is lost or stands still: the study ends, says so in a line of its own, and is resumed exactly."""
+
+    pytestmark = needs_ray
+
+    @pytest.mark.parametrize(
+        ("what", "number", "reason"),
+        [
+            ("raylet", signal.SIGKILL, "Ray's process raylet ended (signal 9)"),
+            ("gcs", signal.SIGKILL, "Ray's process gcs_server ended (signal 9)"),
+            ("agent", signal.SIGKILL, "Ray's process raylet ended"),
+            ("raylet", signal.SIGSTOP, "the Ray node that the driver belongs to was lost"),
+            ("gcs", signal.SIGSTOP, "Ray has given no answer for 70 s"),
+        ],
+    )
+    def test_a_lost_ray_ends_the_study_which_resumes_exactly(self, calm, tmp_path, troubles, what, number, reason):
+        switches, environment = troubles
+        (switches / "slow").touch()  # so that it is not over before
+        folder = tmp_path / "long"
+        process = start("sweep", calm / "long.yaml", "--results", tmp_path, **environment)
+        wait_for_events(folder, 12, process)
+        others = list(below(process.pid))
+        os.kill(ray_process(process.pid, what), number)
+        struck = time.monotonic()
+        code, output = finish(process)
+        took = time.monotonic() - struck
+        assert code == 1, output
+        assert took < 240, "it waits for a Ray that is not there"  # two minutes, on a machine that does nothing else
+        last = output.splitlines()[-1]
+        assert last.startswith(f"mebm: {folder}: {reason}"), output
+        assert last.endswith(f"; see study.log, then: mebm resume {folder}")
+        assert all(word not in output for word in ("Traceback", "(raylet)", "GCS may", "\x1b"))
+        assert reason in (folder / "study.log").read_text()
+        assert all_gone(others), "processes of Ray outlive the study"
+        _, output = finish(start("status", folder))
+        assert f"not running; mebm resume {folder}" in output
+        assert "running" not in set(trials_of(folder)["outcome"])
+        assert TrialState.RUNNING not in states(folder)
+        (switches / "slow").unlink()
+        code, output = finish(start("resume", folder, **environment))
+        assert code == 0, output
+        assert_like(folder, calm)
+        assert set(trials_of(folder)["outcome"]) == {"completed"}
+        assert states(folder).count(TrialState.COMPLETE) == 3
+
+    def test_a_driver_that_was_stopped_blames_nobody_for_it(self, calm, tmp_path):
+        folder = tmp_path / "long"
+        process = start("sweep", calm / "long.yaml", "--results", tmp_path, "--set", "run.hang_minutes=1")
+        wait_for_events(folder, 12, process)
+        os.kill(process.pid, signal.SIGSTOP)
+        time.sleep(90)  # longer than any trial may be silent, and than Ray may give no answer
+        os.kill(process.pid, signal.SIGCONT)
+        code, output = finish(process)
+        assert code == 0, output
+        assert_like(folder, calm)
+        assert list(pd.read_parquet(folder / "attempts.parquet")["ended"]) == ["finished"] * 3
+
+    def test_the_only_node_of_a_cluster_is_waited_for_and_not_for_ever(self, calm, tmp_path, troubles, monkeypatch):
+        """A head that runs no trials, and one node that does."""
+        from ray.cluster_utils import Cluster
+
+        switches, environment = troubles
+        (switches / "slow").touch()
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        folder = tmp_path / "long"
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        try:
+            node = cluster.add_node(num_cpus=2)
+            place = ("--address", cluster.address)
+            process = start("sweep", calm / "long.yaml", "--results", tmp_path, *place)
+            wait_for_events(folder, 12, process)
+            cluster.remove_node(node, allow_graceful=False)
+            time.sleep(30)
+            assert process.poll() is None, process.stdout.read()
+            node = cluster.add_node(num_cpus=2)
+            wait_for_events(folder, events(folder) + 8, process)  # it goes on
+            cluster.remove_node(node, allow_graceful=False)
+            struck = time.monotonic()
+            code, output = finish(process)
+            assert code == 1, output
+            assert time.monotonic() - struck < 240
+            assert "for 90 s no Ray node could run a trial (1 CPU)" in output.splitlines()[-1]
+            (switches / "slow").unlink()
+            cluster.add_node(num_cpus=2)
+            code, output = finish(start("resume", folder, *place))
+            assert code == 0, output
+            assert_like(folder, calm)
+        finally:
+            cluster.shutdown()
+
+
+HOG = """
+import sys, time
+held = bytearray(b"x") * int(sys.argv[1])
+print("held", flush=True)
+time.sleep(float(sys.argv[2]))
+"""
+
+
+class TestMemory:
+    pytestmark = needs_ray
+
+    def test_workers_that_are_killed_under_memory_pressure_go_on_from_their_checkpoints(self, calm, tmp_path):
+        """Another program takes memory, twice: Ray's monitor kills workers, and fewer run at once the second time."""
+        known = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        total, free = (1024 * int(known[name].split()[0]) for name in ("MemTotal", "MemAvailable"))
+        if free < 10e9:
+            pytest.skip("needs 10 GB of free memory")
+        folder = tmp_path / "long"
+        environment = {
+            "RAY_memory_usage_threshold": f"{(total - free + 4e9) / total:.3f}",
+            "RAY_memory_monitor_refresh_ms": "100",
+        }
+        process = start("sweep", calm / "long.yaml", "--results", tmp_path, **environment)
+        for _ in range(2):
+            wait_for_events(folder, (events(folder) if (folder / JOURNAL).exists() else 0) + 12, process)
+            lost = (folder / JOURNAL).read_text().count('{"event": "lost"')
+            hog = subprocess.Popen([sys.executable, "-c", HOG, "6_000_000_000", "600"], stdout=subprocess.PIPE)
+            try:
+                hog.stdout.readline()
+                wait_until(
+                    lambda n=lost: (folder / JOURNAL).read_text().count('{"event": "lost"') > n, process, "a kill"
+                )
+            finally:
+                hog.kill()
+                hog.wait()
+        code, output = finish(process)
+        assert code == 0, output
+        assert_like(folder, calm)
+        assert set(trials_of(folder)["outcome"]) == {"completed"}
+        attempts = pd.read_parquet(folder / "attempts.parquet")
+        reasons = attempts[attempts["ended"] == "failed"]["reason"]
+        assert len(reasons) >= 2
+        assert all(reason.startswith("killed under memory pressure: ") for reason in reasons), list(reasons)
+        assert "memory runs short: at most 1 trial(s) at once from now on" in output
+
+    def test_a_trial_that_uses_more_than_it_may_fails_and_the_others_do_not(self, calm, tmp_path, troubles):
+        switches, environment = troubles
+        (switches / "hungry").touch()
+        folder = tmp_path / "long"
+        limit = ("--set", "resources.memory_gb=2.5")
+        code, output = finish(start("sweep", calm / "long.yaml", "--results", tmp_path, *limit, **environment))
+        assert code == 1, output
+        trials = trials_of(folder)
+        assert dict(trials["outcome"]) == {"t0001": "completed", "t0002": "failed", "t0003": "completed"}
+        said = trials.loc["t0002", "message"]
+        assert said.startswith("used ") and said.endswith(
+            " GB of the host's memory, more than resources.memory_gb = 2.5"
+        )
+        assert trials.loc["t0002", "attempts"] == 3  # run.max_failures is 2
+        (switches / "hungry").unlink()
+        code, output = finish(start("resume", folder, "--retry-failed", **environment))
+        assert code == 0, output
+        assert_like(folder, calm)
 
 
 class TestBudget:
