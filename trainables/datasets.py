@@ -154,12 +154,14 @@ def cache_lock(path: Path) -> Iterator[None]:
     """
     from filelock import FileLock
 
+    ready = False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
+            ready = True
             yield
     except OSError as error:
-        if not str(error.filename).startswith(str(cache_dir())):
+        if ready and not str(error.filename).startswith(str(cache_dir())):
             raise
         raise DataError(
             f"{cache_dir()}: the cache cannot be written ({error.strerror}); MEBM_CACHE names another folder"
@@ -272,6 +274,10 @@ _TORCHVISION = {"cifar10": ("CIFAR10", "cifar-10-batches-py"), "cifar100": ("CIF
 """torchvision's class, and the folder it unpacks to."""
 
 
+_MOST_BYTES = 500_000_000
+"""Of a file of torchvision's, the largest of which has 170 MB: it is read to its end for its checksum."""
+
+
 def _holds_torchvision(name: str, folder: Path) -> bool:
     """True where a folder is torchvision's root, and where nothing else is in it either."""
     unpacked = _TORCHVISION[name][1]
@@ -290,6 +296,8 @@ def _torchvision(name: str, root: Path) -> Found:
             yield Item(f"{unpacked}: row {row}", int(label), partial(np.asarray, image))
 
     files = tuple(sorted(p for p in unpacked.iterdir() if p.is_file()))
+    if large := next((p for p in files if p.stat().st_size > _MOST_BYTES), None):
+        raise DataError(f"{large}: has more than {_MOST_BYTES:,} bytes, which no file of {name} has")
     return Found("torchvision", files, Split(partial(items, train=True)), Split(partial(items, train=False)))
 
 

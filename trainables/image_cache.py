@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import struct
 import warnings
@@ -28,11 +29,13 @@ from PIL import Image
 from torch import Tensor
 
 from trainables.files import PART, replacing
-from trainables.readers import HELD_OUT_EVERY, BadImageError, DataError, Found, Item, Pixels
+from trainables.readers import HELD_OUT_EVERY, MOST_CLASSES, BadImageError, DataError, Found, Item, Pixels, shown
 
-MAGIC = b"MEBMIMG1"
+MAGIC = b"MEBMIMG2"
 CHUNK = 200
 """Images decoded at a time, and the first ones that settle the shape of a set; 600 MB at 1024 pixels unscaled."""
+MOST_SIDE = 2048
+"""Of an image that is not scaled."""
 NAMED = 3
 """Bad images named in a message."""
 
@@ -144,6 +147,10 @@ class _Shape:
         """
         image = item.load()
         picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+        if self.side is None and max(picture.size) > MOST_SIDE:
+            raise BadImageError(
+                f"image is {picture.height}x{picture.width}; above {MOST_SIDE} image_size must scale it"
+            )
         if picture.mode.startswith(("I", "F")):
             raise BadImageError(f"image has mode {picture.mode}, expected 8 bits per channel")
         channels = self.asked or (1 if picture.mode in ("L", "1", "LA") else 3)
@@ -196,10 +203,13 @@ class _Reading:
         """A label as a number, or `BadImageError`."""
         if label is None:
             return 0
-        if isinstance(label, bool) or not isinstance(label, int | float) or label < 0 or label != int(label):
-            raise BadImageError(f"label is {label!r}, expected an integer >= 0")
-        if self.classes is not None and label >= self.classes:
-            raise BadImageError(f"label is {label}, expected one below {self.classes}")
+        number = isinstance(label, int | float) and not isinstance(label, bool)
+        if not number or not 0 <= label < math.inf or label != int(label):
+            said = repr(label) if isinstance(label, str) and len(label) <= 40 else shown(label)
+            raise BadImageError(f"label is {said}, expected an integer >= 0")
+        below = MOST_CLASSES if self.classes is None else self.classes
+        if label >= below:
+            raise BadImageError(f"label is {shown(label)}, expected one below {below}")
         return int(label)
 
     def decoded(self, item: Item) -> tuple[Item, Pixels | BadImageError, int]:

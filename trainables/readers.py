@@ -7,21 +7,26 @@ one image at a time, so a data set need not fit into memory. `image_cache` turns
 from __future__ import annotations
 
 import io
+import math
 import os
 import pickle
+import pickletools
 import re
+import stat
+import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 Pixels = NDArray[np.uint8]
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
@@ -35,6 +40,15 @@ MOST_CLASSES = 100_000
 """Labels are numbers below it: larger ones are names of something, and each would be a row of a class head."""
 HELD_OUT_EVERY = 10
 """Without a test split every tenth training image is one, the first included, in the order of the sorted files."""
+MOST_PIXELS = 50_000_000
+"""Of an image that is scaled; a file of a few kilobytes can claim any number."""
+MOST_ROWS = 50_000_000
+MOST_BYTES = 4 * 2**30
+"""Of a batch of ImageNet-32 and of a row group of a Parquet file, decompressed; a tenth of it is usual."""
+MOST_PICKLED = 20_000_000
+"""Steps of a pickle: a label is one or two."""
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000")
+"""Pillow's names of what images are read from; others it hands to programs, such as PostScript."""
 ROWS = 200
 """Rows of a Parquet file held at a time: encoded images of 1024 pixels are above 1 MB each."""
 
@@ -85,9 +99,34 @@ class Found:
     test: Split | None
 
 
+def shown(value: object) -> str:
+    """A value from a file for a message: one line, cut."""
+    try:
+        text = str(value[:200] if isinstance(value, str | bytes | list) else value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, lists in lists
+        text = f"a {type(value).__name__}"
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def check_regular(file: Path | str) -> None:
+    """Refuse a pipe, a device or a folder, which would be read for ever or not at all.
+
+    Raises:
+        DataError: it is one, or not there.
+    """
+    try:
+        if stat.S_ISREG(os.stat(file).st_mode):  # noqa: PTH116 (of a million files, Path takes twice as long)
+            return
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror})") from error
+    raise DataError(f"{file}: is not a regular file")
+
+
 def natural_key(path: Path | str) -> list[tuple[int, int, str]]:
     """Sorts numbers in names by value: img2 before img10."""
     parts = _NUMBERS.split(str(path))
+    # Python reads no number of thousands of digits; a name has up to 255.
     return [(1, int(p), "") if p.isdecimal() else (0, 0, p) for p in parts]
 
 
@@ -178,9 +217,11 @@ def _check_shards(files: list[Path]) -> None:
 
 def _withholds_labels(file: Path) -> bool:
     """True for a split whose labels nobody has, written as -1: ImageNet's `test` (its `validation` has them)."""
-    with suppress(pa.ArrowException, OSError), pq.ParquetFile(file) as opened:
+    check_regular(file)
+    with suppress(pa.ArrowException, OSError, DataError), pq.ParquetFile(file) as opened:
         column = next((c for c in LABEL_COLUMNS if c in opened.schema_arrow.names), None)
         if column is not None:
+            _rows_at_once(file, opened, [column])
             first = next(opened.iter_batches(batch_size=1, columns=[column]), None)
             return first is not None and first.column(0).to_pylist() == [-1]
     return False  # a damaged file is named when its images are read
@@ -188,6 +229,7 @@ def _withholds_labels(file: Path) -> bool:
 
 def _parquet_items(files: list[Path]) -> Iterator[Item]:
     for file in files:
+        check_regular(file)
         try:
             opened = pq.ParquetFile(file)
         except (pa.ArrowException, OSError) as error:
@@ -197,11 +239,11 @@ def _parquet_items(files: list[Path]) -> Iterator[Item]:
             image_column = next((c for c in IMAGE_COLUMNS if c in names), None)
             label_column = next((c for c in LABEL_COLUMNS if c in names), None)
             if image_column is None:
-                raise DataError(f"{file}: needs a column img or image; it has {', '.join(names)}")
+                raise DataError(f"{file}: needs a column img or image; it has {shown(', '.join(names))}")
             row = 0
             wanted = [image_column] + ([label_column] if label_column else [])
             try:
-                for batch in opened.iter_batches(batch_size=ROWS, columns=wanted):
+                for batch in opened.iter_batches(batch_size=_rows_at_once(file, opened, wanted), columns=wanted):
                     cells = batch.column(image_column).to_pylist()
                     labels = batch.column(label_column).to_pylist() if label_column else [None] * len(cells)
                     for cell, label in zip(cells, labels, strict=True):
@@ -215,6 +257,28 @@ def _parquet_items(files: list[Path]) -> Iterator[Item]:
                 raise DataError(f"{file}: row {row}: {str(error).splitlines()[0]}") from error
 
 
+def _rows_at_once(file: Path, opened: pq.ParquetFile, columns: list[str]) -> int:
+    """How many rows of a Parquet file may be held at a time: a few bytes can stand for one large value in every row.
+
+    Raises:
+        DataError: there are too many rows, or a row group is too large.
+    """
+    metadata = opened.metadata
+    if metadata.num_rows > MOST_ROWS:
+        raise DataError(f"{file}: has {metadata.num_rows:,} rows, more than {MOST_ROWS:,}")
+    largest = 0
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        parts = [group.column(i) for i in range(group.num_columns)]
+        sizes = [p.total_uncompressed_size for p in parts if p.path_in_schema.split(".")[0] in columns]
+        largest = max(largest, *sizes)
+    if largest > MOST_BYTES:
+        raise DataError(
+            f"{file}: a row group holds {largest / 1e9:,.1f} GB of images, more than {MOST_BYTES / 1e9:.1f}"
+        )
+    return max(1, min(ROWS, 2**29 // max(1, largest)))
+
+
 def _decode(raw: Any) -> Image.Image:
     if not isinstance(raw, bytes) or not raw:
         raise BadImageError("image cannot be decoded (no bytes)")
@@ -223,16 +287,30 @@ def _decode(raw: Any) -> Image.Image:
 
 def _opened(source: io.BytesIO | str) -> Image.Image:
     try:
-        with Image.open(source) as picture:  # closes the file; what was loaded stays
+        if isinstance(source, str):
+            check_regular(source)
+        with warnings.catch_warnings(), Image.open(source, formats=FORMATS) as file:
+            warnings.simplefilter("ignore")  # what is odd about a picture is said below, or does not matter
+            picture: Image.Image = file
             # Pillow would cut colours of 16 bits down without a word; a grey one keeps them and is refused by its mode.
             wide = any(";16" in str(tile[3]) for tile in getattr(picture, "tile", ()))
-            picture.load()
+            if picture.width * picture.height > MOST_PIXELS:
+                raise BadImageError(f"image is {picture.height}x{picture.width}, more than {MOST_PIXELS:,} pixels")
+            picture.load()  # what was loaded stays when the file is closed
+            picture = _upright(picture)
+    except BadImageError:
+        raise
     except Exception as error:  # Pillow raises what it likes on damaged files
-        raise BadImageError(
-            f"image cannot be decoded ({str(error).splitlines()[0] if str(error) else error!r})"
-        ) from error
+        raise BadImageError(f"image cannot be decoded ({shown(error) or repr(error)[:60]})") from error
     if wide and picture.mode in ("RGB", "RGBA", "LA"):
         raise BadImageError(f"image has mode {picture.mode} with 16 bits, expected 8 bits per channel")
+    return picture
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """The picture as it is shown: cameras write how they were held instead of turning the pixels."""
+    with suppress(Exception):  # Pillow raises what it likes on damaged EXIF data; without them it is shown as it is
+        return ImageOps.exif_transpose(picture)
     return picture
 
 
@@ -324,41 +402,72 @@ def _batches(folder: Path) -> Found | None:
 def _batch_items(files: list[Path]) -> Iterator[Item]:
     for file in files:
         content = read_batch(file)
-        data, labels = np.asarray(content["data"]), np.asarray(content["labels"])
+        try:
+            data, labels = np.asarray(content["data"]), np.asarray(content["labels"])
+        except (ValueError, OverflowError, TypeError) as error:  # lists of lists that differ in length
+            raise DataError(f"{file}: not a readable batch ({shown(error)})") from error
         side = round((data.shape[1] / 3) ** 0.5) if data.ndim == 2 else 0
         wanted = (len(labels) if labels.ndim == 1 else -1, 3 * side * side)
         if data.dtype != np.uint8 or not side or data.shape != wanted:
             raise DataError(
-                f"{file}: expected data uint8 (N, 3 * side * side) and labels (N,), but got {data.dtype} {data.shape} "
-                f"and {labels.shape}"
+                f"{file}: expected data uint8 (N, 3 * side * side) and labels (N,), but got {shown(data.dtype)} "
+                f"{shown(data.shape)} and {shown(labels.shape)}"
             )
         images = data.reshape(-1, 3, side, side).transpose(0, 2, 3, 1)
         for row, (image, label) in enumerate(zip(images, labels, strict=True)):
             # Its labels count from 1.
             fine = isinstance(label, np.integer) and label >= 1
-            number = int(label) - 1 if fine else f"{label}, counted from 1"
+            number = int(label) - 1 if fine else f"{shown(label)}, counted from 1"
             yield Item(f"{file}: row {row}", number, partial(np.asarray, image))
+
+
+def _empty_array(_kind: object, shape: object, _code: object) -> NDArray[Any]:
+    """What NumPy's pickles begin an array with; its content follows, and is compared with its shape."""
+    if shape != (0,):
+        raise pickle.UnpicklingError(f"asks for an array of {shown(shape)} without content")
+    return np.ndarray((0,), np.int8)
+
+
+def _from_buffer(data: Any, dtype: np.dtype[Any], shape: tuple[int, ...], order: Literal["C", "F"]) -> NDArray[Any]:
+    """An array of protocol 5: its content, whose length is compared with its shape."""
+    return np.frombuffer(data, dtype).reshape(shape, order=order)
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """How Python 3 writes bytes for protocol 2."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"asks for {shown(encoding)}")
+    return text.encode("latin1")
+
+
+def _plain_dtype(code: str, align: object = False, copy: object = False) -> np.dtype[Any]:  # noqa: ARG001
+    if not isinstance(code, str) or not re.fullmatch(r"[|<>=]?[biufc?][0-9]{0,2}", code):
+        raise pickle.UnpicklingError(f"asks for an array of {shown(code)}")
+    return np.dtype(code)
+
+
+def _scalar(dtype: np.dtype[Any], data: bytes) -> Any:
+    return np.frombuffer(data, dtype, 1)[0]
 
 
 class _ArraysOnly(pickle.Unpickler):
     """Unpickles dictionaries of NumPy arrays and nothing else: a data file must not run code."""
 
-    allowed = frozenset(
-        {
-            ("numpy.core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "_reconstruct"),
-            ("numpy.core.multiarray", "scalar"),
-            ("numpy._core.multiarray", "scalar"),
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            ("_codecs", "encode"),  # how Python 3 writes bytes for protocol 2
-        }
-    )
+    _allowed: ClassVar[dict[tuple[str, str], Any]] = {
+        **dict.fromkeys(
+            [(m, "_reconstruct") for m in ("numpy.core.multiarray", "numpy._core.multiarray")], _empty_array
+        ),
+        **dict.fromkeys([(m, "scalar") for m in ("numpy.core.multiarray", "numpy._core.multiarray")], _scalar),
+        **dict.fromkeys([(m, "_frombuffer") for m in ("numpy.core.numeric", "numpy._core.numeric")], _from_buffer),
+        ("numpy", "ndarray"): "ndarray",  # a word: `_reconstruct` is told it, and nothing can be made of it
+        ("numpy", "dtype"): _plain_dtype,
+        ("_codecs", "encode"): _latin1,
+    }
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.allowed:
-            raise pickle.UnpicklingError(f"asks for {module}.{name}; only NumPy arrays are read")
-        return super().find_class(module, name)
+        if (module, name) not in self._allowed:
+            raise pickle.UnpicklingError(f"asks for {shown(module)}.{shown(name)}; only NumPy arrays are read")
+        return self._allowed[module, name]
 
 
 def read_batch(file: Path) -> dict[str, Any]:
@@ -367,16 +476,45 @@ def read_batch(file: Path) -> dict[str, Any]:
     Raises:
         DataError: not readable, or something else than arrays and lists is in it.
     """
+    check_regular(file)
     try:
-        if file.suffix == ".npz":
-            with np.load(file, allow_pickle=False) as arrays:
-                content: Any = dict(arrays)
-        else:
-            with file.open("rb") as opened:
-                content = _ArraysOnly(opened, encoding="latin1").load()
+        content: Any = _read_npz(file) if file.suffix == ".npz" else _read_pickle(file)
     except Exception as error:  # a damaged pickle raises nearly anything
-        raise DataError(f"{file}: not a readable batch ({str(error).splitlines()[0] or error!r})") from error
+        raise DataError(f"{file}: not a readable batch ({shown(error) or repr(error)[:60]})") from error
     missing = {"data", "labels"} - set(content) if isinstance(content, dict) else {"data", "labels"}
     if missing:
         raise DataError(f"{file}: has no {' and no '.join(sorted(missing))}")
     return dict(content)
+
+
+def _read_npz(file: Path) -> dict[str, Any]:
+    """Arrays of plain numbers, none larger than its file says it is."""
+    with zipfile.ZipFile(file) as parts:
+        names = set(parts.namelist())
+        for name in ("data.npy", "labels.npy"):
+            if name not in names:
+                continue
+            part = parts.getinfo(name)
+            if part.file_size > MOST_BYTES:
+                raise ValueError(f"{name} claims {part.file_size / 1e9:,.1f} GB")
+            with parts.open(name) as opened:
+                version = np.lib.format.read_magic(opened)
+                header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+                shape, _, dtype = header[version](opened)
+                size = part.file_size - opened.tell()
+            if dtype.hasobject or math.prod(shape) * dtype.itemsize != size:
+                raise ValueError(f"{name} claims {shown(shape)} of {shown(dtype)}, but has {size:,} bytes")
+    with np.load(file, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in ("data", "labels") if name in arrays.files}
+
+
+def _read_pickle(file: Path) -> Any:
+    if file.stat().st_size > MOST_BYTES:
+        raise ValueError(f"it has more than {MOST_BYTES / 1e9:.1f} GB")
+    with file.open("rb") as opened:
+        # A step can ask for memory of any size by the number of a place in a table.
+        for number, (step, argument, _) in enumerate(pickletools.genops(opened)):
+            if number > MOST_PICKLED or ("PUT" in step.name and int(argument or 0) > MOST_PICKLED):
+                raise ValueError("it has too many steps")
+        opened.seek(0)
+        return _ArraysOnly(opened, encoding="latin1").load()
