@@ -25,7 +25,7 @@ from analysis.figures import template
 from analysis.load import Results, ResultsError, typed_frame, write_table
 from analysis.report_figures import Drawing, study_drawings
 from analysis.summary import objective
-from trainables.files import write_bytes
+from trainables.files import making, write_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -196,9 +196,8 @@ def write_images(out: Path, specs: Sequence[tuple[go.Figure, Path]]) -> None:
 
     failures = (BrowserClosedError, BrowserDepsError, BrowserFailedError, ChromeNotFoundError, KaleidoError)
 
-    out.mkdir(parents=True, exist_ok=True)
     # Kaleido writes as it draws; complete files alone get their names.
-    with tempfile.TemporaryDirectory(dir=out, prefix=".images-") as folder:
+    with making(out), tempfile.TemporaryDirectory(dir=out, prefix=".images-") as folder:
         jobs = []
         for number, (figure, file) in enumerate(specs):
             kind = file.suffix[1:]
@@ -280,8 +279,8 @@ def _arrow(data: pd.DataFrame, told: dict[str, str]) -> pa.Table:
 
 
 def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, content)
+    with making(path.parent):
+        write_bytes(path, content)
 
 
 _STYLE = (

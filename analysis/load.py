@@ -48,7 +48,7 @@ from analysis.intact import EVALUATIONS_FILE as EVALUATIONS_FILE
 from analysis.migrate import VERSION_KEY, VersionError, may_lack, settings_from_config, table_version
 from analysis.remote import Remote, is_url
 from analysis.remote import ResultsError as ResultsError  # it is raised here
-from trainables.files import UnsafePathError, refuse_links_out, replacing, within
+from trainables.files import UnsafePathError, making, refuse_links_out, replacing, within
 from trainables.schema import (
     BENCH_COLUMNS,
     EPOCH_COLUMNS,
@@ -161,8 +161,7 @@ def to_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> pa
 def write_table(table: pa.Table, path: Path | str) -> None:
     """Write an Arrow table as Parquet, complete under its name or not at all."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
+    with making(path.parent), replacing(path) as file:
         # Parquet's own checksums: without them a flipped bit is read as another number.
         pq.write_table(table, file, compression="zstd", write_page_checksum=True)
 

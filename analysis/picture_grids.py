@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from trainables.files import replacing
+from trainables.files import making, replacing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,6 +51,5 @@ def write_grid(path: Path, images: NDArray[np.uint8], cells: ArrayLike) -> None:
     pixels: Any = grid_pixels(images, cells)
     picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
     factor = max(1, round(_PIXELS / picture.width))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
+    with making(path.parent), replacing(path) as file:
         picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST).save(file, "PNG")

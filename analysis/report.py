@@ -35,7 +35,7 @@ from analysis.report_parts import (
 from analysis.report_trials import page_trials, trial_table
 from analysis.summary import objective, summarise
 from analysis.tables import build_tables
-from trainables.files import refuse_links_out, within, write_text
+from trainables.files import making, refuse_links_out, within, write_text
 
 _GRID_PIXELS = 300
 """Width of a sample grid, about."""
@@ -64,8 +64,8 @@ def write_report(results: Results, out_file: Path | str) -> Path:
         joint = within(out_file.parent, FOLDER)
         refuse_links_out(joint)
     page = report_html(results, joint)
-    out_file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(out_file, page)
+    with making(out_file.parent):
+        write_text(out_file, page)
     return out_file
 
 

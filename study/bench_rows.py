@@ -15,7 +15,7 @@ from study.bench_pace import Variant
 from study.folder import commit, hardware, versions
 from study.ledger import utc_now
 from trainables.device import cpu_name
-from trainables.files import within, write_text
+from trainables.files import make_folder, within, write_text
 from trainables.schema import BENCH_COLUMNS, SCHEMA_VERSION
 from trainables.timing import Windows, geometric_mean
 
@@ -202,7 +202,7 @@ class BenchFolder:
         Args:
             finished: nothing more will come.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         others = [row for row in self._there() if row["bench"] != self.bench]
         rows = [row | {"bench": self.bench, "created_at": self._created} for row in result.rows]
         if rows:

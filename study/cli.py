@@ -547,6 +547,8 @@ def _of_system(error: OSError) -> str:
     """One line of what the system refused."""
     place = "" if error.filename is None else f"{shown(str(error.filename), 200, quoted=False)}: "
     more = "; this process may open too few: ulimit -n 4096" if error.errno == errno.EMFILE else ""
+    if str(error.filename).startswith(os.environ.get("MEBM_CACHE") or "\0"):
+        more = "; MEBM_CACHE names another folder"
     return one_line(f"{place}{error.strerror}{more}")
 
 

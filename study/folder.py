@@ -20,7 +20,7 @@ import yaml
 
 from analysis.intact import with_checksum
 from study.config import StudyConfig, validate_study
-from study.errors import UserError, one_line
+from study.errors import UserError, one_line, shown
 from study.ledger import recorded_runs, utc_now
 from study.space import Space
 from trainables.files import (
@@ -100,7 +100,8 @@ def new_folder(folder: Path, refuse: Callable[[], None], begun: Callable[[], boo
             raise UserError(f"{folder}: {_AT_WORK}")
     except OSError as error:
         remove_empty(made)
-        raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
+        place = shown(folder, 200, quoted=False)
+        raise UserError(f"{place}: cannot be written ({error.strerror or error})") from error
     except BaseException:
         remove_empty(made)
         raise

@@ -19,7 +19,7 @@ from torch import Tensor
 from analysis.picture_grids import EMPTY, write_grid
 from study.errors import UserError, nearest, one_line
 from trainables.device import resolve_device
-from trainables.files import UnsafePathError, replacing, within
+from trainables.files import UnsafePathError, making, replacing, within
 from trainables.sampling import WITHOUT_GENERATOR, Loaded, find_checkpoint, fresh_samples, initial_of, load_any
 
 Source = Literal["fresh", "buffer"]
@@ -74,10 +74,8 @@ def sample_to_file(
         raise UserError(one_line(error)) from error
     if not loaded.saved.config.samples:
         raise UserError(f"{loaded.path}: {loaded.saved.config.method} is a plain classifier and makes no samples")
-    with _writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)  # before the chains run for a file that could not be written
-    images, made = _stored(loaded, count) if source == "buffer" else _fresh(loaded, count, steps, seed)
-    with _writing(out):
+    with _writing(out), making(out.parent):  # before the chains run for a file that could not be written
+        images, made = _stored(loaded, count) if source == "buffer" else _fresh(loaded, count, steps, seed)
         write(out, images.numpy())
     saved = loaded.saved
     return f"{count} {made} of {saved.config.method} on {saved.config.dataset}, epoch {saved.epoch}: {out}"

@@ -21,7 +21,7 @@ from study.config import StudyConfig, make_trial, validate_study
 from study.folder import commit, hardware, versions
 from trainables.config import TrialConfig
 from trainables.cost import USABLE
-from trainables.files import write_text
+from trainables.files import making, write_text
 from trainables.timing import package_loop
 
 SUITES = ("loop", "wrapper", "start", "packing", "scale", "analysis")
@@ -341,6 +341,6 @@ def run_suite(
         ]
         shown = {"rows": found, "best_ratio_to_baseline_of_one": max(row["ratio"] for row in found)}
     shown |= {"suite": name, "trial": fields, "versions": versions(), "commit": commit(), "hardware": hardware()}
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / f"{name}.json", json.dumps(shown, indent=2) + "\n")
+    with making(folder):
+        write_text(folder / f"{name}.json", json.dumps(shown, indent=2) + "\n")
     return shown, lines
