@@ -221,10 +221,10 @@ class RunConfig(_Model):
         description="a trial without a sign of life (an iteration or a report; its start is none) for so long is "
         "killed and started again; null: never",
     )
-    node_minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
-        1.5,
-        description="a study without a single node that can run a trial for so long ends, to be resumed; more of them "
-        "where nodes that were taken away come back",
+    node_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        45,
+        description="a study that has no node left that can run a trial for so long ends, to be resumed; longer where "
+        "others come in the place of nodes that were taken away",
     )
     drain_seconds: Annotated[float, Field(ge=0)] = Field(
         90, description="after SIGUSR1 trials may finish their epoch and save for so long"

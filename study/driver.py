@@ -255,7 +255,7 @@ def run_trials(
             spoken()
             error(_resumable(place, reason))
 
-        watchdog = watch.enter_context(Watchdog(study.run.node_minutes, last_words))
+        watchdog = watch.enter_context(Watchdog(study.run.node_seconds, last_words))
         if ours:
             watch.callback(watchdog.leave_ray)
         control.lost = lambda: watchdog.lost

@@ -21,7 +21,7 @@ SILENT_SECONDS = 70.0
 """Time without an answer of a Ray that this process has started, whose processes are there: they may be stopped."""
 UNREACHABLE_SECONDS = 35.0
 """Time without an answer of a Ray elsewhere. After 60 s Ray ends this process itself, with words of its own."""
-OWN_NODE_SECONDS = 20.0
+OWN_NODE_SECONDS = 10.0
 """Time after the node that this process belongs to is lost: it cannot start anything on the others."""
 PATIENCE = 15.0
 """Time that the study has to end in order once Ray is lost."""
@@ -51,7 +51,7 @@ class Health:
     """Judges what is known of Ray.
 
     Args:
-        node_minutes: how long no node that can run a trial may be there.
+        node_seconds: how long no node that can run a trial may be there.
         silent_seconds: how long Ray may give no answer.
         own_node: Ray's name of the node that this process belongs to.
 
@@ -59,8 +59,8 @@ class Health:
         bundle: what a trial needs of a node, by Ray's names; empty until it is known.
     """
 
-    def __init__(self, node_minutes: float, silent_seconds: float, own_node: str | None = None) -> None:
-        self._limit, self._silent_seconds, self._own = node_minutes * 60, silent_seconds, own_node
+    def __init__(self, node_seconds: float, silent_seconds: float, own_node: str | None = None) -> None:
+        self._limit, self._silent_seconds, self._own = node_seconds, silent_seconds, own_node
         self.bundle: dict[str, float] = {}
         self._answered: float | None = None
         self._able: float | None = None
@@ -102,7 +102,7 @@ class Watchdog:
     process ends without it.
 
     Args:
-        node_minutes: see `Health`.
+        node_seconds: see `Health`.
         last_words: called before the process ends with what is wrong; says it to the user.
 
     Attributes:
@@ -112,14 +112,14 @@ class Watchdog:
         close: leaves the study's files in order, called with the pen when the process ends without the study.
     """
 
-    def __init__(self, node_minutes: float, last_words: Callable[[str], None]) -> None:
+    def __init__(self, node_seconds: float, last_words: Callable[[str], None]) -> None:
         import ray
         from ray._private import worker
 
         self._node: Any = worker._global_node  # ours, or None: this process has joined
         here = bool(self._processes())
         own = ray.get_runtime_context().get_node_id()
-        self._health = Health(node_minutes, SILENT_SECONDS if here else UNREACHABLE_SECONDS, own)
+        self._health = Health(node_seconds, SILENT_SECONDS if here else UNREACHABLE_SECONDS, own)
         self._last_words = last_words
         self.clock, self.pen = AwakeClock(), threading.RLock()
         self.lost: str | None = None

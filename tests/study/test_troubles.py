@@ -460,7 +460,7 @@ class TestRay:
             process = start("sweep", calm / "long.yaml", "--results", tmp_path, *place)
             wait_for_events(folder, 12, process)
             cluster.remove_node(node, allow_graceful=False)
-            time.sleep(30)
+            time.sleep(20)
             assert process.poll() is None, process.stdout.read()
             node = cluster.add_node(num_cpus=2)
             wait_for_events(folder, events(folder) + 8, process)  # it goes on
@@ -469,7 +469,7 @@ class TestRay:
             code, output = finish(process)
             assert code == 1, output
             assert time.monotonic() - struck < 240
-            assert "for 90 s no Ray node could run a trial (1 CPU)" in output.splitlines()[-1]
+            assert "for 45 s no Ray node could run a trial (1 CPU)" in output.splitlines()[-1]
             (switches / "slow").unlink()
             cluster.add_node(num_cpus=2)
             code, output = finish(start("resume", folder, *place))

@@ -20,7 +20,7 @@ def node(name="a", alive=True, **resources):
 
 
 def health(own_node=None):
-    found = Health(2.0, 70.0, own_node)
+    found = Health(120.0, 70.0, own_node)
     found.bundle = TRIAL
     return found
 
@@ -65,7 +65,7 @@ def test_a_node_that_comes_in_time_is_enough():
 
 
 def test_silence_is_not_taken_for_the_loss_of_nodes():
-    found = Health(0.1, 70.0, "a")
+    found = Health(6.0, 70.0, "a")
     found.bundle = TRIAL
     found.answered([node()], 0.0)
     assert found.wrong(60.0) is None, "nobody has said that the node is gone"
