@@ -33,7 +33,7 @@ from study.addresses import filled
 from study.config import StudyConfig
 from study.errors import UserError, one_line
 from study.ledger import Ledger
-from study.space import Space, lookup, setting_id
+from study.space import ID_DIGITS, OLD_ID_DIGITS, Space, lookup, setting_id
 from trainables.config import TrialConfig
 from trainables.credentials import redacted
 from trainables.schema import METRIC_BY_NAME, Outcome
@@ -315,6 +315,7 @@ class StudySearch(Searcher):
         self._known_left: int | None = None
         self._away_since: float | None = None
         self._settings = self._known_settings()
+        self._ids, self._id_digits = self._known_ids()
         self._queue = deque(self._replicates())
 
     # -------------------------------------------------------------------------------------------- proposing
@@ -326,6 +327,16 @@ class StudySearch(Searcher):
             if trial.user_attrs.get("driver") == self.driver and trial.params and "seed" in trial.user_attrs:
                 found.setdefault(int(trial.user_attrs["setting"]), dict(trial.params))
         return found
+
+    def _known_ids(self) -> tuple[dict[int, str], int]:
+        """Ids of this driver's settings, by number, and how long ids are in this study: as long as when it began."""
+        known = {self.ledger.settings[t]: str(row["setting_id"]) for t, row in self.ledger.trials.items()}
+        others = (t.user_attrs.get("setting_id") for t in self._optuna.get_trials(deepcopy=False))
+        first = next((str(text) for text in (*known.values(), *others) if text is not None), "")
+        return known, OLD_ID_DIGITS if len(first) == OLD_ID_DIGITS else ID_DIGITS
+
+    def _setting_id(self, number: int, config: TrialConfig) -> str:
+        return self._ids.get(number) or setting_id(config, self._id_digits)
 
     def _replicates(self) -> list[Replicate]:
         """Seeds still to be run of the settings that are known: those that were cut off first."""
@@ -397,7 +408,7 @@ class StudySearch(Searcher):
             **self.common,
             "trial": config.to_json(),
             "trial_id": name,
-            "setting_id": setting_id(config),
+            "setting_id": self._setting_id(replicate.setting, config),
             "setting": replicate.setting,
             "resume_from": self._checkpoints(name),
         }
@@ -489,7 +500,7 @@ class StudySearch(Searcher):
             "setting": replicate.setting,
             "seed": replicate.seed,
             "trial_id": self._name(replicate),
-            "setting_id": setting_id(config),
+            "setting_id": self._setting_id(replicate.setting, config),
         }
 
     def _adopt(self, replicate: Replicate) -> optuna.Trial:

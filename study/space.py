@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import typing
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,15 @@ from pydantic import BaseModel
 from study.config import Range, Scalar, StudyConfig, assign, make_trial
 from study.errors import UserError, nearest
 from trainables.config import TrialConfig
+
+ID_DIGITS = 16
+"""Hex digits of a setting's id. Of a million settings two have the same one once in 37 million studies."""
+OLD_ID_DIGITS = 8
+"""As earlier versions made them; a study that began with those goes on with them."""
+MOST_SETTINGS = 10_000
+"""Of a grid: its queue in Optuna's storage takes some 5 ms for each before the first trial starts."""
+MOST_VALUES = 1000
+"""Of one field's list: Optuna's storage holds the list once per trial."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +54,19 @@ def any_value(distribution: Any) -> Any:
     return distribution.choices[0] if hasattr(distribution, "choices") else distribution.low
 
 
-def setting_id(config: TrialConfig) -> str:
-    """Eight hex digits, equal for trials that differ in their seed alone."""
-    return hashlib.sha256(config.to_json(with_seed=False).encode()).hexdigest()[:8]
+def setting_id(config: TrialConfig, digits: int = ID_DIGITS) -> str:
+    """So many hex digits, equal for trials that differ in their seed alone."""
+    return text_id(config.to_json(with_seed=False), digits)
+
+
+def text_id(text: str, digits: int = ID_DIGITS) -> str:
+    """The id of a setting that is written as this text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:digits]
+
+
+def _refuse_many(number: int, place: str, source: str) -> None:
+    if number > MOST_VALUES:
+        raise UserError(f"{source}: {place}: has {number:,} values, but expected at most {MOST_VALUES:,}; thin it out")
 
 
 def field_type(key: str) -> type | None:
@@ -91,6 +111,7 @@ def _check_field(key: str, base: dict[str, Any], source: str, place: str) -> Non
 
 def _distribution(key: str, spec: Range, source: str) -> BaseDistribution:
     if spec.choices is not None:
+        _refuse_many(len(spec.choices), f"search.space.{key}.choices", source)
         return CategoricalDistribution(spec.choices)
     kind = field_type(key)
     if kind not in (int, float):
@@ -162,15 +183,23 @@ def _some_setting(base: dict[str, Any], space: dict[str, Range], but: str) -> di
 
 def _grid_space(study: StudyConfig, base: dict[str, Any], source: str) -> Space:
     points: list[dict[str, Any]] = []
+    count = 0
     for number, block in enumerate(study.search.grid):
         place = f"search.grid[{number}]"
         for key in block:
             _check_field(key, base, source, place)
         lists = [value if isinstance(value, list | tuple) else [value] for value in block.values()]
         for key, options in zip(block, lists, strict=True):
+            _refuse_many(len(options), f"{place}.{key}", source)
             bad = next((v for v in options if not isinstance(v, Scalar)), None)
             if bad is not None or not options:
                 raise UserError(f"{source}: {place}.{key}: must be a value or a list of values, but got {options!r}")
+        count += math.prod(map(len, lists))
+        if count > MOST_SETTINGS:
+            raise UserError(
+                f"{source}: search.grid: has {count:,} settings or more, but expected at most {MOST_SETTINGS:,}; "
+                "shorten its lists, make several studies of it, or draw from it: search.space with sampler random, and trials"
+            )
         points += [dict(zip(block, combination, strict=True)) for combination in itertools.product(*lists)]
     keys = study.varied
     bare = Space(base, {}, (), 0)

@@ -13,7 +13,7 @@ from study.config import validate_study
 from study.errors import UserError
 from study.ledger import Ledger
 from study.search import STABLE, STORAGE, StudySearch, objective_values, open_storage, reconcile, shared_url
-from study.space import build_space
+from study.space import OLD_ID_DIGITS, build_space
 from trainables.config import TrialConfig
 from trainables.schema import Outcome
 
@@ -462,3 +462,46 @@ def test_a_storage_with_other_objectives_is_refused(tmp_path):
     open_storage(make_study(), tmp_path)
     with pytest.raises(UserError, match="directions"):
         open_storage(make_study(objectives=[{"metric": "accuracy"}]), tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------------ ids of settings
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "grid"])
+def test_a_study_that_began_with_short_ids_goes_on_with_them(tmp_path, sampler):
+    study = make_study()
+    if sampler == "grid":
+        study = make_study(search={"sampler": "grid", "grid": [{"sampling_steps": [1, 2, 3, 4]}]})
+    first = Driver(study, tmp_path / "s")
+    first.search._id_digits = OLD_ID_DIGITS  # as the version of then
+    for _ in range(3):
+        first.end(first.propose())
+    before = {first.ledger.settings[t]: row["setting_id"] for t, row in first.ledger.trials.items()}
+    first.kill()
+    again = Driver(study, tmp_path / "s")
+    again.run_all()
+    ids: dict[int, set[str]] = {}
+    for trial_id, row in again.ledger.trials.items():
+        ids.setdefault(again.ledger.settings[trial_id], set()).add(row["setting_id"])
+    assert len(ids) == 4
+    assert all(len(own) == 1 for own in ids.values())  # one id per setting, whichever version named it
+    assert all(ids[number] == {name} for number, name in before.items())
+    assert {len(name) for own in ids.values() for name in own} == {OLD_ID_DIGITS}
+    told = {t.user_attrs["setting"]: t.user_attrs["setting_id"] for t in open_storage(study, tmp_path / "s").trials}
+    assert {number: {name} for number, name in told.items()} == ids
+
+
+def test_a_setting_keeps_its_id_where_its_configuration_is_written_otherwise_now(tmp_path, monkeypatch):
+    """A later version may have further fields; the seeds that are left belong to the setting that began."""
+    study = make_study()
+    first = Driver(study, tmp_path / "s")
+    config = first.propose()
+    first.end(config)
+    first.kill()
+    monkeypatch.setattr("study.search.setting_id", lambda config, digits=16: "f" * digits)
+    again = Driver(study, tmp_path / "s")
+    again.run_all()
+    same = {
+        row["setting_id"] for t, row in again.ledger.trials.items() if again.ledger.settings[t] == config["setting"]
+    }
+    assert same == {config["setting_id"]}
