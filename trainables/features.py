@@ -117,7 +117,7 @@ def _train(data: ImageData, seed: int = 0) -> _Classifier:
     images, labels = to_float(data.images.cpu()), data.labels.cpu()
     generator = torch.Generator().manual_seed(seed)
     network = _new_network(data, seed)
-    batch = 64
+    batch = min(64, len(images))
     steps = len(images) // batch
     optimiser = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=2e-3, total_steps=_EPOCHS * steps)
