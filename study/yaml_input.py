@@ -71,8 +71,8 @@ def parse_yaml(data: bytes | str, source: str) -> Any:
         source: what to call it in a message.
 
     Raises:
-        UserError: not YAML, or too large, too deep, or expanding to too much; a key that is no text; a number of more
-            than 63 bits; a text with half a surrogate pair.
+        UserError: not YAML, or too large, too deep, or expanding to too much; a key that is no text, or stands twice in
+            a mapping; a number of more than 63 bits; a text with half a surrogate pair.
     """
     try:
         text = data if isinstance(data, str) else data.decode("utf-8-sig")
@@ -81,7 +81,7 @@ def parse_yaml(data: bytes | str, source: str) -> Any:
         raise UserError(f"{source}: is not UTF-8 text ({shown(error, quoted=False)})") from None
     try:
         _check_size(text, source)
-        found = yaml.load(text, Loader=_Loader)
+        found = _load(text, source)
     except yaml.YAMLError as error:
         raise yaml_error(source, _placed(text) or error) from error
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
@@ -99,6 +99,40 @@ def _placed(text: str) -> yaml.YAMLError | None:
     except yaml.YAMLError as error:
         return error if len(text) <= 10_000 else None
     return None
+
+
+def _load(text: str, source: str) -> Any:
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _refuse_twice(node, source, set())
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _refuse_twice(node: yaml.Node, source: str, seen: set[int]) -> None:
+    """Refuse a key that a mapping has twice, of which YAML would take the last without a word."""
+    if id(node) in seen or isinstance(node, yaml.ScalarNode):
+        return
+    seen.add(id(node))
+    lines: dict[str, int] = {}
+    for item in node.value:
+        if isinstance(node, yaml.MappingNode):
+            key, inner = item
+            if isinstance(key, yaml.ScalarNode):
+                line = key.start_mark.line + 1
+                if key.value in lines:
+                    raise UserError(
+                        f"{source}: the key {shown(key.value)} stands twice in one mapping, "
+                        f"on line {lines[key.value]} and on line {line}"
+                    )
+                lines[key.value] = line
+            _refuse_twice(inner, source, seen)
+        else:
+            _refuse_twice(item, source, seen)
 
 
 def _check_size(text: str, source: str) -> None:

@@ -7,7 +7,8 @@ description names both sides. `trainables.methods.build_trial` fills what a user
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal, Self
+from functools import cache
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -33,7 +34,39 @@ Divergence = Literal["jensen-shannon", "squared-hellinger", "reverse-kl", "kl", 
 """f-divergences of f-EBM."""
 
 
-class _Model(BaseModel):
+@cache
+def _number_fields(model: type[BaseModel]) -> frozenset[str]:
+    """Fields that take a number, or several, and no truth value."""
+
+    def kinds(annotation: Any) -> set[Any]:
+        inner = get_args(annotation)
+        return set().union(*map(kinds, inner)) if inner else {annotation}
+
+    found = {name: kinds(field.annotation) for name, field in model.model_fields.items()}
+    return frozenset(name for name, types in found.items() if types & {int, float} and not types & {bool, Any})
+
+
+def _worded(value: Any) -> Any:
+    """`true` as the word where it stands for a number: pydantic would take it for 1, but says what a word is not."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return [_worded(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+class StrictModel(BaseModel):
+    """A model whose numbers are never truth values."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        numbers = _number_fields(cls)
+        odd = [n for n, v in values.items() if v.__class__ in (bool, list, tuple) and n in numbers]
+        return values | {name: _worded(values[name]) for name in odd} if odd else values
+
+
+class _Model(StrictModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
