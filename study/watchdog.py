@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 log = logging.getLogger("mebm")
@@ -104,6 +106,7 @@ class Watchdog:
     Args:
         node_seconds: see `Health`.
         last_words: called before the process ends with what is wrong; says it to the user.
+        also: asked for another reason to end the study; None while there is none.
 
     Attributes:
         clock: does not count the time for which this process was stopped.
@@ -112,7 +115,9 @@ class Watchdog:
         close: leaves the study's files in order, called with the pen when the process ends without the study.
     """
 
-    def __init__(self, node_seconds: float, last_words: Callable[[str], None]) -> None:
+    def __init__(
+        self, node_seconds: float, last_words: Callable[[str], None], also: Callable[[], str | None] = lambda: None
+    ) -> None:
         import ray
         from ray._private import worker
 
@@ -120,7 +125,7 @@ class Watchdog:
         here = bool(self._processes())
         own = ray.get_runtime_context().get_node_id()
         self._health = Health(node_seconds, SILENT_SECONDS if here else UNREACHABLE_SECONDS, own)
-        self._last_words = last_words
+        self._last_words, self._also = last_words, also
         self.clock, self.pen = AwakeClock(), threading.RLock()
         self.lost: str | None = None
         self.close: Callable[[], None] = lambda: None
@@ -161,9 +166,9 @@ class Watchdog:
             if self.lost is None:
                 if self._leaving:
                     continue
-                self.lost = self._dead() or self._health.wrong(now)
+                self.lost = self._dead() or self._health.wrong(now) or self._also()
                 if self.lost is not None:
-                    log.error("Ray is lost: %s", self.lost)
+                    log.error("the study is given up: %s", self.lost)
                     until = now + PATIENCE
             elif now >= until:
                 self._end()
@@ -198,9 +203,27 @@ class Watchdog:
         ray.shutdown()
 
     def stop_ray(self) -> None:
-        """Kill the processes of the Ray that this one has started; its workers end with them."""
-        if self._node is not None:
-            self._node.kill_all_processes(check_alive=False, allow_graceful=False)
+        """Kill the processes of the Ray that this one has started, and those below them, which may stand still."""
+        if self._node is None:
+            return
+        below = _below({process.pid for process in self._processes().values()})
+        self._node.kill_all_processes(check_alive=False, allow_graceful=False)
+        for pid in below:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _below(roots: set[int]) -> set[int]:
+    """Processes that these have started, and so on; none where the system does not tell."""
+    parents = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError, IndexError, ValueError):  # it has just ended
+            stat = (entry / "stat").read_text(encoding="utf-8", errors="replace")
+            parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
+    found: set[int] = set()
+    while more := {pid for pid, parent in parents.items() if parent in roots | found} - found:
+        found |= more
+    return found
 
 
 def _guarded(step: Callable[[], None]) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -94,6 +98,24 @@ def test_a_clock_does_not_count_the_time_for_which_nobody_ticked(monkeypatch):
     before = clock()
     now += 1.0
     assert clock.tick() == before + 1.0
+
+
+def test_what_a_process_has_started_is_found_at_every_depth():
+    nested = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    child = subprocess.Popen([sys.executable, "-c", nested])
+    try:
+        until = time.monotonic() + 60
+        while not (found := watchdog._below({child.pid})) and time.monotonic() < until:
+            time.sleep(0.05)
+        assert len(found) == 1
+        assert child.pid not in found
+        assert {child.pid, *found} <= watchdog._below({os.getpid()})
+        assert watchdog._below(found) == set()
+    finally:
+        for pid in watchdog._below({child.pid}):
+            os.kill(pid, signal.SIGKILL)
+        child.kill()
+        child.wait()
 
 
 # --------------------------------------------------------------------------------------------------- memory
