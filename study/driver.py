@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("mebm")
 
 LOG_FILE = "study.log"
+_GONE = "was moved or removed while the study ran"
 _GENERATIONS = 3
 """Checkpoints of a trial on the disk at the same time: two that are kept and the one being written."""
 
@@ -255,7 +256,9 @@ def run_trials(
             spoken()
             error(_resumable(place, reason))
 
-        watchdog = watch.enter_context(Watchdog(study.run.node_seconds, last_words))
+        watchdog = watch.enter_context(
+            Watchdog(study.run.node_seconds, last_words, lambda: None if ledger.in_place else _GONE)
+        )
         if ours:
             watch.callback(watchdog.leave_ray)
         control.lost = lambda: watchdog.lost
@@ -351,6 +354,8 @@ def run_trials(
 
 def _resumable(place: str, reason: str) -> str:
     """What a user is told of a study that could not go on."""
+    if reason == _GONE:
+        return f"{place}: {reason}; if it was moved, go on with: mebm resume and its new place"
     return f"{place}: {reason}; see {LOG_FILE}, then: mebm resume {place}"
 
 

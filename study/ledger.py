@@ -589,9 +589,21 @@ class Ledger:
         event = {"event": "end", "trial_id": trial_id, "outcome": outcome.value, "message": message, "at": utc_now()}
         self._write(event, sync=True)
 
+    @property
+    def in_place(self) -> bool:
+        """Whether the journal at its path is the file that is written; not where the folder was moved or removed."""
+        if self._file is None:
+            return True
+        try:
+            return os.path.samestat(os.fstat(self._file.fileno()), (self.folder / JOURNAL).stat())
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:  # a disk in trouble says nothing about it
+            return True
+
     def snapshot(self, *, force: bool = False) -> None:
         """Rewrite the Parquet tables, at most every few seconds and for a small share of the time."""
-        if self._waiting:
+        if self._waiting or not self.in_place:
             return  # the tables never know more than the journal
         now = time.monotonic()
         if not force and now - self._snapshot_at < max(_SNAPSHOT_SECONDS, _SNAPSHOT_SHARE * self._snapshot_cost):
