@@ -43,11 +43,12 @@ def check_address(address: str) -> None:
         raise ValueError("must be the address of a database, DIALECT+DRIVER://USER@HOST/DATABASE, or ${NAME} for one")
     before, at, place = rest.rpartition("@")
     _, colon, password = unquote(before).partition(":")
-    if at and colon and password != _FILLED:
-        raise ValueError(f"holds a password, which would stand in the study's files; {_ADVICE}")
     path, _, query = place.partition("?")
+    port = path.partition("/")[0].rpartition("]")[2].partition(":")[2]
+    if (at and colon and password != _FILLED) or not re.fullmatch(rf"\d*|{_FILLED}", port):
+        raise ValueError(f"holds a password, which would stand in the study's files; {_ADVICE}")
     if set(unquote(path)) & set("=;&#"):
-        raise ValueError("must have no '=', ';', '&' or '#' before its options")
+        raise ValueError(f"has '=', ';', '&' or '#' before its options, where no secret may stand; {_ADVICE}")
     for pair in filter(None, re.split("[&;#?]", query)):
         name, _, value = pair.partition("=")
         if value == _FILLED and re.fullmatch(r"\w+", name):

@@ -57,7 +57,7 @@ def shown(value: object, most: int = 60, *, quoted: bool = True) -> str:
     except (ValueError, RecursionError):  # a number of thousands of digits, lists in lists
         text = f"<{type(value).__name__}>"
     text = printable(one_line(text))
-    text = re.sub(r"://(?=.*[:@?#]).*", "://...", text)  # what was cut off may tell what of it is a password
+    text = re.sub(r":/{1,2}(?=.*[:@?#]).*", "://...", text)  # what was cut off may tell what of it is a password
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 

@@ -25,7 +25,8 @@ _VARIABLE = re.compile(
     re.IGNORECASE,
 )
 """In the name of an environment variable whose value may be one."""
-_USER = re.compile(r"://[^\s:/@'\"]*:\S*@")
+_USER = re.compile(r"(:/{1,2})[^\s:/@'\"]*:\S*@")
+"""A user with a password; a URL that was made a `Path` has one slash."""
 _PAIR = re.compile(
     r"([\w.%-]*(?:passw(?:or)?d|passphrase|pwd|secret|token|signature|credential|(?:access|account|api|ssl|private)_?key)"
     r"[\w.%-]*\s*=\s*)(?:'[^']*'|\"[^\"]*\"|[^\s&;,)'\"]+)",
@@ -118,4 +119,4 @@ def redacted(text: str, *urls: str) -> str:
         text = text.replace(url, shown(url)) if is_url(url) else text
     for secret in sorted(known | {quote(s, safe="") for s in known}, key=len, reverse=True):
         text = text.replace(secret, "***")
-    return _PAIR.sub(r"\1***", _USER.sub("://***@", text))
+    return _PAIR.sub(r"\1***", _USER.sub(r"\1***@", text))

@@ -26,12 +26,16 @@ from trainables.host_memory import MemoryLimit
 from trainables.recorder import Recorder
 from trainables.reporting import pack_report
 from trainables.schema import Outcome
-from trainables.storage import NotThereError, Store
+from trainables.storage import NotThereError, Store, StoreError
 from trainables.trial import Trial
 
 PULSE = "mebm-pulse"
 """Namespace of the cluster's key-value store for signs of life: trial id to iteration."""
 _PULSE_SECONDS = 5.0
+_AWAY_SECONDS = 30.0
+"""Time after which a store that was away is looked for again."""
+_PATIENCE = 900.0
+"""Seconds that a trial which is in a store waits for one that is away, before that counts as its failure."""
 OVER_MEMORY = "mebm-memory"
 """Namespace for what a worker says that ends because its trial uses more memory than it may, by trial id."""
 
@@ -57,7 +61,7 @@ class MebmTrainable(tune.Trainable):
         self._memory = MemoryLimit(round(memory * 1e9), self._over_memory) if memory else None
         self._checkpoint_seconds = float(config["checkpoint_seconds"])
         self._checkpointed = time.monotonic()
-        self._pulse_at = 0.0
+        self._pulse_at = self._away_until = 0.0
         self._broken: str | None = None
         self._stored: str | None = None
         self._store: Store | None = None
@@ -78,6 +82,8 @@ class MebmTrainable(tune.Trainable):
         if self._store is None:
             self._take_up_local(folders)
             return
+        if folders:
+            self._await_store()
         with tempfile.TemporaryDirectory(prefix="mebm-") as scratch:
             self._take_up_local(self._brought(self._store, folders, Path(scratch)))
 
@@ -130,9 +136,28 @@ class MebmTrainable(tune.Trainable):
             report.trial["message"] = "; ".join(filter(None, (str(report.trial["message"] or ""), text)))
         result: dict[str, Any] = {**pack_report(report.row, report.trial), DONE: report.done}
         due = time.monotonic() - self._checkpointed >= self._checkpoint_seconds
-        if report.row is not None and due and not report.done:
+        if report.row is not None and due and not report.done and self._store_answers():
             result[SHOULD_CHECKPOINT] = True
         return result
+
+    def _store_answers(self) -> bool:
+        """Whether a checkpoint can be stored now: one that cannot would end the trial, which can as well go on."""
+        if self._store is None:
+            return True
+        if time.monotonic() < self._away_until:
+            return False
+        try:
+            self._store.exists("tune")
+        except StoreError:
+            self._away_until = time.monotonic() + _AWAY_SECONDS
+            return False
+        return True
+
+    def _await_store(self) -> None:
+        """Wait for a store that is away: without it there is no checkpoint to go on from."""
+        until = time.monotonic() + _PATIENCE
+        while not self._store_answers() and time.monotonic() < until:
+            time.sleep(1.0)
 
     def _beat(self, iteration: int) -> None:
         """Leave a sign of life where the driver finds it, now and then."""
@@ -160,6 +185,7 @@ class MebmTrainable(tune.Trainable):
         checkpoint = getattr(checkpoint_path, "checkpoint", checkpoint_path)
         place = str(getattr(checkpoint, "path", checkpoint))
         self._stored = self._store.name_of(place) if self._store is not None else None
+        self._await_store()
         try:
             # Ray refuses one that is gone; here it is one that is damaged.
             gone = isinstance(checkpoint, tune.Checkpoint) and not _is_there(checkpoint)
