@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from analysis.aggregate import configuration
 from analysis.load import Results, ResultsError, records, typed_frame
+from trainables.bounded import read_table
 from trainables.schema import Cause, Column, DetectorRule, Outcome
 
 CHECKED_FOR_FINITE = (
@@ -443,8 +443,8 @@ def _read(path: Path, required: tuple[str, ...]) -> pd.DataFrame:
     if not path.is_file():
         raise ResultsError(f"{path}: no such file")
     try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
+        table = read_table(path)
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise ResultsError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from error
     missing = [name for name in required if name not in table.column_names]
     if missing:

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from analysis.migrate import VersionError, check_version
 from analysis.remote import ResultsError
+from trainables.bounded import parse_json, read_json, read_table
 from trainables.schema import EPOCH_COLUMNS, TRIAL_COLUMNS, Cause, Column, Outcome
 
 MANIFEST = "manifest.json"
@@ -32,6 +32,8 @@ EVALUATIONS_FILE = "evaluations.parquet"
 _KNOWN = (TRIALS, EPOCHS, ATTEMPTS, BENCH_FILE, EVALUATIONS_FILE)
 OWN_FOLDERS = ("tables", "figures")
 """What `mebm tables` and `mebm figures` leave in a folder of studies."""
+_LONGEST_CONFIG = 1_000_000
+"""Characters of a trial's configuration; 5,000 are usual."""
 _TAIL_BYTES = 65_536
 _NAMED = 3
 """Names that a note holds; the rest is counted."""
@@ -104,7 +106,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise missing_file(path, f"beside {TRIALS} in a study's folder")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path)
         json.dumps(manifest, ensure_ascii=False).encode("utf-8")  # no half of a character
     except (OSError, ValueError, RecursionError) as error:
         raise ResultsError(f"{path}: not readable as JSON ({first_line(error)}){mending(path)}") from error
@@ -183,8 +185,8 @@ def _is_config(text: Any) -> bool:
     if not isinstance(text, str):
         return True  # not recorded
     try:
-        return isinstance(json.loads(text), dict)
-    except (ValueError, RecursionError):
+        return len(text) <= _LONGEST_CONFIG and isinstance(parse_json(text), dict)
+    except ValueError:
         return False
 
 
@@ -338,7 +340,7 @@ def _attempted(path: Path) -> list[Any]:
     if not path.is_file():
         return []
     try:
-        found: list[Any] = pq.read_table(path, columns=["trial_id"]).column("trial_id").unique().to_pylist()
+        found: list[Any] = read_table(path, ["trial_id"]).column("trial_id").unique().to_pylist()
     except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError):
         return []
     return [t for t in found if t is not None]

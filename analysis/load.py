@@ -48,6 +48,7 @@ from analysis.intact import EVALUATIONS_FILE as EVALUATIONS_FILE
 from analysis.migrate import VERSION_KEY, VersionError, may_lack, settings_from_config, table_version
 from analysis.remote import Remote, is_url
 from analysis.remote import ResultsError as ResultsError  # it is raised here
+from trainables.bounded import check_table, check_texts
 from trainables.files import UnsafePathError, making, refuse_links_out, replacing, within
 from trainables.schema import (
     BENCH_COLUMNS,
@@ -68,8 +69,6 @@ _SMALL = (MANIFEST, TRIALS, EPOCHS, BENCH_FILE, EVALUATIONS_FILE)
 """What of a study in a store is always read; the rest is brought when it is asked for."""
 
 _COLUMNS_AT_ONCE = 8
-_FEW_TEXTS = frozenset({"study", "trial_id"})
-"""Columns of a few texts again and again: they are read as codes, in a tenth of the time."""
 _ARROW_TYPES: dict[str, pa.DataType] = {
     "string": pa.string(),
     "int64": pa.int64(),
@@ -183,8 +182,11 @@ def read_parquet(path: Path | str, columns: Sequence[Column], *, measured: bool 
         raise missing_file(path, "a Parquet table of a study")
     names = [c.name for c in columns]
     try:
-        there = set(pq.read_metadata(path).schema.names)  # pyarrow refuses names that are not
-        coded = [n for n in names if n in there and (n in _FEW_TEXTS or n.endswith("_protocol"))]
+        metadata = pq.read_metadata(path)
+        check_table(metadata, names)
+        there = set(metadata.schema.names)  # pyarrow refuses names that are not
+        # Codes of texts are few numbers, whose texts are counted before they are written out for every row.
+        coded = [c.name for c in columns if c.type == "string" and c.name in there]
         with pq.ParquetFile(path, page_checksum_verification=True, read_dictionary=coded) as file:
             version = table_version(file.schema_arrow.metadata)
             present = file.schema_arrow.names
@@ -198,7 +200,7 @@ def read_parquet(path: Path | str, columns: Sequence[Column], *, measured: bool 
                     f"expected a table of results schema {SCHEMA_VERSION}{mending(path)}"
                 )
             absent = [n for n in names if n not in present]
-            filled = settings_from_config(file.read(["config", "initial"]), absent) if absent else {}
+            filled = settings_from_config(_decoded(file.read(["config", "initial"]), path), absent) if absent else {}
             frame = {}
             # Some columns at a time: the file's and the frame's copy of a long table do not fit beside each other.
             for start in range(0, len(columns), _COLUMNS_AT_ONCE):
@@ -222,6 +224,15 @@ def read_parquet(path: Path | str, columns: Sequence[Column], *, measured: bool 
     return pd.DataFrame(frame, copy=False)
 
 
+def _decoded(table: pa.Table, path: Path) -> pa.Table:
+    """Codes of texts as texts."""
+    for number, name in enumerate(table.column_names):
+        if pa.types.is_dictionary(table.column(number).type):
+            column = Column(name, "string", name)
+            table = table.set_column(number, name, _cast(table.column(number), column, path))
+    return table
+
+
 def _to_array(array: pa.Array | pa.ChunkedArray, column: Column, path: Path, *, measured: bool) -> Any:
     """A column as pandas' nullable array, NaN as null, or refused where the column is `measured`."""
     if pa.types.is_floating(array.type) and (count := pc.sum(pc.is_nan(array)).as_py()):
@@ -237,6 +248,11 @@ def _cast(array: pa.Array | pa.ChunkedArray, column: Column, path: Path) -> pa.A
     number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
     text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
     fits = {"string": text, "bool": pa.types.is_boolean(kind)}.get(column.type, number) or pa.types.is_null(kind)
+    if fits and pa.types.is_dictionary(array.type):
+        try:
+            check_texts(array)
+        except ValueError as error:
+            raise ResultsError(f"{path}: column {column.name}: {first_line(error)}") from error
     try:
         if fits:
             return array.cast(_ARROW_TYPES[column.type])

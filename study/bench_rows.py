@@ -14,6 +14,7 @@ from analysis.load import BENCH_FILE, read_bench, records, typed_frame, write_pa
 from study.bench_pace import Variant
 from study.folder import commit, hardware, versions
 from study.ledger import utc_now
+from trainables.bounded import read_json
 from trainables.device import cpu_name
 from trainables.files import make_folder, within, write_text
 from trainables.schema import BENCH_COLUMNS, SCHEMA_VERSION
@@ -191,8 +192,8 @@ class BenchFolder:
         if not (self.folder / name).is_file():
             return {}
         try:
-            found = json.loads((self.folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):  # none, or one that was damaged: the rows are what counts
+            found = read_json(self.folder / name)
+        except (OSError, ValueError):  # none, or one that was damaged: the rows are what counts
             return {}
         return found if isinstance(found, dict) else {}
 

@@ -16,13 +16,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import yaml
-
 from analysis.intact import with_checksum
 from study.config import StudyConfig, validate_study
-from study.errors import UserError, one_line, shown
+from study.errors import UserError, shown
 from study.ledger import recorded_runs, utc_now
 from study.space import Space
+from study.yaml_input import read_yaml
+from trainables.bounded import read_json
 from trainables.files import (
     PART,
     make_folder,
@@ -163,7 +163,7 @@ def load_folder(folder: Path) -> StudyConfig:
     refuse_links_out(folder)
     wrong = _unreadable(path)
     if wrong is None:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path)
         if set(values) == {"trial"}:
             raise UserError(f"{path}: one trial, trained by mebm train, and no study; see mebm report {folder}")
         return validate_study(values, str(path))
@@ -178,9 +178,9 @@ def _unreadable(path: Path) -> str | None:
     if not path.is_file():
         return f"{path}: {'is not a file' if os.path.lexists(path) else 'no such file'}"
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        return f"{path}: damaged ({one_line(error)[:200]})"
+        values = read_yaml(path, "")
+    except UserError as error:
+        return f"{path}: damaged ({str(error).removeprefix(': ')[:200]})"
     return None if isinstance(values, dict) and values else f"{path}: damaged (not a mapping)"
 
 
@@ -198,12 +198,12 @@ def recorded_config(folder: Path) -> Mapping[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path)
         config: Mapping[str, Any] | None = manifest.get("config")  # that of `mebm train` has none
         if config is not None and not isinstance(config, dict):
-            raise ValueError(f"config is {one_line(repr(config))[:60]}, but expected an object")
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path}: damaged ({one_line(error)})") from error
+            raise ValueError(f"config is {shown(config)}, but expected an object")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: damaged ({shown(error, 200, quoted=False)})") from error
     return config
 
 
@@ -224,7 +224,7 @@ def _difference(path: str, there: Any, here: Any, was: str = "there", now: str =
             if found:
                 return found
         return None
-    return None if there == here else f"{path}: {there!r} {was}, {here!r} {now}"
+    return None if there == here else f"{path}: {shown(there)} {was}, {shown(here)} {now}"
 
 
 FREE = ("description", "budget", "resources", "run")
@@ -292,7 +292,7 @@ def write_manifest(folder: Path, study: StudyConfig, space: Space) -> None:
 
 def _past_runs(path: Path) -> list[dict[str, Any]]:
     try:
-        found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["runs"]
+        found: list[dict[str, Any]] = read_json(path)["runs"]
     except (OSError, ValueError, KeyError, TypeError):  # the journal has all that a run needs
         return []
     return found

@@ -210,7 +210,10 @@ def _take_up(
     _reopen(study, ledger, retry_failed)
     try:
         reconcile(study, space, folder, ledger, driver)
-    except (SQLAlchemyError, OptunaError, ValueError, KeyError) as error:
+    except (
+        SQLAlchemyError, OptunaError, ValueError, LookupError, TypeError, AttributeError, AssertionError, RuntimeError
+    ) as error:  # fmt: skip
+        # What Optuna raises at text that it did not write, or at a storage of another version
         where = "search.storage" if shared else str(folder / STORAGE)
         raise UserError(f"{where}: damaged, or of another study ({one_line(error)[:200]})") from error
     write_manifest(folder, study, space)

@@ -22,6 +22,7 @@ from analysis.migrate import VERSION_KEY
 from study.agreement import behind_tables, later_work
 from study.errors import UserError
 from study.ledger import DAMAGE, JOURNAL, MARK_KEY, Ledger, Mark, crc_of, decode, encode, missing_lines, utc_text
+from trainables.bounded import read_table
 from trainables.files import write_bytes
 from trainables.schema import ATTEMPT_COLUMNS, EPOCH_COLUMNS, TRIAL_COLUMNS, Outcome
 
@@ -284,7 +285,7 @@ def _read_tables(folder: Path) -> tuple[dict[str, pa.Table], Mark | None]:
     for name, columns in _COLUMNS.items():
         try:
             read_parquet(folder / name, columns)  # its checks
-            table = pq.read_table(folder / name, page_checksum_verification=True)
+            table = read_table(folder / name, checked=True)
         except (ResultsError, pa.ArrowException, OSError, ValueError, MemoryError):
             raise _CannotBeMendedError(f"{name}, which could hold it, is missing or damaged") from None
         metadata = table.schema.metadata or {}

@@ -7,11 +7,11 @@ result. The first is repaired and said, the second refused.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
 import socket
 import sqlite3
+import time
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -19,11 +19,12 @@ from typing import Any
 
 from study.agreement import behind_tables, later_work
 from study.config import StudyConfig
-from study.errors import UserError, one_line
+from study.errors import UserError, one_line, shown
 from study.folder import MANIFEST_FILE, STUDY_FILE, write_study
 from study.ledger import JOURNAL, Ledger
 from study.mending import whole_ledger
 from study.search import STORAGE
+from trainables.bounded import read_json
 from trainables.checkpoint import newest_whole
 
 TABLES = ("trials.parquet", "epochs.parquet", "attempts.parquet")
@@ -142,8 +143,8 @@ def repair(folder: Path, study: StudyConfig, *, shared: bool) -> list[str]:
     manifest = folder / MANIFEST_FILE
     if manifest.is_file():
         try:
-            json.loads(manifest.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError):
+            read_json(manifest)
+        except (OSError, ValueError):
             done.append(f"{MANIFEST_FILE} was damaged; written anew")
     return done
 
@@ -163,25 +164,26 @@ def refuse_old_journal(folder: Path, ledger: Ledger) -> None:
 
 def _unreadable(path: Path) -> bool:
     import pyarrow as pa
-    import pyarrow.parquet as pq
+
+    from trainables.bounded import read_table
 
     if not path.is_file():
         return False
     try:
-        pq.read_table(path, page_checksum_verification=True)
+        read_table(path, checked=True)
     except (pa.ArrowException, OSError, ValueError, MemoryError):
         return True
     return False
 
 
 def _is_mapping(path: Path) -> bool:
-    import yaml
+    from study.yaml_input import read_yaml
 
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return isinstance(found, dict) and bool(found)
-    except (yaml.YAMLError, ValueError, RecursionError):
+        found = read_yaml(path)
+    except UserError:
         return False
+    return isinstance(found, dict) and bool(found)
 
 
 def _rows(path: Path) -> int:
@@ -215,18 +217,29 @@ def _has_trials(folder: Path) -> bool:
     return bool(Ledger(folder, folder.name, writable=False).trials)
 
 
+_STORAGE_SECONDS = 120
+"""To look through an Optuna storage; a study of 10,000 trials takes less than one."""
+
+
 def _storage_damage(path: Path) -> str | None:
     try:
         connection = sqlite3.connect(f"file:{path}?mode=rw", uri=True)
         try:
+            end = time.monotonic() + _STORAGE_SECONDS
+            connection.set_progress_handler(lambda: time.monotonic() > end, 100_000)
             answer = connection.execute("PRAGMA integrity_check").fetchone()[0]
             if answer != "ok":
                 return one_line(answer)[:120]
+            odd = connection.execute("SELECT name FROM sqlite_master WHERE type IN ('view', 'trigger')").fetchone()
+            if odd:  # Optuna makes none, and one can compute without end
+                return f"it holds {shown(odd[0])}, which is no table"
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             return None if {"studies", "trials"} <= tables else "its tables are not there"
         finally:
             connection.close()
     except sqlite3.DatabaseError as error:
+        if "locked" in str(error):
+            raise UserError(f"{path}: is locked by another process") from error
         return one_line(error)
 
 

@@ -314,4 +314,5 @@ def _most_activations(config: TrialConfig, shape: Shape, classes: int) -> int:
 def _channels(network: str, shape: Shape, classes: int, norm: str, energy: str, classifies: bool) -> int:
     model = _network(network, shape, classes, norm, energy, classifies)
     # Norms have weights too; what has none, an activation, follows something that has.
-    return sum(2 * module.weight.shape[0] for module in model.modules() if hasattr(module, "weight"))
+    weights = (getattr(module, "weight", None) for module in model.modules())
+    return sum(2 * weight.shape[0] for weight in weights if isinstance(weight, torch.Tensor))

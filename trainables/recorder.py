@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from trainables.bounded import read_table
 from trainables.files import check_name, part_of, replacing
 from trainables.schema import SIGNAL_NAMES
 from trainables.storage import NotThereError, Store, StoreError
@@ -121,7 +122,7 @@ class Recorder:
             self._fetch_signals(self.store)
         if iteration == 0 or not self.signals_path.is_file():
             return
-        table = pq.read_table(self.signals_path)
+        table = read_table(self.signals_path)
         iterations = table["iteration"].to_numpy()
         keep = iterations < iteration
         columns = [table[name].to_numpy(zero_copy_only=False) for name in SIGNAL_NAMES]
