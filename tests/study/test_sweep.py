@@ -61,7 +61,7 @@ def test_the_folder_holds_everything(swept):
         "study.yaml", "manifest.json", "optuna.db", "ledger.jsonl", "trials.parquet", "epochs.parquet", "signals",
         "samples", "tables", "report.html", "study.log", "tune",
     }  # fmt: skip
-    assert not list(folder.rglob("*.part"))
+    assert not list(folder.rglob(".*.part"))
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["planned_trials"] == 8
     assert {"torch", "ray", "optuna", "python", "mebm-study"} <= set(manifest["versions"])
