@@ -19,6 +19,10 @@ from trainables.methods import build_trial, merge
 from trainables.schema import METRIC_BY_NAME
 
 Scalar = bool | int | float | str | None
+MOST = 10**9
+"""Of anything that is counted or measured here."""
+FARTHEST = 1e100
+"""Ends of a range: the square of none is infinite."""
 COST_METRICS = ("seconds_per_iteration", "train_seconds")
 """What else an objective can be: measured costs, minimised."""
 
@@ -52,6 +56,10 @@ class Range(_Model):
             raise ValueError(f"a logarithmic range needs low > 0, but got low={self.low}")
         if self.log and self.step is not None:
             raise ValueError("log and step cannot be combined")
+        if max(abs(self.low), abs(self.high)) > FARTHEST:
+            raise ValueError(f"low and high must be within {FARTHEST:g} of 0, but are {self.low} and {self.high}")
+        if self.step is not None and (self.high - self.low) / MOST > self.step:
+            raise ValueError(f"step {self.step} makes more than {MOST:g} values of {self.low} to {self.high}")
         return self
 
 
@@ -61,15 +69,17 @@ class SearchConfig(_Model):
     sampler: Literal["tpe", "random", "nsga2", "gp", "grid"] = Field(
         "tpe", description="Optuna sampler, or a full grid"
     )
-    trials: int | None = Field(None, ge=1, description="settings to propose; times the seeds it gives the trials")
-    seed: int = Field(0, ge=0, description="seed of the sampler")
+    trials: int | None = Field(
+        None, ge=1, le=MOST, description="settings to propose; times the seeds it gives the trials"
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of the sampler")
     storage: str | None = Field(
         None,
         description="Optuna storage that several drivers share, such as postgresql+psycopg://user@host/optuna; "
         "${NAME} in it, or instead of it, is taken from the environment, as a password must be; null: optuna.db in the "
         "study's folder",
     )
-    startup_trials: int = Field(8, ge=1, description="random settings before TPE or GP starts to model")
+    startup_trials: int = Field(8, ge=1, le=MOST, description="random settings before TPE or GP starts to model")
     space: dict[str, Range] = Field(default_factory=dict, description="searched trial fields (dotted for nested ones)")
     start: tuple[dict[str, Scalar], ...] = Field(
         (), description="settings to try first; what one leaves out is sampled"
@@ -132,17 +142,17 @@ class Objective(_Model):
 class ResourcesConfig(_Model):
     """What one trial gets, and where."""
 
-    cpus: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+    cpus: Annotated[float, Field(gt=0, le=MOST)] | Literal["auto"] = Field(
         1.0, description="CPUs, and threads, of a trial; auto: its share of the cluster's, at most 4"
     )
-    gpus: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
+    gpus: Annotated[float, Field(ge=0, le=MOST)] | Literal["auto"] = Field(
         0.0,
         description="GPUs of a trial. Nine tenths of a fraction are also its memory limit: the rest is for CUDA's "
         "contexts. auto: as many trials per GPU as memory and arithmetic allow (estimated; training's memory as `mebm "
         "bench` measured it, if its folder lies beside the study's), none where the cluster has none",
     )
 
-    memory_gb: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+    memory_gb: Annotated[float, Field(gt=0, le=MOST)] | None = Field(
         None,
         description="memory of the host that a trial may use, 10^9 bytes, its process included: as many run at once as "
         "fit a node, and one that uses more is ended and started again as after an error; null: no limit",
@@ -165,11 +175,11 @@ class ResourcesConfig(_Model):
 class BudgetConfig(_Model):
     """When a study ends before its last trial: at the first of these. Running trials save and end as `stopped`."""
 
-    hours: Annotated[float, Field(gt=0)] | None = Field(None, description="wall time of all runs of the study")
-    gpu_hours: Annotated[float, Field(gt=0)] | None = Field(
+    hours: Annotated[float, Field(gt=0, le=MOST)] | None = Field(None, description="wall time of all runs of the study")
+    gpu_hours: Annotated[float, Field(gt=0, le=MOST)] | None = Field(
         None, description="GPU-hours reserved by its trials, replayed work included"
     )
-    trials: int | None = Field(None, ge=1, description="trials that start")
+    trials: int | None = Field(None, ge=1, le=MOST, description="trials that start")
     deadline: datetime | None = Field(
         None, description="date and time, ISO 8601; without an offset it is the driver's local time"
     )
@@ -190,9 +200,11 @@ class PruningConfig(_Model):
     metric: str | None = Field(
         None, description="the one metric that decides; null: the study's first objective that is a quality metric"
     )
-    first_epoch: int = Field(1, ge=1, description="epoch before which none is pruned; ASHA's first rung")
-    reduction: int = Field(3, ge=2, description="ASHA's eta: one in so many goes on, rungs at first_epoch * eta^i")
-    least: int = Field(3, ge=1, description="trials that must have come as far before the median rule prunes")
+    first_epoch: int = Field(1, ge=1, le=MOST, description="epoch before which none is pruned; ASHA's first rung")
+    reduction: int = Field(
+        3, ge=2, le=MOST, description="ASHA's eta: one in so many goes on, rungs at first_epoch * eta^i"
+    )
+    least: int = Field(3, ge=1, le=MOST, description="trials that must have come as far before the median rule prunes")
 
     @field_validator("metric")
     @classmethod
@@ -206,30 +218,31 @@ class PruningConfig(_Model):
 class RunConfig(_Model):
     """How trials are run."""
 
-    checkpoint_seconds: Annotated[float, Field(ge=0)] = Field(
+    checkpoint_seconds: Annotated[float, Field(ge=0, le=MOST)] = Field(
         60,
         description="least time between two checkpoints of a trial; what was trained since is done again after a kill",
     )
     max_failures: int = Field(
         2,
         ge=0,
+        le=MOST,
         description="times a trial is started again after an error that another start can help: a lost worker or node, "
         "memory, a full disk, storage out of reach; a bug fails at once",
     )
-    hang_minutes: Annotated[float, Field(gt=0)] | None = Field(
+    hang_minutes: Annotated[float, Field(gt=0, le=MOST)] | None = Field(
         60,
         description="a trial without a sign of life (an iteration or a report; its start is none) for so long is "
         "killed and started again; null: never",
     )
-    node_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+    node_seconds: Annotated[float, Field(ge=0, le=MOST)] = Field(
         45,
         description="a study that has no node left that can run a trial for so long ends, to be resumed; longer where "
         "others come in the place of nodes that were taken away",
     )
-    drain_seconds: Annotated[float, Field(ge=0)] = Field(
+    drain_seconds: Annotated[float, Field(ge=0, le=MOST)] = Field(
         90, description="after SIGUSR1 trials may finish their epoch and save for so long"
     )
-    checkpoint_gb: Annotated[float, Field(gt=0)] | None = Field(
+    checkpoint_gb: Annotated[float, Field(gt=0, le=MOST)] | None = Field(
         None,
         description="disk for checkpoints, 10^9 bytes; each running trial keeps two, so it limits how many run at "
         "once; null: what is free",
@@ -242,7 +255,9 @@ class RunConfig(_Model):
         description="train trial after trial in one process, so that only the first pays for its start; false: a "
         "process for every trial, whose end frees all its memory",
     )
-    max_concurrent: int | None = Field(None, ge=1, description="trials at once; null: as many as the resources allow")
+    max_concurrent: int | None = Field(
+        None, ge=1, le=MOST, description="trials at once; null: as many as the resources allow"
+    )
 
 
 class StudyConfig(_Model):
@@ -252,9 +267,14 @@ class StudyConfig(_Model):
     description: str = Field("", description="what the study asks")
     trial: dict[str, Any] = Field(default_factory=dict, description="fixed trial fields; see `mebm methods`")
     search: SearchConfig
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1, description="seeds of every setting")
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0,), min_length=1, max_length=100_000, description="seeds of every setting"
+    )
     objectives: tuple[Objective, ...] = Field(
-        (Objective(metric="fd_buffer", direction=None),), min_length=1, description="what the search improves"
+        (Objective(metric="fd_buffer", direction=None),),
+        min_length=1,
+        max_length=20,
+        description="what the search improves",
     )
     resources: ResourcesConfig = Field(default_factory=ResourcesConfig)
     budget: BudgetConfig = Field(default_factory=BudgetConfig)
@@ -269,8 +289,8 @@ class StudyConfig(_Model):
     @field_validator("name")
     @classmethod
     def _plain_name(cls, value: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", value):
-            raise ValueError("must be made of letters, digits, '_', '-' and '.'")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}", value):
+            raise ValueError("must be made of letters, digits, '_', '-' and '.', at most 200 of them")
         return value
 
     @field_validator("seeds")

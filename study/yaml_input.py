@@ -94,10 +94,10 @@ def parse_yaml(data: bytes | str, source: str) -> Any:
 def _placed(text: str) -> yaml.YAMLError | None:
     """The mistake of a short text as PyYAML's own parser finds it: nearer to its cause than libyaml's."""
     try:
-        for _ in yaml.parse(text[:10_000], Loader=yaml.SafeLoader):
+        for _ in yaml.parse(text[:2000], Loader=yaml.SafeLoader):
             pass
     except yaml.YAMLError as error:
-        return error if len(text) <= 10_000 else None
+        return error if len(text) <= 2000 else None
     return None
 
 
