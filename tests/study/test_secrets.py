@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -178,6 +179,13 @@ CANARIES = (
 )  # fmt: skip
 
 
+@pytest.fixture
+def short_folder():
+    """A path of a socket has at most 107 bytes, which are few for Ray below pytest's own folders."""
+    with tempfile.TemporaryDirectory(prefix="mebm-") as folder:
+        yield Path(folder)
+
+
 def _canary(name: str) -> str:
     return f"canary-{name.lower()[::-1]}"
 
@@ -185,11 +193,11 @@ def _canary(name: str) -> str:
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs /proc")
-def test_a_study_leaves_no_secret_in_files_logs_and_command_lines(tiny, write_config, tmp_path):
+def test_a_study_leaves_no_secret_in_files_logs_and_command_lines(tiny, write_config, tmp_path, short_folder):
     """Secrets in the environment of a whole `mebm sweep`; looked for in what it, Ray and the cache leave."""
     tiny["search"] = {"sampler": "grid", "grid": [{"initial": "gaussian"}]}
     tiny["seeds"] = [0]
-    places = {"MEBM_CACHE": tmp_path / "cache", "RAY_TMPDIR": tmp_path / "r", "TMPDIR": tmp_path / "tmp"}
+    places = {"MEBM_CACHE": tmp_path / "cache", "RAY_TMPDIR": short_folder / "r", "TMPDIR": tmp_path / "tmp"}
     for folder in places.values():
         folder.mkdir()
     secrets = {name: _canary(name) for name in CANARIES}
@@ -211,7 +219,7 @@ def test_a_study_leaves_no_secret_in_files_logs_and_command_lines(tiny, write_co
         time.sleep(0.1)
     assert process.returncode == 0, (tmp_path / "out").read_text()
     assert workers and not seen
-    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    files = [path for folder in (tmp_path, short_folder) for path in folder.rglob("*") if path.is_file()]
     assert any("runtime_env_agent.log" in path.name for path in files)  # where they were
     found = {(str(p), name) for p in files for name in CANARIES if _canary(name).encode() in p.read_bytes()}
     assert not found

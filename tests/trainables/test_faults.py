@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import pickle
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from ray.tune.result import DONE
+from ray.tune.result import DONE, SHOULD_CHECKPOINT
 
 from trainables.checkpoint import STATE_FILE, write_checkpoint
 from trainables.faults import may_pass
@@ -126,6 +127,32 @@ def test_an_error_of_the_machine_is_raised_for_ray(
     monkeypatch.setattr(trainable._trial, "step", broken)
     with pytest.raises(type(error)):
         trainable.step()
+    trainable.cleanup()
+
+
+def test_a_trial_goes_on_while_its_store_is_away_and_stores_its_checkpoint_later(
+    config: dict[str, Any], quick: Any, memory_url: str, breakable: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainable = bare(config | {"store": memory_url, "trial": quick(epochs=8).to_json()})
+    trainable._store, faults = breakable(memory_url)
+    assert trainable.step()[SHOULD_CHECKPOINT] is True
+    faults.away = True
+    assert SHOULD_CHECKPOINT not in trainable.step()
+    before, faults.away = faults.calls, False
+    assert SHOULD_CHECKPOINT not in trainable.step()  # it is left alone for a while, as an attempt takes seconds
+    assert faults.calls == before
+    trainable._away_until = 0.0
+    assert trainable.step()[SHOULD_CHECKPOINT] is True
+    faults.away, waited = True, []
+
+    def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        trainable._away_until = 0.0
+        faults.away = len(waited) < 3
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    trainable._await_store()  # before it reads from there
+    assert len(waited) == 3
     trainable.cleanup()
 
 
