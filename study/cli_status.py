@@ -162,7 +162,7 @@ class View:
         """Where the study is, as a user names it."""
         if self.url is None:
             return str(self.folder)
-        from trainables.storage import shown
+        from trainables.credentials import shown
 
         return shown(self.url)
 

@@ -28,8 +28,9 @@ from typing import Any, NamedTuple
 
 from study.errors import UserError, one_line
 from study.ledger import JOURNAL, utc_text
+from trainables.credentials import shown
 from trainables.files import within
-from trainables.storage import NotThereError, Store, StoreError, identity, shown, split
+from trainables.storage import NotThereError, Store, StoreError, identity, split
 
 log = logging.getLogger("mebm")
 

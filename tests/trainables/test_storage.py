@@ -9,17 +9,16 @@ import pytest
 from pyarrow import fs
 
 from trainables import storage
+from trainables.credentials import is_url, shown
 from trainables.faults import may_pass
 from trainables.storage import (
     NotThereError,
     Store,
     StoreError,
     identity,
-    is_url,
     join,
     ray_storage,
     refuse_credentials,
-    shown,
     split,
 )
 
