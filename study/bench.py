@@ -137,7 +137,9 @@ def _config(
     for option, assignments in (("--set", options.assignments), ("--also", also)):
         for key, value in parse_assignments(assignments, option):
             if key not in known_fields() and key not in TrialConfig.model_fields:
-                raise UserError(f"{option} {key}: unknown trial field{nearest(key, known_fields())}")
+                raise UserError(
+                    f"{option} {shown(key, quoted=False)}: unknown trial field{nearest(key, known_fields())}"
+                )
             values = assign(values, key, value)
     config = make_trial(values, "bench", "")
     if (info := DATASETS.get(config.dataset)) is not None:

@@ -412,7 +412,7 @@ def _assigned(values: dict[str, Any], assignments: tuple[str, ...], source: str)
             key = f"trial.{key}"
         elif head not in StudyConfig.model_fields:
             known = [*StudyConfig.model_fields, *TrialConfig.model_fields]
-            raise UserError(f"--set {key}: unknown key{nearest(head, known)}")
+            raise UserError(f"--set {shown(key, quoted=False)}: unknown key{nearest(head, known)}")
         values = assign(values, key, value)
     return validate_study(values, source)
 
@@ -427,13 +427,13 @@ def validate_study(values: dict[str, Any], source: str) -> StudyConfig:
         study = StudyConfig.model_validate(values)
     except ValidationError as error:
         raise validation_error(source, error, StudyConfig) from error
+    from study.space import build_space  # the space needs a StudyConfig's type
+
+    build_space(study, source)
     if isinstance(study.trial.get("data_dir"), str):
         # Ray's workers have working directories of their own, so a path is made absolute where the user gave it.
         resolved = {**study.trial, "data_dir": str(Path(study.trial["data_dir"]).resolve())}
         study = study.model_copy(update={"trial": resolved})
-    from study.space import build_space  # the space needs a StudyConfig's type
-
-    build_space(study, source)
     return study
 
 

@@ -14,7 +14,7 @@ from analysis.intact import with_checksum
 from study.config import assign, load_study, make_trial, packaged_configs, parse_assignments, read_config
 from study.console import StudyConsole, number, state_text
 from study.driver import ending_signals
-from study.errors import RunError, UserError, nearest, one_line
+from study.errors import RunError, UserError, nearest, one_line, shown
 from study.folder import MANIFEST_FILE, STUDY_FILE, commit, hardware, new_folder, versions
 from study.ledger import JOURNAL, Ledger, utc_now
 from study.space import build_space, known_fields, setting_id
@@ -55,7 +55,7 @@ def load_trial(config: str, assignments: tuple[str, ...]) -> TrialConfig:
     for key, value in parse_assignments(assignments):
         key = key.removeprefix("trial.")
         if key not in known_fields() and key not in TrialConfig.model_fields:
-            raise UserError(f"--set {key}: unknown trial field{nearest(key, known_fields())}")
+            raise UserError(f"--set {shown(key, quoted=False)}: unknown trial field{nearest(key, known_fields())}")
         values = assign(values, key, value)
     return make_trial(values, source, "")
 
@@ -78,6 +78,10 @@ def train_one(config: TrialConfig, folder: Path, console: StudyConsole) -> Outco
         trial = Trial(config, recorder=Recorder(folder, TRIAL_ID, config.signal_every))
     except (DataError, ValueError) as error:
         raise UserError(one_line(error)) from error
+    except (MemoryError, RuntimeError) as error:  # the estimate is the least it needs
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        raise RunError(f"not enough memory for the trial ({shown(error, 200, quoted=False)})") from error
 
     def refuse() -> None:
         raise UserError(f"{folder}: exists and is not empty; choose another --out")

@@ -188,6 +188,7 @@ class TrialConfig(_Model):
     dataset: str = Field(
         "digits",
         min_length=1,
+        max_length=200,
         description="digits, cifar10, cifar100, celeba_hq_128, imagenet32, or a name of your own data",
     )
     data_dir: str | None = Field(
@@ -422,6 +423,13 @@ class TrialConfig(_Model):
             for name in value.protocols:
                 if name not in PROTOCOLS:
                     raise ValueError(f"protocols: {name!r} is unknown; known: {', '.join(PROTOCOLS)}")
+        return value
+
+    @field_validator("data_dir")
+    @classmethod
+    def _path(cls, value: str | None) -> str | None:
+        if value is not None and ("\0" in value or len(value) > 4000):
+            raise ValueError("must be a path of at most 4,000 characters")
         return value
 
     @field_validator("network")

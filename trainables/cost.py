@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import resource
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -246,9 +247,10 @@ def device_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[1])
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    there = min(there, limit) if limit != resource.RLIM_INFINITY else there
     try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
-        return min(there, int(limit))
+        return min(there, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
     except (OSError, ValueError):  # none, or `max`
         return there
 
@@ -293,8 +295,8 @@ def _least_held(config: TrialConfig, shape: Shape, classes: int) -> int:
     held = (2 if config.definition.critic else 1) * copies * 4 * parameters(config, shape, classes)
     if config.sampler == "generator":
         held += 4 * 4 * _generator_parameters(shape, config.generator.noise_dim, config.generator.features)
-    if config.buffered:
-        held += config.buffer_size * math.prod(shape) * (4 if config.buffer == "replace" else 1)
+    if config.buffered:  # one that is filled from p0 comes from as many random numbers
+        held += config.buffer_size * math.prod(shape) * (8 if config.buffer == "replace" else 1)
     return held
 
 

@@ -28,8 +28,9 @@ _VARIABLE = re.compile(
 _USER = re.compile(r"(:/{1,2})[^\s:/@'\"]*:\S*@")
 """A user with a password; a URL that was made a `Path` has one slash."""
 _PAIR = re.compile(
-    r"([\w.%-]*(?:passw(?:or)?d|passphrase|pwd|secret|token|signature|credential|(?:access|account|api|ssl|private)_?key)"
-    r"[\w.%-]*\s*=\s*)(?:'[^']*'|\"[^\"]*\"|[^\s&;,)'\"]+)",
+    # Nothing before it and little behind it: a long text without any is passed over once.
+    r"((?:passw(?:or)?d|passphrase|pwd|secret|token|signature|credential|(?:access|account|api|ssl|private)_?key)"
+    r"[\w.%-]{0,100}\s{0,9}=\s{0,9})(?:'[^']*'|\"[^\"]*\"|[^\s&;,)'\"]+)",
     re.IGNORECASE,
 )
 _SHORTEST = 6

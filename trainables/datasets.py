@@ -21,7 +21,7 @@ from torch import Tensor
 
 from trainables.files import replacing
 from trainables.image_cache import CachedImages, cached, fingerprint
-from trainables.readers import DataError, Found, Item, Split, find
+from trainables.readers import DataError, Found, Item, Split, find, shown
 
 __all__ = [
     "CROP_PADDING",
@@ -213,10 +213,10 @@ def load_dataset(
     elif known is not None:
         raise DataError(f"dataset {name} cannot be downloaded: set data_dir to a folder of its images")
     else:
-        near = difflib.get_close_matches(name, DATASETS, n=1)
+        near = difflib.get_close_matches(name[:60], DATASETS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise DataError(
-            f"dataset {name!r} is unknown (known: {', '.join(DATASETS)}); images of your own need data_dir{hint}"
+            f"dataset {shown(name)!r} is unknown (known: {', '.join(DATASETS)}); images of your own need data_dir{hint}"
         )
     wanted = side or (known.side if known else None)
     images = cached(
