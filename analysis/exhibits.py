@@ -18,6 +18,7 @@ from plotly.subplots import make_subplots
 
 from analysis.figures import template
 from analysis.load import ResultsError, read_parquet, records
+from analysis.words import markup
 from trainables.files import UnsafePathError, make_folder, read_limited, within, write_text
 from trainables.schema import Column
 
@@ -196,7 +197,7 @@ def class_name(dataset: str, label: int) -> str:
 
 def write_page(path: Path, figure: go.Figure) -> None:
     """A drawing as a page of its own; plotly's library lies beside it once per folder."""
-    shown = go.Figure(figure).update_layout(template=template("light"))
+    shown = go.Figure(markup(figure.to_plotly_json())).update_layout(template=template("light"))
     make_folder(path.parent)
     library = path.with_name("plotly.min.js")
     if not library.is_file():

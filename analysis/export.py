@@ -23,8 +23,10 @@ from plotly.offline import get_plotlyjs
 from analysis.courses import COURSE_COLUMNS, course_rows, courses, courses_caption, courses_figure
 from analysis.figures import template
 from analysis.load import Results, ResultsError, typed_frame, write_table
+from analysis.render import csv_text
 from analysis.report_figures import Drawing, study_drawings
 from analysis.summary import objective
+from analysis.words import markup
 from trainables.files import making, write_bytes
 
 if TYPE_CHECKING:
@@ -162,7 +164,8 @@ def write_drawings(
 
 def with_look(figure: go.Figure, caption: str) -> go.Figure:
     """A copy of a figure in the light template, with its caption as `layout.meta`."""
-    return go.Figure(figure).update_layout(template=template("light"), meta={"caption": caption})
+    shown = go.Figure(markup(figure.to_plotly_json()))
+    return shown.update_layout(template=template("light"), meta={"caption": caption})
 
 
 def write_figure(
@@ -261,7 +264,7 @@ def _write_data(out: Path, stem: Path, drawing: Drawing, *, csv: bool) -> list[P
     write_table(_arrow(data, {"caption": drawing.caption, "made_by": drawing.made_by}), out / files[0])
     if csv:
         files.append(stem.with_name(f"{stem.name}.csv"))
-        _write(out / files[1], data.to_csv(index=False, lineterminator="\n").encode())
+        _write(out / files[1], csv_text(data).encode())
     return files
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import html
 import re
 from dataclasses import dataclass, field
-from html import escape
 from typing import TYPE_CHECKING, Any
+
+from pandas.api.types import is_numeric_dtype
 
 from analysis.aggregate import configuration, differing, wilson
 from analysis.load import records
-from analysis.words import brief, symbol, text
+from analysis.words import brief, cell, printable, symbol, text
 from trainables.schema import METRICS, SETTING_NAMES
 
 if TYPE_CHECKING:
@@ -308,7 +310,7 @@ def markdown(name: str, frame: pd.DataFrame) -> str:
 
 
 def _md(value: str) -> str:
-    return re.sub(r"([\\|*_<>\[\]`])", r"\\\1", value)
+    return re.sub(r"([\\|*_<>\[\]`~$&#])", r"\\\1", printable(value))
 
 
 def _md_row(cells: Sequence[str], *, escape: bool = True) -> str:
@@ -346,7 +348,7 @@ _TEX: dict[str, str] = {
 
 def escape_latex(value: str) -> str:
     """Text for LaTeX: special characters escaped, Greek letters in math mode, other non-ASCII as a question mark."""
-    return "".join(_TEX.get(c, c if c.isascii() else "?") for c in value)
+    return "".join(_TEX.get(c, c if c.isascii() else "?") for c in printable(value))
 
 
 def latex(name: str, frame: pd.DataFrame) -> str:
@@ -380,10 +382,22 @@ def latex(name: str, frame: pd.DataFrame) -> str:
     return "\n".join([*lines, r"\end{table}"]) + "\n"
 
 
-def csv_text(frame: pd.DataFrame) -> str:
-    """A table as CSV: the columns and numbers of its Parquet file, nothing where there is null."""
-    text_csv: str = frame.to_csv(index=False, lineterminator="\n")
+def csv_text(frame: pd.DataFrame, float_format: str | None = None) -> str:
+    """A table as CSV: the columns and numbers of its Parquet file, nothing where there is null.
+
+    A row is a line, and no text in it a formula; see `analysis.words.cell`.
+    """
+    shown = frame.rename(columns=lambda name: cell(str(name)))
+    for i, kind in enumerate(frame.dtypes):
+        if not is_numeric_dtype(kind):
+            shown.isetitem(i, [cell(v) if isinstance(v, str) else v for v in frame.iloc[:, i]])
+    text_csv: str = shown.to_csv(index=False, float_format=float_format, lineterminator="\n")
     return text_csv
+
+
+def escape(value: str) -> str:
+    """Text for HTML."""
+    return html.escape(printable(value))
 
 
 def html_page(name: str, frame: pd.DataFrame) -> str:

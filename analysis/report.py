@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from analysis.courses import courses, courses_caption, courses_figure
@@ -35,6 +36,7 @@ from analysis.report_parts import (
 from analysis.report_trials import page_trials, trial_table
 from analysis.summary import objective, summarise
 from analysis.tables import build_tables
+from analysis.words import visible
 from trainables.files import making, refuse_links_out, within, write_text
 
 _GRID_PIXELS = 300
@@ -76,7 +78,9 @@ def report_html(results: Results, joint: Path | None = None) -> str:
         results: See `write_report`.
         joint: Folder with figures of several studies together, if there is one.
     """
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, finalize=_visible
+    )
     page = page_trials(results)
     tables = {name: display(name, frame) for name, frame in build_tables(results).items()}
     return environment.from_string(_template("report.html.j2")).render(
@@ -94,6 +98,11 @@ def report_html(results: Results, joint: Path | None = None) -> str:
         plotly_js=get_plotlyjs(),
         notes=[shown_note(note, results) for note in results.notes],  # the last: reading what is drawn adds to them
     )
+
+
+def _visible(value: Any) -> Any:
+    """A value of the template; its own scripts and styles stay as they are."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _template(name: str) -> str:

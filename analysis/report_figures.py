@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from plotly.io import to_json
 from threadpoolctl import threadpool_limits
 
 from analysis.anytime import anytime, course_points
@@ -25,9 +26,10 @@ from analysis.figures import (
 )
 from analysis.lines import drawn_part
 from analysis.load import Results
+from analysis.render import csv_text
 from analysis.stability_report import other_phases, stability_drawings, survival_lines
 from analysis.tradeoff import cost_points, measured_metrics, settings_front, tradeoff
-from analysis.words import symbol
+from analysis.words import markup, symbol
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -219,7 +221,7 @@ def page_figure(
     return {
         "caption": caption,
         "height": figure.layout.height or 450,
-        "json": escape_script(figure.to_json()),
+        "json": escape_script(to_json(markup(figure.to_plotly_json()), validate=False)),
         "made_by": made_by,
         "label": label,
         "trials": with_trials,
@@ -252,7 +254,7 @@ def _traces(figure: go.Figure) -> list[dict[str, Any]]:
 
 def download(data: pd.DataFrame, name: str) -> dict[str, str]:
     """A table as a link that needs no server: CSV in the page itself, compressed where it is long."""
-    content = data.to_csv(index=False, float_format="%.7g", lineterminator="\n").encode()
+    content = csv_text(data, float_format="%.7g").encode()
     kind, suffix = "text/csv", ".csv"
     if len(content) > _PLAIN_BYTES:
         # Without a time in it, so that the same results give the same page.

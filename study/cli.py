@@ -95,7 +95,7 @@ def sweep(config: str, results: Path | str, assignments: tuple[str, ...], addres
         refuse_more_memory(study)
     if dry_run:
         for line in describe(study, build_space(study, config), config):
-            click.echo(line)
+            console.say(line)
         return
     url = None
     if isinstance(results, str):
@@ -259,7 +259,7 @@ def plan(config: str, assignments: tuple[str, ...], gpu: str | None, benches: tu
         click.echo(json.dumps(dataclasses.asdict(found), indent=2))
         return
     for line in found.lines():
-        click.echo(line)
+        console.say(line)
 
 
 def _plan(study: StudyConfig, gpu: str | None, benches: tuple[Path, ...]) -> Plan:
@@ -325,7 +325,7 @@ def methods(as_json: bool) -> None:
             "quoted": [{"title": q.title, "rows": q.rows, "reason": q.reason} for q in QUOTED],
             "protocols": [{**dataclasses.asdict(p), "digest": p.digest} for p in PROTOCOLS.values()],
         }
-        click.echo(json.dumps(shown, indent=2, ensure_ascii=False))
+        click.echo(json.dumps(shown, indent=2))
         return
     for m in METHODS.values():
         parts = [("energy", m.energy), ("sampler", m.sampler), ("loss", m.loss)]
@@ -375,7 +375,7 @@ def tables(folders: tuple[Path | str, ...], out: Path | None, merge: Any) -> Non
     results = load(*folders) if folders else None
     target = out or _beside(folders, "tables")
     for path in write_tables(results, target, merge):
-        click.echo(path)
+        console.say(path)
 
 
 @cli.command()
@@ -394,7 +394,7 @@ def report(folders: tuple[Path | str, ...], out: Path | None) -> None:
 
         write_importances(results)
     target = out or _beside(folders, "report.html")
-    click.echo(write_report(results, target))
+    console.say(write_report(results, target))
 
 
 @cli.command()
@@ -421,7 +421,7 @@ def compare(folders: tuple[Path | str, ...], field: str, reference: str | None, 
         click.echo(json.dumps(shown | {"unpaired": found.unpaired, "rows": pairs}, indent=2))
         return
     for line in found.lines():
-        click.echo(line)
+        console.say(line)
 
 
 @cli.command()
@@ -471,7 +471,7 @@ def detector(
     if table:
         click.echo(replayed.table().to_string(index=False, na_rep="-"))
     for line in result.lines():
-        click.echo(line)
+        console.say(line)
 
 
 for command in (cli_status.status, cli_models.figures, cli_models.evaluate, cli_models.sample, cli_models.bench):

@@ -110,7 +110,7 @@ def figures(
         raise UserError(f"--trials {trials!r}: names no trial")
     if listed:
         for name, caption in list_figures(folders):
-            click.echo(f"{name:<40} {caption}")
+            console.say(f"{name:<40} {caption}")
         return
     request = Request(
         only=tuple(dict.fromkeys(word.strip() for word in (only or "").split(",") if word.strip())),
@@ -127,9 +127,9 @@ def figures(
     made, notes = make_all(folders, target, request)
     for name, files in made:
         more = f" (and {len(files) - 1} more)" if len(files) > 1 else ""
-        click.echo(f"{name:<10} {target / files[0]}{more}")
+        console.say(f"{name:<10} {target / files[0]}{more}")
     for note in notes:
-        click.echo(f"not made: {note}")
+        console.say(f"not made: {note}")
 
 
 @click.command()
@@ -243,7 +243,7 @@ def sample(
     """
     from study.sampling import sample_to_file
 
-    click.echo(
+    console.say(
         sample_to_file(
             checkpoint, out, count=count, steps=steps, seed=seed, source=source, device=device, data_dir=data_dir
         )
@@ -392,7 +392,7 @@ def bench(
 
         found[name], lines = run_suite(name, options, out, trials=trials)
         for line in [] if as_json else lines:
-            click.echo(line)
+            console.say(line)
     if suite not in ("loop", "all"):
         if as_json:
             click.echo(json.dumps(found[suite], indent=2))

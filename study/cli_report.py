@@ -54,10 +54,10 @@ def recommend(
 
     found = choose(load(*folders), gpu, hours, dataset=dataset, metric=metric, survival=survival, rates=GPU_RATES)
     if as_json:
-        click.echo(json.dumps(found.to_dict(), indent=2, ensure_ascii=False))
+        click.echo(json.dumps(found.to_dict(), indent=2))
         return
     for line in found.lines():
-        click.echo(line)
+        console.say(line)
 
 
 @click.command()

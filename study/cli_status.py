@@ -96,6 +96,7 @@ def _watch_screen(view: View, seconds: float, out: console.StudyConsole) -> None
     try:
         while not view.over:
             time.sleep(seconds)
+            out.rich.file.flush()  # ends the watching where nobody is there any more
             for trial in view.refresh():
                 if trial["outcome"] in BAD:
                     out.ended(trial)
@@ -120,6 +121,7 @@ def _watch_lines(view: View, seconds: float, as_json: bool, out: console.StudyCo
         if view.over:
             return
         time.sleep(seconds)
+        out.rich.file.flush()  # as above
         view.refresh()
 
 

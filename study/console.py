@@ -19,7 +19,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from study.errors import one_line
+from study.errors import one_line, printable
 from study.output import Output, harmless
 from study.progress import BAD, SYMBOLS, Progress, Shown, duration, number, setting, state_text
 from trainables.schema import Outcome
@@ -54,17 +54,23 @@ def table_of(shown: Shown) -> Table:
             column.header, justify="right" if column.right else "left", no_wrap=True, min_width=column.width
         )
     for i, outcome in enumerate(shown.outcomes):
-        cells = [Text(column.cells[i]) for column in shown.columns]
+        cells = _texts(column.cells[i] for column in shown.columns)
         cells[-1].stylize(_STYLE[outcome])
         table.add_row(*cells)
     return table
+
+
+def _texts(cells: Iterable[str]) -> list[Text]:
+    """Cells as they are: Rich would take what stands in brackets for its markup."""
+    return [Text(printable(cell)) for cell in cells]
 
 
 class _Screen(RichConsole):
     """Rich, which alone may steer a terminal: what it is given to show may not."""
 
     def __init__(self, stream: IO[str], **options: Any) -> None:
-        super().__init__(file=stream.for_terminal() if isinstance(stream, Output) else stream, **options)
+        file: Any = stream.for_terminal() if isinstance(stream, Output) else stream
+        super().__init__(file=file, **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """As Rich does, but for texts that would steer a terminal."""
@@ -103,7 +109,7 @@ class StudyConsole:
     def bar(self, total: int) -> Iterator[Callable[[str], None]]:
         """A progress bar over `total` steps, on standard error and only on a terminal; call what it gives per step."""
         with ProgressDisplay(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
@@ -123,7 +129,7 @@ class StudyConsole:
             bounds = "-" if row.get("low") is None else f"{row['low']:.4g} to {row['high']:.4g}"
             value = "-" if row.get("value") is None else f"{row['value']:.4g}"
             cells = [row["trial_id"], row["model"], number(row["epoch"]), row["protocol"], number(row.get("samples"))]
-            table.add_row(*cells, row["metric"], value, bounds, row.get("remark") or "")
+            table.add_row(*_texts([*cells, row["metric"], value, bounds, row.get("remark") or ""]))
         self.rich.print(table)
 
     def bench(
@@ -161,7 +167,7 @@ class StudyConsole:
             cells += [f"{row['flops_per_second'] / 1e12:.3g}", f"{row['mfu']:.1%}" if row["mfu"] else "-"]
             if first["device"] == "cuda":
                 cells.append(f"{row['peak_memory_bytes'] / 2**30:.2f}")
-            table.add_row(*cells, style=None if ours else "dim")
+            table.add_row(*_texts(cells), style=None if ours else "dim")
         self.rich.print(table)
         if over_baseline is not None:
             self.line(
@@ -177,7 +183,7 @@ class StudyConsole:
 
     def line(self, text: str = "") -> None:
         """One line, above the live table where there is one."""
-        self.rich.print(text, markup=False)
+        self.rich.print(printable(text), markup=False)
 
     def trials(self, progress: Progress) -> None:
         """Every trial of a study, in the order they started."""
@@ -205,7 +211,9 @@ class StudyConsole:
         rows = max(_FEWEST_ROWS, min(_ROWS, self.rich.height - taken))
         head = Table.grid(padding=(0, 1))
         head.add_column(no_wrap=True, overflow="ellipsis")
-        head.add_row(Text(p.name, style="bold"), ProgressBar(max(1, p.planned), p.done, width=min(40, width // 2)))
+        head.add_row(
+            Text(printable(p.name), style="bold"), ProgressBar(max(1, p.planned), p.done, width=min(40, width // 2))
+        )
         return Group(head, table_of(p.shown(width, rows)), *overview)
 
     def _overview(self) -> list[Text]:
@@ -214,7 +222,7 @@ class StudyConsole:
         segments = self.progress.segments()
         whole = "; ".join(segments)
         lines = [whole] if len(whole) <= self.rich.width else segments
-        return [Text(line, style="dim") for line in [*lines, self.note] if line]
+        return [Text(printable(line), style="dim") for line in [*lines, self.note] if line]
 
     def trial(self, trial: Mapping[str, Any], gap: float | None, event: str) -> None:
         """A trial started, reported or ended.
@@ -234,7 +242,7 @@ class StudyConsole:
         assert self.progress is not None
         if self._live is not None:
             if trial["outcome"] in BAD:
-                text = self.progress.brief(trial, self.rich.width)
+                text = printable(self.progress.brief(trial, self.rich.width))
                 self.rich.print(Text(text, style=_STYLE[Outcome(trial["outcome"])]))
             return
         self.line(self.progress.plain(trial))
@@ -265,6 +273,11 @@ class StudyConsole:
             self.rich.print(text, soft_wrap=False)
 
 
+def say(line: object) -> None:
+    """A line of a command's answer, on standard output."""
+    print(printable(str(line)))
+
+
 def error(text: str) -> None:
     """A user's mistake, on standard error."""
-    print(f"mebm: {one_line(text)}", file=sys.stderr)
+    print(f"mebm: {printable(one_line(text))}", file=sys.stderr)
