@@ -162,6 +162,7 @@ def _load(path: str | None) -> Inception:
             warnings.simplefilter("ignore")
             # torch-fidelity itself would read the file with pickle, which executes what is in it.
             if path is None:
+                _check_download(Path(torch.hub.get_dir()) / "checkpoints" / Path(URL_INCEPTION_V3).name)
                 with redirect_stdout(sys.stderr):  # it says there that it downloads
                     weights = torch.hub.load_state_dict_from_url(
                         URL_INCEPTION_V3, map_location="cpu", progress=False, check_hash=True, weights_only=True
@@ -191,6 +192,13 @@ def _load(path: str | None) -> Inception:
     file = Path(path) if path else Path(torch.hub.get_dir()) / "checkpoints" / CANONICAL_FILE
     digest = hashlib.sha256(file.read_bytes()).hexdigest()[:8] if file.is_file() else "download"
     return Inception(network, f"inception-v3-compat-{digest}")
+
+
+def _check_download(file: Path) -> None:
+    """Refuse a file in the place of the download that is another: its name ends with its hash."""
+    expected = file.stem.rpartition("-")[2]
+    if file.is_file() and not hashlib.sha256(file.read_bytes()).hexdigest().startswith(expected):
+        raise ValueError(f"{file} is another file than its name says")
 
 
 # ----------------------------------------------------------------------------------------------------- the reference

@@ -13,6 +13,7 @@ from trainables.files import (
     UnsafePathError,
     check_name,
     open_append,
+    part_of,
     read_limited,
     refuse_links_out,
     remove_parts,
@@ -140,6 +141,35 @@ def test_a_write_that_fails_names_its_file(folder: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         write_bytes(folder / "no" / "table.md", b"")
     assert caught.value.filename == str(folder / "no" / "table.md")
+
+
+def test_folders_of_other_programs_and_of_others_are_passed_over(folder: Path, outside: Path) -> None:
+    """Runs of Weights & Biases, which link to a log outside; not a link in its folder itself, nor a study's own name."""
+    for place in ("wandb/run-1/logs", "own/deep"):
+        (folder / place).mkdir(parents=True)
+    (folder / "wandb/run-1/logs/core.log").symlink_to(outside)
+    refuse_links_out(folder)
+    (folder / "own/deep/x").symlink_to(outside)
+    refuse_links_out(folder, deep=False)
+    with pytest.raises(UnsafePathError, match="leads out of"):
+        refuse_links_out(folder)
+    (folder / "own/deep/x").rename(folder / "wandb/latest")
+    for deep in (folder, folder / "wandb"):
+        with pytest.raises(UnsafePathError, match="leads out of") as caught:
+            refuse_links_out(deep)
+        assert str(caught.value.filename).endswith("latest")
+    (folder / "wandb/latest").unlink()
+    with pytest.raises(UnsafePathError, match="leads out of"):
+        refuse_links_out(folder / "wandb")  # a study of that name is looked through
+
+
+def test_an_error_of_the_last_step_names_the_file_that_was_meant(folder: Path) -> None:
+    (folder / "a" / "in the way").mkdir(parents=True)
+    with pytest.raises(OSError) as caught:
+        write_bytes(folder / "a", b"x")
+    assert caught.value.filename == str(folder / "a") and ".part" not in str(caught.value)
+    assert [p.name for p in folder.iterdir()] == ["a"]
+    assert part_of(folder / "b") != part_of(folder / "b")
 
 
 def test_a_log_is_never_written_through_a_link(folder: Path, outside: Path) -> None:

@@ -104,6 +104,26 @@ def test_the_fingerprint_is_a_hash_of_shapes_and_bytes(folder: Path) -> None:
     assert data.fingerprint == digest.hexdigest()[:16]
 
 
+@pytest.mark.parametrize("plant", ["pipe", "link", "huge", "shape"])
+def test_a_planted_file_is_made_again_or_refused(folder: Path, tmp_path: Path, plant: str) -> None:
+    """In a cache that others can write to: nothing waits, and nothing is written through a link."""
+    first = _load(folder)
+    file, victim = _file(folder), tmp_path / "victim"
+    content = file.read_bytes()
+    victim.write_bytes(b"precious")
+    file.unlink()
+    if plant == "pipe":
+        os.mkfifo(file)
+    elif plant == "link":
+        file.symlink_to(victim)
+    else:
+        footer = b'{"shape": 3}' if plant == "shape" else b"{}"
+        length = 2**64 - 1 if plant == "huge" else len(footer)
+        file.write_bytes(footer + length.to_bytes(8, "little") + content[-8:])
+    _same(_load(folder), first)
+    assert victim.read_bytes() == b"precious" and not file.is_symlink() and file.read_bytes() == content
+
+
 def test_what_a_killed_process_left_is_removed(folder: Path) -> None:
     _load(folder)
     file = _file(folder)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pickle
 import subprocess
 import sys
 import unittest.mock
@@ -448,6 +450,46 @@ def test_missing_weights_are_one_line(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(NoWeightsError, match=r"none\.pth is not a file") as error:
         inception.inception()
     assert "\n" not in str(error.value)
+
+
+class Bomb:
+    """Makes a folder where it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = str(marker)
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (self.marker,)
+
+
+@pytest.mark.parametrize("place", ["named", "downloaded"])
+@pytest.mark.parametrize("form", ["pickle", "torch"])
+def test_code_in_a_file_of_weights_does_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, form: str
+) -> None:
+    """torch-fidelity's own reading would run it, also that of a file which lies where its download goes."""
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    marker = tmp_path / "executed"
+    path = tmp_path / "hub" / "checkpoints" / Path(URL_INCEPTION_V3).name
+    path.parent.mkdir(parents=True)
+    if form == "pickle":
+        path.write_bytes(pickle.dumps(Bomb(marker), 2))
+    else:
+        torch.save({"fc.weight": Bomb(marker)}, path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(inception, "_MISSING", {})
+    if place == "named":
+        monkeypatch.setenv(INCEPTION_VARIABLE, str(path))
+    else:
+        monkeypatch.delenv(INCEPTION_VARIABLE, raising=False)
+    with pytest.raises(NoWeightsError) as error:
+        inception._load(str(path) if place == "named" else None)
+    assert "\n" not in str(error.value)
+    assert not marker.exists()
+    with contextlib.suppress(Exception):  # read without the flag it runs
+        torch.load(path, weights_only=False)
+    assert marker.exists()
 
 
 def test_every_option_is_one_that_torch_fidelity_knows() -> None:
