@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -139,14 +140,30 @@ def _connect(address: str | None, log_file: Path) -> dict[str, float]:
         paths = {name: os.environ[name] for name in _PATHS if os.environ.get(name)}
         options["runtime_env"] = {"env_vars": {name: str(Path(path).resolve()) for name, path in paths.items()}}
         try:
-            with _chatter_into(log_file):
+            with _chatter_into(log_file), _no_hang_up():
                 ray.init(**options)
         except Exception as error:  # Ray raises a bare Exception where a node does not start in time
             if address is None:
-                raise RunError(f"Ray does not start on this machine ({one_line(error)[:200]})") from error
+                raise RunError(f"Ray does not start on this machine{_few_files()} ({one_line(error)[:200]})") from error
             raise UserError(f"--address {address}: no Ray cluster there ({one_line(error)[:200]})") from error
     resources: dict[str, float] = ray.cluster_resources()
     return resources
+
+
+@contextmanager
+def _no_hang_up() -> Iterator[None]:
+    """Processes that start meanwhile never hear of a hang-up: when a terminal closes, the driver ends Ray in order."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _few_files() -> str:
+    """A likely reason, where it is one: Ray's processes end without a word when they may open no more files."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return f", where a process may open {most} files: ulimit -n 4096" if most < 256 else ""
 
 
 def _settle(study: StudyConfig, space: Space, resources: Mapping[str, float], folder: Path) -> tuple[float, float]:
