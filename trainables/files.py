@@ -17,7 +17,11 @@ from typing import IO, Any, BinaryIO
 PART = ".part"
 """How the name of a file ends that is being written; it begins with a dot, and nobody reads it."""
 _LONGEST = 100
-"""Characters of the final name that its temporary one holds: a file system allows 255 bytes."""
+"""Bytes of the final name that its temporary one holds: a file system allows 255 bytes."""
+
+
+_LONGEST_NAME, _LONGEST_PART = 1000, 255
+"""Characters of a name, and bytes of each of its parts."""
 
 
 class UnsafePathError(OSError):
@@ -43,6 +47,8 @@ def check_name(name: object, where: Path | str) -> str:
         raise UnsafePathError(where, f"the name {shown} is refused: expected a printable name of a file in the folder")
     if any(part in ("", ".", "..") for part in name.split("/")):
         raise UnsafePathError(where, f"the name {shown} is refused: it must be relative, without '..'")
+    if len(name) > _LONGEST_NAME or any(len(part.encode()) > _LONGEST_PART for part in name.split("/")):
+        raise UnsafePathError(where, f"the name {shown} is refused: it is too long", errno.ENAMETOOLONG)
     return name
 
 
@@ -110,7 +116,8 @@ def _kind(mode: int) -> str:
 
 def part_of(path: Path) -> Path:
     """A new name beside a path, which nobody can foresee, for what is to take the path's place."""
-    return path.with_name(f".{path.name[:_LONGEST]}.{secrets.token_hex(6)}{PART}")
+    start = path.name.encode(errors="replace")[:_LONGEST].decode(errors="ignore")
+    return path.with_name(f".{start}.{secrets.token_hex(6)}{PART}")
 
 
 def make_folder(folder: Path) -> list[Path]:

@@ -310,38 +310,45 @@ def test_an_honest_index_is_shown_and_replaced(stranger, mebm):
 
 NAMES = (
     "../../../outside/secret{}", "{outside}/secret{}", "sub/../../../../outside/secret{}", "../trials{}",
-    "..\\..\\secret{}", "/etc/hostname", "own.png\0{}", "\ud800{}", "", ".", "..", "{}", 3, None, ["own.png"], {},
+    "..\\..\\secret{}", "/etc/hostname", "own.png\0{}", "\ud800{}", "", ".", "..", "{}", 3, ["own.png"], {},
     "a" * 5000 + "{}", "own.png/../own{}", "~/x{}\n",
 )  # fmt: skip
+PLACES = {"picture": ".png", "detail": ".png", "page": ".html", "data": ".parquet"}
 
 
-PLACES = [("picture", name) for name in NAMES]
-PLACES += [(place, name) for place in ("detail", "page", "data") for name in NAMES[:5]]
-
-
-@pytest.mark.parametrize(("place", "name"), PLACES, ids=range(len(PLACES)))
-def test_a_name_in_the_index_deletes_and_shows_no_file_elsewhere(stranger, outside, mebm, place, name):
-    suffix = {"page": ".html", "data": ".parquet"}.get(place, ".png")
+def write_named(folder, outside, place, name):
+    """An index that names such a file at a place."""
     if isinstance(name, str):
-        name = name.replace("{outside}", str(outside.folder)).replace("{}", suffix)
+        name = name.replace("{outside}", str(outside.folder)).replace("{}", PLACES[place])
+    picture = {"file": name, "label": "l", "detail": place == "detail"}
+    fields = {"pictures": [picture]} if place in ("picture", "detail") else {place: name, "pictures": []}
+    write_index(folder, **fields, **({"drawing": "tsne", "kind": "tsne"} if place == "data" else {}))
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_no_name_in_the_index_is_taken_that_is_no_file_of_a_figure(stranger, outside, place):
+    for name in (*NAMES, *([None] if place != "page" else [])):
+        write_named(stranger, outside, place, name)
+        with pytest.raises(ResultsError, match=r"figures\.json") as error:
+            read_index(stranger / "figures")
+        assert len(str(error.value)) < 600, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("name", NAMES[:3], ids=range(3))
+def test_a_name_in_the_index_deletes_and_shows_no_file_elsewhere(stranger, outside, mebm, place, name):
     for kind in ("html", "json", "svg", "pdf"):
         (outside.folder / f"secret.{kind}").write_text(SECRET)
     shutil.copy(outside.folder / "study" / "trials.parquet", outside.folder / "secret.parquet")
     outside.before = outside.now()
-    picture = {"file": name, "label": "l", "detail": place == "detail"}
-    fields = {"pictures": [picture]} if place in ("picture", "detail") else {place: name, "pictures": []}
-    if place == "data":
-        fields |= {"drawing": "tsne", "kind": "tsne"}
-    write_index(stranger, **fields)
+    write_named(stranger, outside, place, name)
     for arguments in (("report", stranger), ("figures", stranger, "--kind", "curves")):
         code, out, err = mebm(*arguments)
         assert (code, err.count("\n")) == (2, 1), (arguments, err)
         assert "figures.json" in err
-        assert len(err) < 600
         outside.check(out, err, stranger)
     assert (stranger / "trials.parquet").is_file()
-    with pytest.raises(ResultsError):
-        LiveReport(stranger).page()
 
 
 @pytest.mark.parametrize(
@@ -355,18 +362,16 @@ def test_a_name_in_the_index_deletes_and_shows_no_file_elsewhere(stranger, outsi
 )  # fmt: skip
 def test_a_damaged_index_is_one_line(stranger, mebm, fields):
     write_index(stranger, **fields)
-    for arguments in (("report", stranger), ("figures", stranger, "--kind", "curves")):
-        code, _, err = mebm(*arguments)
-        assert (code, err.count("\n")) == (2, 1), err
-        assert "figures.json: damaged" in err
+    code, _, err = mebm("figures", stranger, "--kind", "curves")
+    assert (code, err.count("\n")) == (2, 1), err
+    assert "figures.json: damaged" in err
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "{", "null", "[]", '{"format": 1}', '{"format": 2, "exhibits": []}'])
-def test_an_index_that_is_none_is_one_line(stranger, mebm, text):
+def test_an_index_that_is_none_is_refused(stranger, text):
     (stranger / "figures" / "figures.json").write_text(text)
-    code, _, err = mebm("report", stranger)
-    assert (code, err.count("\n")) == (2, 1)
-    assert "figures.json" in err
+    with pytest.raises(ResultsError, match=r"figures\.json"):
+        read_index(stranger / "figures")
 
 
 IDS = ("../../../outside/secret", "..", ".", "{outside}/secret", "a/../../../../outside/secret", "x\\y", "a" * 3000)

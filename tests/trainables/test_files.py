@@ -41,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     "name",
-    ["../x", "/etc/passwd", "a/../../x", "", ".", "..", "a//b", "a/", "a\0b", "a\nb", "a\\b", "\ud800", None, 3, ["a"], "a/./b"],
+    ["../x", "/etc/passwd", "a/../../x", "", ".", "..", "a//b", "a/", "a\0b", "a\nb", "a\\b", "\ud800", None, 3, ["a"], "a/./b", "é" * 128, "a/" * 500 + "a"],
 )  # fmt: skip
 def test_a_name_that_is_none_is_refused_by_a_short_line(name: object, folder: Path) -> None:
     with pytest.raises(UnsafePathError) as caught:
@@ -170,6 +170,8 @@ def test_an_error_of_the_last_step_names_the_file_that_was_meant(folder: Path) -
     assert caught.value.filename == str(folder / "a") and ".part" not in str(caught.value)
     assert [p.name for p in folder.iterdir()] == ["a"]
     assert part_of(folder / "b") != part_of(folder / "b")
+    for name in ("é" * 127, "€" * 85, "😀" * 63, "b" * 255):  # as long as a name may be
+        write_bytes(folder / name, b"x")
 
 
 def test_a_log_is_never_written_through_a_link(folder: Path, outside: Path) -> None:
