@@ -150,6 +150,11 @@ class Controller(TuneController):
         finally:
             self._max_pending_trials = kept
 
+    def _maybe_reuse_cached_actor(self, trial: Trial) -> bool:
+        if self.workers.at_most is not None:
+            trial.init_local_path()  # Ray does it when it asks for a worker, and none was asked for
+        return bool(super()._maybe_reuse_cached_actor(trial))
+
     def on_step_begin(self) -> None:
         """Ray's hook, before the callbacks' own."""
         super().on_step_begin()  # type: ignore[no-untyped-call]
