@@ -194,7 +194,7 @@ def _take_up(
     from optuna.exceptions import OptunaError
     from sqlalchemy.exc import SQLAlchemyError
 
-    from study.search import STORAGE, reconcile, shared_url
+    from study.search import STORAGE, reconcile, set_right, shared_url
     from study.verify import check_checkpoints, refuse_other_code, refuse_other_data
 
     if not accept_changes:
@@ -209,6 +209,9 @@ def _take_up(
     driver = str(ledger.runs[0]["driver"]) if ledger.runs else (uuid.uuid4().hex[:6] if shared else "")
     _reopen(study, ledger, retry_failed)
     try:
+        if (changed := set_right(study, space, folder, ledger, driver)) is not None:
+            console.line(f"repaired: {changed}")
+            log.warning("repaired: %s", changed)
         reconcile(study, space, folder, ledger, driver)
     except (
         SQLAlchemyError, OptunaError, ValueError, LookupError, TypeError, AttributeError, AssertionError, RuntimeError

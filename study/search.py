@@ -16,7 +16,7 @@ import time
 import uuid
 import warnings
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,8 @@ from sqlalchemy import event
 from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 
 from study.addresses import filled
-from study.config import StudyConfig
-from study.errors import UserError, one_line
+from study.config import Objective, StudyConfig
+from study.errors import UserError, one_line, shown
 from study.ledger import Ledger
 from study.space import ID_DIGITS, OLD_ID_DIGITS, Space, lookup, setting_id
 from trainables.config import TrialConfig
@@ -159,6 +159,9 @@ def _open(study: StudyConfig, folder: Path, started: Collection[int] = ()) -> tu
     except optuna.exceptions.DuplicatedStudyError:
         opened = optuna.load_study(study_name=study.name, storage=storage)
         fresh = False
+    if shared_url(study) is None:
+        for trial in opened.get_trials(deepcopy=False):
+            trial._validate()  # what `MemoryCopy` cannot take is damaged, and said before anything starts
     there = [d.name.lower() for d in opened.directions]
     if there != directions:
         raise UserError(f"{study.name}: its Optuna storage has the directions {there}, the study {directions}")
@@ -616,10 +619,8 @@ def objective_values(study: StudyConfig, trials: optuna.Study, values: Mapping[s
     """
     told = []
     for number, objective in enumerate(study.objectives):
-        value = values.get(objective.column)
+        value = _told_value(objective, values)
         if value is None:
-            value = values.get(f"{objective.metric}_initial")
-        if value is None or not math.isfinite(value):
             complete = trials.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
             seen = [t.values[number] for t in complete]
             worst = max if objective.resolved_direction == "minimize" else min
@@ -627,6 +628,22 @@ def objective_values(study: StudyConfig, trials: optuna.Study, values: Mapping[s
             value = worst(seen) if seen else sign * _WORST
         told.append(float(value))
     return told
+
+
+def _told_value(objective: Objective, values: Mapping[str, Any]) -> float | None:
+    """What a trial that is over has of an objective; None where it was never scored."""
+    value = values.get(objective.column)
+    if value is None:
+        value = values.get(f"{objective.metric}_initial")
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _course(study: StudyConfig, rows: Sequence[Mapping[str, Any]]) -> dict[int, float]:
+    """What a pruned trial is told to have had at its epochs: nothing where that is no single quality."""
+    metric = study.objectives[0].metric
+    if len(study.objectives) > 1 or metric not in METRIC_BY_NAME:
+        return {}
+    return {int(r["epoch"]): float(r[metric]) for r in reversed(rows) if r["epoch"] > 0 and r[metric] is not None}
 
 
 def fail(trials: optuna.Study, trial: optuna.Trial, reason: str) -> None:
@@ -659,11 +676,8 @@ def tell(
         if values.get(name) is not None:
             trial.set_user_attr(name, values[name])
     if outcome is Outcome.PRUNED:
-        metric = study.objectives[0].metric
-        if len(study.objectives) == 1 and metric in METRIC_BY_NAME:
-            for row in rows:
-                if row["epoch"] > 0 and row[metric] is not None:
-                    trial.report(float(row[metric]), int(row["epoch"]))
+        for number, value in sorted(_course(study, rows).items()):
+            trial.report(value, number)
         _constrain(trial, -1.0)
         trials.tell(trial, state=TrialState.PRUNED)
         return
@@ -711,6 +725,92 @@ def reconcile(study: StudyConfig, space: Space, folder: Path, ledger: Ledger, dr
         else:
             fail(opened, trial, "interrupted")
     return len(missing)
+
+
+def set_right(study: StudyConfig, space: Space, folder: Path, ledger: Ledger, driver: str = "") -> str | None:
+    """See that the storage says of the trials that are over what the ledger does: the sampler learns from it.
+
+    One that does not is kept beside, and `reconcile` makes it anew from the ledger.
+
+    Returns:
+        What was done, in words; None where nothing had to be.
+
+    Raises:
+        UserError: a shared storage, which other drivers need, says something else.
+    """
+    if not driver and not (folder / STORAGE).is_file():
+        return None
+    opened, storage = _open(study, folder, set(ledger.settings.values()))
+    if (wrong := _disagreement(study, space, opened, ledger, driver)) is None:
+        return None
+    if driver:
+        raise UserError(
+            f"search.storage: {wrong}; put the storage back as it was, or begin the study anew under another name"
+        )
+    storage.engine.dispose()
+    number = 1
+    while (kept := folder / f"{STORAGE}.changed-{number}").exists() or kept.is_symlink():
+        number += 1
+    (folder / STORAGE).replace(kept)
+    return f"{STORAGE} was changed: {wrong}; kept as {kept.name}, made anew from the journal"
+
+
+def _disagreement(study: StudyConfig, space: Space, opened: optuna.Study, ledger: Ledger, driver: str) -> str | None:
+    """The first trial of which a storage says something else than the ledger does, and what; None without any."""
+    told: set[str] = set()
+    for frozen in opened.get_trials(deepcopy=False):
+        attributes = frozen.user_attrs
+        if driver and attributes.get("driver") != driver:
+            continue  # another driver's, whose ledger is elsewhere
+        if frozen.state is TrialState.WAITING and not driver:
+            number, point = attributes.get("setting"), frozen.system_attrs.get("fixed_params")
+            if not isinstance(number, int) or not 0 <= number < len(space.start) or point != dict(space.start[number]):
+                return f"trial {frozen.number} waits there and is no starting point of the study"
+        if frozen.state not in (TrialState.COMPLETE, TrialState.PRUNED):
+            continue
+        name = str(attributes.get("trial_id"))
+        outcome = ledger.outcome(name)
+        if outcome not in (*MEASURED, Outcome.PRUNED) or name in told:
+            return f"trial {frozen.number} ({shown(name, quoted=False)}) is over there, in the journal it is not"
+        told.add(name)
+        for what, there, here in _compared(study, space, frozen, ledger, name):
+            if not _same(there, here):
+                return f"{name} has {what} {shown(there)}, in the journal {shown(here)}"
+    over = (t for t in ledger.trials if ledger.outcome(t) in (*MEASURED, Outcome.PRUNED) and t not in told)
+    known = {t.user_attrs.get("trial_id"): t.state for t in opened.get_trials(deepcopy=False)}
+    for name in over:
+        if known.get(name) is TrialState.FAIL:
+            return f"{name} has no result, in the journal it is {ledger.trials[name]['outcome']}"
+    return None
+
+
+def _compared(
+    study: StudyConfig, space: Space, frozen: FrozenTrial, ledger: Ledger, name: str
+) -> Iterator[tuple[str, Any, Any]]:
+    """What a storage says of a trial that is over, and what the ledger does: what it is, there, here."""
+    row = ledger.trials[name]
+    outcome, config = Outcome(row["outcome"]), TrialConfig.model_validate_json(row["config"])
+    yield "the setting", frozen.user_attrs.get("setting"), ledger.settings[name]
+    yield "the seed", frozen.user_attrs.get("seed"), config.seed
+    yield "the fields", sorted(frozen.params), sorted(space.distributions)
+    for key, distribution in space.distributions.items():
+        yield key, frozen.params[key], lookup(config, key)
+        yield f"another range of {key}:", frozen.distributions[key], distribution
+    yield "the state", frozen.state.name, "PRUNED" if outcome is Outcome.PRUNED else "COMPLETE"
+    stable = -1.0 if outcome in (Outcome.COMPLETED, Outcome.PRUNED) else 1.0
+    yield f"{STABLE} =", frozen.constraints.get(STABLE), stable
+    if outcome is Outcome.PRUNED:
+        yield "the course", frozen.intermediate_values, _course(study, ledger.rows(name))
+        return
+    for objective, value in zip(study.objectives, frozen.values, strict=True):
+        if (here := _told_value(objective, row)) is not None:  # else what it was told follows from other trials
+            yield objective.metric, value, here
+
+
+def _same(there: Any, here: Any) -> bool:
+    numbers = all(isinstance(value, int | float) for value in (there, here))
+    # One is written as a decimal, the other as it is in memory.
+    return math.isclose(there, here, rel_tol=1e-12) if numbers else bool(there == here)
 
 
 def _settle(study: StudyConfig, opened: optuna.Study, frozen: FrozenTrial, ledger: Ledger, driver: str) -> None:

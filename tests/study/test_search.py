@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import sqlite3
 
 import optuna
 import pytest
@@ -12,7 +14,7 @@ from sqlalchemy.exc import OperationalError
 from study.config import validate_study
 from study.errors import UserError
 from study.ledger import Ledger
-from study.search import STABLE, STORAGE, StudySearch, objective_values, open_storage, reconcile, shared_url
+from study.search import STABLE, STORAGE, StudySearch, objective_values, open_storage, reconcile, set_right, shared_url
 from study.space import OLD_ID_DIGITS, build_space
 from trainables.config import TrialConfig
 from trainables.schema import Outcome
@@ -505,3 +507,112 @@ def test_a_setting_keeps_its_id_where_its_configuration_is_written_otherwise_now
         row["setting_id"] for t, row in again.ledger.trials.items() if again.ledger.settings[t] == config["setting"]
     }
     assert same == {config["setting_id"]}
+
+
+# ------------------------------------------------------------------------------------ a storage that was changed
+
+
+def _sql(folder, command, *values):
+    with contextlib.closing(sqlite3.connect(folder / STORAGE)) as connection, connection:
+        assert connection.execute(command, values).rowcount > 0
+
+
+CHANGES = {
+    "a value": ("UPDATE trial_values SET value = -5 WHERE trial_id = 2", "fd_buffer -5.0, in the journal 2.0"),
+    "a setting": ("UPDATE trial_params SET param_value = 9.5 WHERE param_name = 'step_size'", "has step_size 9.5"),
+    "a constraint": ("UPDATE trial_system_attributes SET value_json = '-1.0' WHERE trial_id = 3 AND key LIKE '%stable'",
+                     "t0003 has stable = -1.0, in the journal 1.0"),
+    "a state": ("UPDATE trials SET state = 'FAIL' WHERE trial_id = 2", "t0002 has no result, in the journal it is"),
+    "a pruned one": ("UPDATE trials SET state = 'PRUNED' WHERE trial_id = 2", "t0002 has the state 'PRUNED'"),
+    "a course": ("UPDATE trial_intermediate_values SET intermediate_value = 0.1", "t0004 has the course {1: 0.1}"),
+    "a name": ("UPDATE trial_user_attributes SET value_json = '\"t0009\"' WHERE trial_id = 2 AND key = 'trial_id'",
+               "(t0009) is over there, in the journal it is not"),
+    "a doubled one": ("UPDATE trial_user_attributes SET value_json = '\"t0001\"' WHERE trial_id = 2 AND key = 'trial_id'",
+                      "(t0001) is over there"),
+    "a range": ("UPDATE trial_params SET distribution_json = replace(distribution_json, '0.1', '0.01')",
+                "another range of step_size"),
+}  # fmt: skip
+
+
+@pytest.fixture
+def half_way(driver):
+    """A study of which four trials are over: two completed, one diverged, one pruned; its storage is told."""
+    study = make_study()
+    run = driver(study)
+    for number in range(4):
+        config = run.propose()
+        rows = [epoch(1, 2.5)] if number == 3 else ()
+        run.end(config, ("completed", "completed", "diverged", "pruned")[number], rows, fd_buffer_best=1.0 + number)
+    run.search.abandon("interrupted")
+    run.ledger.close()
+    return run
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_storage_that_says_something_else_than_the_journal_is_made_anew(driver, half_way, change):
+    command, said = CHANGES[change]
+    before = [_what_is_held(t) for t in half_way.trials()]
+    _sql(half_way.folder, command)
+    changed = (half_way.folder / STORAGE).read_bytes()
+    ledger = Ledger(half_way.folder, half_way.study.name)
+    text = set_right(half_way.study, half_way.space, half_way.folder, ledger)
+    ledger.close()
+    assert text is not None
+    assert said in text
+    assert (half_way.folder / f"{STORAGE}.changed-1").read_bytes() == changed
+    again = driver(half_way.study)
+    assert again.added == 4
+    held = {t["user_attrs"]["trial_id"]: t for t in map(_what_is_held, again.trials()) if "trial_id" in t["user_attrs"]}
+    for was in before:
+        is_ = held[was["user_attrs"]["trial_id"]]
+        assert [is_[k] for k in ("state", "params", "values", "course")] == [was[k] for k in ("state", "params", "values", "course")]  # fmt: skip
+    assert len(again.run_all()) == 4
+
+
+def _what_is_held(trial):
+    return {"state": trial.state, "params": trial.params, "values": trial.values, "course": trial.intermediate_values,
+            "user_attrs": trial.user_attrs}  # fmt: skip
+
+
+def test_a_storage_that_nobody_changed_stays(half_way):
+    ledger = Ledger(half_way.folder, half_way.study.name)
+    assert set_right(half_way.study, half_way.space, half_way.folder, ledger) is None
+    assert not list(half_way.folder.glob(f"{STORAGE}.*"))
+    ledger.close()
+
+
+def test_a_trial_that_somebody_added_is_noticed(half_way):
+    opened = open_storage(half_way.study, half_way.folder)
+    trial = opened.ask(half_way.space.distributions)
+    opened.tell(trial, 0.0)
+    ledger = Ledger(half_way.folder, half_way.study.name)
+    text = set_right(half_way.study, half_way.space, half_way.folder, ledger)
+    assert "trial 4 (None) is over there, in the journal it is not" in text
+    ledger.close()
+
+
+def test_a_starting_point_that_was_changed_is_noticed(driver):
+    study = make_study()
+    run = driver(study)
+    run.ledger.close()
+    _sql(run.folder, "UPDATE trial_system_attributes SET value_json = replace(value_json, '1.0', '9.0')")
+    ledger = Ledger(run.folder, study.name)
+    assert "waits there and is no starting point" in set_right(study, run.space, run.folder, ledger)
+    ledger.close()
+
+
+def test_a_shared_storage_that_was_changed_is_refused(shared, tmp_path):
+    study = shared()
+    run = Driver(study, tmp_path / "s", "me")
+    run.end(run.propose())
+    run.ledger.close()
+    opened = open_storage(study, tmp_path / "s")
+    ledger = Ledger(run.folder, study.name)
+    assert set_right(study, run.space, run.folder, ledger, "me") is None
+    database = study.search.storage.removeprefix("sqlite:///")
+    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("UPDATE trial_values SET value = 0.001")
+    assert opened is not None
+    with pytest.raises(UserError, match=r"search.storage: me-t0001 has fd_buffer 0.001, in the journal 1.0"):
+        set_right(study, run.space, run.folder, ledger, "me")
+    ledger.close()
