@@ -16,7 +16,7 @@ from trainables.schema import ATTEMPT_COLUMNS, EPOCH_COLUMNS, TRIAL_COLUMNS, Col
 
 _OVER = tuple(c for c in TRIAL_COLUMNS if c.name in ("trial_id", "outcome", "attempts"))
 _ENDED = tuple(c for c in ATTEMPT_COLUMNS if c.name in ("trial_id", "attempt", "ended"))
-_EPOCHS = tuple(c for c in EPOCH_COLUMNS if c.name in ("trial_id", "epoch"))
+_EPOCHS = tuple(c for c in EPOCH_COLUMNS if c.name in ("trial_id", "epoch", "attempt"))
 _FINISHED = tuple(outcome.value for outcome in Outcome if outcome.finished)
 
 
@@ -72,8 +72,8 @@ def _lost_epochs(path: Path, ledger: Ledger) -> set[str]:
     except ResultsError:
         return set()
     known = ledger.tables()["epochs"].select([c.name for c in _EPOCHS]).to_pandas()
-    both = there.merge(known, how="left", on=["trial_id", "epoch"], indicator=True)
-    lost = both[both["_merge"] == "left_only"]
+    both = there.merge(known, how="left", on=["trial_id", "epoch"], suffixes=("", "_known"))
+    lost = both[both["attempt_known"].isna() | (both["attempt_known"] < both["attempt"])]
     return {
         str(t) for t, epoch in zip(lost["trial_id"], lost["epoch"], strict=True) if not _gone_back(ledger, t, epoch)
     }

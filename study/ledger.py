@@ -146,7 +146,7 @@ def decode(line: bytes, before: float | None = None) -> dict[str, Any]:
 
 def damaged(path: Path, number: int, error: Exception) -> UserError:
     """What to say of a line that cannot be used, or that is missing."""
-    wrong = f"line {number} is damaged ({type(error).__name__}: {one_line(error)[:120]})"
+    wrong = f"line {number} is damaged ({type(error).__name__}: {one_line(str(error)[:120])})"
     return UserError(
         f"{path}: {error if isinstance(error, HoleError) else wrong}; mebm resume {path.parent} mends it where the "
         "tables hold what is lost; otherwise put back a whole copy of the file, or start the study anew elsewhere"
@@ -804,7 +804,7 @@ def _check_restored(trial_id: str, event: Mapping[str, Any]) -> None:
     trial, attempts, epochs = event["trial"], event["attempts"], event["epochs"]
     _check_row(trial, _TRIAL_KINDS, trial_id)
     Outcome(trial["outcome"])
-    if [a["attempt"] for a in attempts] != list(range(1, trial["attempts"] + 1)):
+    if trial["attempts"] != len(attempts) or [a["attempt"] for a in attempts] != list(range(1, len(attempts) + 1)):
         raise ValueError("its attempts are not those of the trial")
     for row in attempts:
         _check_row(row, _ATTEMPT_KINDS, trial_id)

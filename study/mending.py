@@ -30,6 +30,10 @@ Event = dict[str, Any]
 _COLUMNS = {TRIALS: TRIAL_COLUMNS, EPOCHS: EPOCH_COLUMNS, ATTEMPTS: ATTEMPT_COLUMNS}
 
 
+_MOST_LINES = 10**12
+"""No journal has as many."""
+
+
 class _CannotBeMendedError(Exception):
     """Why a journal cannot be put right; the message says it in a part of a line."""
 
@@ -68,7 +72,7 @@ class _Draft(Ledger):
 def whole_ledger(folder: Path, study: str) -> tuple[Ledger, list[str]]:
     """What the journal of a study says, once it has been put right.
 
-    The damaged journal is kept beside the new one. A journal that is whole is left alone.
+    The damaged journal is kept beside the new one, and the tables are written anew. One that is whole is left alone.
 
     Returns:
         The ledger, not writable; and what was done, in words.
@@ -105,7 +109,9 @@ def whole_ledger(folder: Path, study: str) -> tuple[Ledger, list[str]]:
         write_bytes(path, b"".join(lines), sync=True)
     except OSError as error:
         raise UserError(f"{path}: cannot be repaired ({error.strerror})") from error
-    return Ledger(folder, study, writable=False), [f"{JOURNAL}: {done}; the damaged one is kept as {kept.name}"]
+    ledger = Ledger(folder, study, writable=False)
+    ledger.snapshot(force=True)  # its lines have other numbers now
+    return ledger, [f"{JOURNAL}: {done}; the damaged one is kept as {kept.name}"]
 
 
 def _lacks(folder: Path, ledger: Ledger) -> bool:
@@ -116,7 +122,7 @@ def _keep(path: Path, raw: bytes) -> Path:
     number = 1
     while (kept := path.with_name(f"{path.name}.damaged-{number}")).exists() or kept.is_symlink():
         number += 1
-    write_bytes(kept, raw, sync=True)
+    write_bytes(kept, raw)
     return kept
 
 
@@ -213,16 +219,16 @@ def _in_order(raw: bytes) -> tuple[dict[int, _Line], list[tuple[int, int]], list
     slots: dict[int, _Line] = {}
     numbered: dict[int, list[_Line]] = {}
     order: list[int] = []
-    odd = twice = 0
+    odd = twice = unread = 0
     for place, text in enumerate(lines, start=1):
         line = _readable(text)
         if line is None:
-            odd += 1
+            odd, unread = odd + 1, unread + 1
             continue
-        number = line.event.get("n")
+        number, unread = line.event.get("n"), 0
         if number is None and not numbered:
             slots[place] = line
-        elif type(number) is int and number > 0:
+        elif type(number) is int and 0 < number < _MOST_LINES:
             if line in numbered.setdefault(number, []):
                 twice += 1
             else:
@@ -241,8 +247,9 @@ def _in_order(raw: bytes) -> tuple[dict[int, _Line], list[tuple[int, int]], list
     holes = [(a + 1, b - 1) for a, b in pairwise([0, *slots]) if b > a + 1]
     # A line that names another one before it than the one that is there: one of the two is of another journal.
     holes += [(b, b) for a, b in pairwise(slots) if b == a + 1 and not _follows(slots[a], slots[b])]
-    if not numbered and len(lines) > max(slots, default=0):
-        holes.append((max(slots, default=0) + 1, len(lines)))  # without numbers a line that cannot be read counts
+    if unread:  # between others a line that cannot be read may be foreign to them; at the end nothing tells
+        last = max(slots, default=0)
+        holes.append((last + 1, last + unread))
     said = []
     if twice:
         said.append(f"{plural(twice, 'line')} there twice")
@@ -408,7 +415,7 @@ def _restoring(tables: dict[str, pa.Table | None], own: Sequence[Event], newest:
     (trial, *_), epochs, attempts = (_rows(tables[name]) for name in (TRIALS, EPOCHS, ATTEMPTS))
     _refuse_less(trial, epochs, own)
     last = int(trial.get("attempts") or 0)
-    if [row.get("attempt") for row in attempts] != list(range(1, last + 1)) or not last:
+    if last != len(attempts) or not last or [a.get("attempt") for a in attempts] != list(range(1, last + 1)):
         raise _CannotBeMendedError(f"{ATTEMPTS} lacks attempts of {trial['trial_id']}")
     starts = {event["attempt"]: float(event["t"]) for event in own if event["event"] == "start"}
     return {
@@ -435,7 +442,8 @@ def _refuse_less(trial: Event, epochs: Sequence[Event], own: Sequence[Event]) ->
     done = int(trial.get("epochs_done") or 0)
     over = Outcome(trial["outcome"]).finished
     said = {e["row"]["epoch"]: e["row"].get("attempt") for e in own if e["event"] == "report" and e["row"] is not None}
-    lost = [e for e, attempt in said.items() if there.get(e) != attempt and not (over and e > done)]
+    # What an attempt reached a later one may have done again.
+    lost = [e for e, attempt in said.items() if there.get(e, 0) < (attempt or 0) and not (over and e > done)]
     if lost or any(b != a + 1 for a, b in pairwise(sorted(there))) or (over and done > max(there, default=0)):
         raise _CannotBeMendedError(f"{EPOCHS} lacks epochs of {trial['trial_id']}")
 

@@ -198,7 +198,7 @@ def _grid_space(study: StudyConfig, base: dict[str, Any], source: str) -> Space:
         if count > MOST_SETTINGS:
             raise UserError(
                 f"{source}: search.grid: has {count:,} settings or more, but expected at most {MOST_SETTINGS:,}; "
-                "shorten its lists, make several studies of it, or draw from it: search.space with sampler random, and trials"
+                "shorten its lists, make several studies of it, or draw from it (search.space, sampler random, trials)"
             )
         points += [dict(zip(block, combination, strict=True)) for combination in itertools.product(*lists)]
     keys = study.varied
