@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import errno
 import importlib.util
 import json
 import os
+import signal
 import sys
 import textwrap
 from collections.abc import Callable
@@ -203,7 +205,8 @@ def _run_here(
         mirror.collect()
     if ending.interrupted:
         shown.line(f"interrupted; go on with: mebm resume {place}")
-        _write_outputs([folder], folder, shown, quiet=True)
+        if not ending.hurried:
+            _write_outputs([folder], folder, shown, quiet=True)
         sys.exit(EXIT_INTERRUPTED)
     _write_outputs([folder], folder, shown)
     if ending.spent:
@@ -531,6 +534,7 @@ def _exit_code() -> int | str | None:
         console.error(one_line(error))
         return EXIT_MISTAKE
     except (click.Abort, KeyboardInterrupt):
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # it ends; another one would only cut that short
         console.error("interrupted")
         return EXIT_INTERRUPTED
     except ValueError as error:

@@ -235,7 +235,8 @@ class View:
         p, now = self.progress, time.monotonic()
         p.trials, p.gaps = trials, self.reader.gaps
         p.done_before, p.at_once = self.reader.done_before, self.reader.at_once
-        p.started = now - max(0.0, time.time() - self.reader.began) if self.reader.began else now
+        lived = max(0.0, self.reader.newest - self.reader.began) + (self.age or 0.0)
+        p.started = now - lived if self.reader.began else now
         p.going = bool(self.running)
         p.ended = None if p.going else p.started + max(0.0, self.reader.newest - self.reader.began)
 

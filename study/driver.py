@@ -17,7 +17,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +53,8 @@ class Ending:
     spent: str | None
     """Why the budget ended it; None where it did not."""
     failed: int
+    hurried: bool = False
+    """Whether it was interrupted a second time, by somebody who does not wait."""
 
 
 def quiet_ray(*, local: bool = False) -> None:
@@ -327,6 +329,7 @@ def run_trials(
         )
         ledger.run(run_facts(study, driver))
         broken: Exception | None = None
+        hurried = False
         with corrected(workers), _signals(control, callback):
             console.start(progress)
 
@@ -354,6 +357,7 @@ def run_trials(
             try:
                 tuner.fit()
             except KeyboardInterrupt:
+                hurried = True
                 control.interrupt("SIGINT")
             except Exception as failure:  # whatever it was, what has been measured is kept and nothing stays RUNNING
                 log.exception("the run ended with an error")
@@ -366,7 +370,7 @@ def run_trials(
         if broken := broken or callback.error:
             reason = one_line(f"{type(broken).__name__}: {broken}")[:300]
             raise RunError(_resumable(place, f"the run broke off ({reason})"))
-        return ending
+        return replace(ending, hurried=hurried)
 
 
 def _resumable(place: str, reason: str) -> str:

@@ -221,6 +221,7 @@ class Ledger:
         self._spans: list[list[float]] = []  # first and last event of every run
         self._at_work = False
         self._snapshot_at = self._snapshot_cost = 0.0
+        self._epoch = time.time() - time.monotonic()
         path = folder / JOURNAL
         try:
             self._size = self._replay(path) if path.is_file() else 0
@@ -324,13 +325,18 @@ class Ledger:
             raise ValueError(f"epoch {row['epoch']} of {trial_id} after {last} in one attempt")
 
     def _write(self, event: dict[str, Any], *, sync: bool = False) -> None:
-        event["t"] = time.time()
+        event["t"] = self._now()
         self._apply(event)
         line = encode(event, self.mark)
         self.mark = self.mark.after(event, crc_of(line))
         self._waiting.append(line)
         self.flush(sync=sync)
         self.snapshot()
+
+    def _now(self) -> float:
+        """Seconds since the epoch as the clock was when this process opened the journal: one that is set later does not
+        make an attempt longer, shorter than nothing, or a budget spent."""
+        return self._epoch + time.monotonic()
 
     def flush(self, *, sync: bool = False) -> bool:
         """Write the events that wait; returns whether none is left. A full disk loses none: they stay in memory."""
@@ -685,12 +691,12 @@ class Ledger:
         """Wall time of all runs so far: from their first event to their last, of the one at work up to now."""
         spans = [last - first for first, last in self._spans]
         if self._at_work:
-            spans[-1] = time.time() - self._spans[-1][0]
+            spans[-1] = self._now() - self._spans[-1][0]
         return sum(spans) / 3600
 
     def gpu_hours(self) -> float:
         """GPU-hours reserved so far: attempts that ended, and those at work up to now."""
-        now = time.time()
+        now = self._now()
         attempts = [self.attempts[key] for key in self._open]
         return float(self._gpu_seconds + sum((now - a["_started"]) * (a["gpus"] or 0.0) for a in attempts)) / 3600
 
