@@ -82,7 +82,14 @@ def a_study(**budget):
 
 def epoch(number, train=60.0, evaluation=None):
     blank = dict.fromkeys(c.name for c in EPOCH_COLUMNS)
-    return {**blank, "epoch": number, "iteration": number, "train_seconds": train, "evaluation_seconds": evaluation}
+    return {
+        **blank,
+        "trial_id": "t0001",
+        "epoch": number,
+        "iteration": number,
+        "train_seconds": train,
+        "evaluation_seconds": evaluation,
+    }
 
 
 VALUES = {"iterations_planned": 90, "iterations_per_epoch": 10}
