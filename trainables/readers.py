@@ -42,6 +42,8 @@ HELD_OUT_EVERY = 10
 """Without a test split every tenth training image is one, the first included, in the order of the sorted files."""
 MOST_PIXELS = 50_000_000
 """Of an image that is scaled; a file of a few kilobytes can claim any number."""
+MOST_ENCODED = 10_000_000
+"""Bytes of an encoded image in a Parquet file, of which hundreds are held at a time."""
 MOST_ROWS = 50_000_000
 MOST_BYTES = 4 * 2**30
 """Of a batch of ImageNet-32 and of a row group of a Parquet file, decompressed; a tenth of it is usual."""
@@ -251,7 +253,10 @@ def _parquet_items(files: list[Path]) -> Iterator[Item]:
                         name = f"{file}: row {row}"
                         if label_column and label is None:
                             label = "null"
-                        yield Item(name, label, partial(_decode, raw))
+                        if isinstance(raw, bytes) and len(raw) > MOST_ENCODED:
+                            yield Item(name, label, partial(_refuse_long, len(raw)))
+                        else:
+                            yield Item(name, label, partial(_decode, raw))
                         row += 1
             except (pa.ArrowException, OSError) as error:
                 raise DataError(f"{file}: row {row}: {str(error).splitlines()[0]}") from error
@@ -277,6 +282,10 @@ def _rows_at_once(file: Path, opened: pq.ParquetFile, columns: list[str]) -> int
             f"{file}: a row group holds {largest / 1e9:,.1f} GB of images, more than {MOST_BYTES / 1e9:.1f}"
         )
     return max(1, min(ROWS, 2**29 // max(1, largest)))
+
+
+def _refuse_long(count: int) -> Image.Image:
+    raise BadImageError(f"image has {count:,} encoded bytes, more than {MOST_ENCODED:,}")
 
 
 def _decode(raw: Any) -> Image.Image:
