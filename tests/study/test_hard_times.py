@@ -25,7 +25,8 @@ MEBM = str(Path(sys.executable).with_name("mebm"))
 WAIT = 600
 LONG = """
 name: long
-trial: {dataset: digits, norm: batch, epochs: 30, iterations_per_epoch: 10, evaluation: {every: 10, fresh_steps: 2}}
+trial: {dataset: digits, norm: batch, epochs: 40, iterations_per_epoch: 10, evaluation: {every: 10, fresh_steps: 2},
+  batch_size: 16, buffer_size: 1000}
 search: {sampler: grid, grid: [{sampling_steps: [1, 2, 3]}]}
 seeds: [0]
 run: {checkpoint_seconds: 0}
@@ -179,7 +180,7 @@ def completes(folder):
     assert done.returncode == 0, done.stderr
     ledger = Ledger(folder, "long", writable=False)
     assert [trial["outcome"] for trial in ledger.trials.values()] == ["completed"] * 3
-    assert [len(ledger.rows(name)) for name in ledger.trials] == [31] * 3
+    assert [len(ledger.rows(name)) for name in ledger.trials] == [41] * 3
     return ledger
 
 

@@ -260,7 +260,8 @@ def agreed(found):
 
 @pytest.mark.slow
 def test_three_trainings_at_once(tmp_path):
-    short = "--set epochs=2 --set iterations_per_epoch=3 --set batch_size=16 --set evaluation.fresh_steps=1".split()
+    short = ["--set", "epochs=2", "--set", "iterations_per_epoch=3", "--set", "batch_size=16"]
+    short += ["--set", "evaluation.fresh_steps=1"]
     assert agreed(mebm_at_once(3, "train", "m-ebm", *short, "--out", tmp_path / "deep" / "one"))
     ledger = Ledger(tmp_path / "deep" / "one", "one", writable=False)
     assert ledger.trials["t0001"]["outcome"] == "completed"
