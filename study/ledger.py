@@ -754,17 +754,20 @@ def _check_row(row: Mapping[str, Any], kinds: Mapping[str, tuple[type, ...]], tr
     if row.get("trial_id", trial_id) != trial_id:
         raise ValueError(f"it is of {trial_id} and of another trial")
     for name, value in row.items():
-        if value is None:
+        allowed, kind = kinds[name], type(value)
+        if value is None or (kind is str and allowed[0] is str and value.isascii() and "\0" not in value):
             continue
-        kind = type(value)
-        if kind not in kinds[name]:
-            raise TypeError(f"{name} is of type {kind.__name__}, but expected {kinds[name][0].__name__}")
+        if kind not in allowed:
+            raise TypeError(f"{name} is of type {kind.__name__}, but expected {allowed[0].__name__}")
         if kind is str:
             _check_texts(**{name: value})
-        elif (kind is int and not -_LARGEST <= value <= _LARGEST) or (kind is float and not math.isfinite(value)):
+        elif kind is float:
+            if not (value.is_integer() if allowed[0] is int else math.isfinite(value)):  # an infinity is no integer
+                raise ValueError(
+                    f"{name} is {value}, but expected a {'whole' if allowed[0] is int else 'finite'} number"
+                )
+        elif not -_LARGEST <= value <= _LARGEST:
             raise OverflowError(f"{name} is too large")
-        elif kind is float and kinds[name][0] is int and not value.is_integer():
-            raise ValueError(f"{name} is {value}, but expected a whole number")
 
 
 def _check_texts(**texts: object) -> None:

@@ -26,6 +26,7 @@ from study.mending import whole_ledger
 from study.search import STORAGE
 from trainables.bounded import read_json
 from trainables.checkpoint import newest_whole
+from trainables.config import TrialConfig
 
 TABLES = ("trials.parquet", "epochs.parquet", "attempts.parquet")
 _PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn")
@@ -131,6 +132,14 @@ def repair(folder: Path, study: StudyConfig, *, shared: bool) -> list[str]:
             raise UserError(
                 f"{journal}: no line of it says with which code its trials ran; put back a whole copy of it"
             )
+        for trial_id in ledger.unfinished():
+            try:
+                TrialConfig.model_validate_json(ledger.trials[trial_id]["config"] or "null")
+            except ValueError as error:
+                raise UserError(
+                    f"{journal}: the configuration of {trial_id} is none ({one_line(str(error)[:120])}); put back a "
+                    "whole copy of it, or start the study anew elsewhere"
+                ) from None
         if gap := behind_tables(folder, ledger):
             raise UserError(f"{journal}: {gap}; put back a whole copy of it, or start the study anew elsewhere")
         if gap := later_work(folder, ledger):  # as a machine that lost its power leaves it

@@ -417,6 +417,18 @@ def test_commands_refuse_such_a_line(begun, hostile, mebm, name, command):
     assert f"line {len(begun.lines) + 1} is damaged" in err
 
 
+@pytest.mark.parametrize("config", [None, "", "x", "[" * 20_000, '{"dataset": "digits", "epochs": 1e999}', "{}x"])
+def test_a_trial_that_cannot_go_on_for_its_configuration_is_refused(begun, config):
+    ledger = Ledger(begun.folder, "tiny")
+    event = json.loads(next(line for line in begun.lines if b'"event": "start"' in line))
+    columns = event["columns"] | {"trial_id": "t0009", "config": config}
+    ledger._write({"event": "start", "trial_id": "t0009", "attempt": 1, "at": "-", "setting": 4, "columns": columns})
+    ledger.close()
+    with pytest.raises(UserError, match="the configuration of t0009 is none") as refusal:
+        mended(begun)
+    assert str(refusal.value).isprintable()
+
+
 @pytest.mark.parametrize("number", [-1, 0, 10**30, 1.5, "7", None, True, [7]])
 def test_a_number_that_no_line_has_is_damage(begun, number):
     event = json.loads(begun.lines[-1]) | {"n": number}
