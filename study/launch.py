@@ -268,6 +268,10 @@ def _resources(study: StudyConfig) -> str:
     return f"{_amount(r.cpus)} CPUs, {_amount(r.gpus)} GPUs{memory}"
 
 
+_NAMED = 20
+"""Values of a field that `--dry-run` names; the others it counts."""
+
+
 def _amount(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:g}"
 
@@ -289,5 +293,7 @@ def _iterations(trial: TrialConfig) -> str:
 
 def _range_text(distribution: Any) -> str:
     if hasattr(distribution, "choices"):
-        return ", ".join(str(c) for c in distribution.choices)
+        choices = [str(c) for c in distribution.choices[:_NAMED]]
+        more = len(distribution.choices) - len(choices)
+        return ", ".join([*choices, *([f"and {more} more"] if more else [])])
     return f"{distribution.low:g} to {distribution.high:g}{' (log)' if distribution.log else ''}"
