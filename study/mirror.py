@@ -22,7 +22,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +36,9 @@ log = logging.getLogger("mebm")
 
 DRIVER = "driver.json"
 """The object that says which driver is at work."""
+_BID = ".starting-"
+"""How the object begins by which a driver says that it starts."""
+_BID_SECONDS, _BID_PAUSE = 30.0, 0.2
 _DRIVER_SECONDS = 120.0
 """A driver that has not said so for this long is taken for gone."""
 _STUDY, _DATABASE = "study.yaml", "optuna.db"
@@ -124,14 +127,14 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def driver_of(store: Store) -> Driver | None:
+def driver_of(store: Store, name: str = DRIVER) -> Driver | None:
     """Who runs the study of a store; None where nobody says so, or what it says cannot be read.
 
     Raises:
         StoreError: the store is away.
     """
     try:
-        found = json.loads(store.read_bytes(DRIVER, 2**16))
+        found = json.loads(store.read_bytes(name, 2**16))
         return Driver(
             str(found["host"]), int(found["pid"]), float(found["t"]), str(found["token"]), str(found["place"])
         )
@@ -157,8 +160,8 @@ class Mirror:
     """Brings what changes in a study's live folder to the store.
 
     Only one driver may run a study. The file lock of the live folder sees to that on this machine; between machines
-    `driver.json` does, which is advisory: it is looked at and then written, so two that start in the same second may
-    both go on; it goes by the clocks of both machines; and a driver that could not reach the store for two minutes
+    `driver.json` does, of which several that start at once agree which one writes it. It is advisory: it goes by the
+    clocks of both machines, and a driver that could not reach the store for two minutes
     counts as gone. A driver that finds another one in its place, or that the study went on without it, stops pushing
     for good, so that the store keeps one account of the study.
 
@@ -208,19 +211,50 @@ class Mirror:
             refuse_other_driver(self.store, self._token)
             if _compare(self.store, self.local) not in ("same", "local"):
                 raise UserError(_apart(self.store, self.local))
-            self._claim()
-            refuse_other_driver(self.store, self._token)
+            self._bid()
         self._begun = True
         self._thread = threading.Thread(target=self._loop, name="mebm-mirror", daemon=True)
         self._thread.start()
 
-    def _claim(self) -> None:
+    def _bid(self) -> None:
+        """Claim the study, as the only one of several drivers that start at the same instant.
+
+        Each puts a bid of its own and then looks for others'. Who sees none has the study; what came before it has
+        claimed it, what comes after it sees its bid. Of those that see each other the first by name stays.
+        """
+        mine, until = f"{_BID}{self._token}", time.monotonic() + _BID_SECONDS
+        self._claim(mine)
+        try:
+            while others := self._others(mine):
+                if min(others) < mine or time.monotonic() > until:
+                    raise UserError(f"{self.store.shown}: another process is starting this study")
+                time.sleep(_BID_PAUSE)
+            refuse_other_driver(self.store, self._token)
+            self._claim()
+        finally:
+            with suppress(StoreError):
+                self.store.delete(mine)
+
+    def _others(self, mine: str) -> list[str]:
+        """Bids of other drivers that are starting; what dead ones left goes."""
+        found = []
+        for name in self.store.list(only=()):
+            if not name.startswith(_BID) or name == mine:
+                continue
+            driver = driver_of(self.store, name)
+            if driver is None or driver.at_work:
+                found += [name] if driver is not None or self.store.exists(name) else []
+            else:
+                self.store.delete(name)
+        return found
+
+    def _claim(self, name: str = DRIVER) -> None:
         now = time.time()
         mine = {
             "host": socket.gethostname(), "pid": os.getpid(), "at": utc_text(now), "t": now, "token": self._token,
             "place": _place(),
         }  # fmt: skip
-        self.store.put_bytes(json.dumps(mine).encode(), DRIVER)
+        self.store.put_bytes(json.dumps(mine).encode(), name)
 
     def _loop(self) -> None:
         while not self._stop.wait(self._delay):
@@ -387,7 +421,9 @@ class Mirror:
         self._halt()
         with self._busy:
             try:
-                for name in self._pushed:
+                other = driver_of(self.store)
+                mine = self.taken_over is None and (other is None or other.token == self._token)
+                for name in self._pushed if mine else ():
                     self.store.delete(name)
                 self._pushed.clear()
             except StoreError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import multiprocessing
 import os
 import subprocess
@@ -14,11 +15,14 @@ import pytest
 import yaml
 
 from study import folder as folders
+from study import mirror as mirroring
 from study.config import validate_study
 from study.errors import UserError
 from study.folder import LOCK_FILE, STUDY_FILE, create_folder, driver_lock, lock_held, new_study
 from study.ledger import JOURNAL, Ledger
+from study.mirror import Mirror
 from trainables.files import UnsafePathError
+from trainables.storage import Store
 
 FORK = multiprocessing.get_context("fork")
 RUN = {"driver": "", "config": {"seeds": [0]}}
@@ -231,6 +235,60 @@ def test_looking_takes_the_lock_from_nobody_who_starts(study, tmp_path):
     finally:
         stop.set()
         watcher.join(60)
+
+
+# --------------------------------------------------------------------------------- one store, several machines
+
+
+def claim(number, url, base):
+    """A driver with a live folder of its own, as on another machine."""
+    folder = base / str(number)
+    folder.mkdir(parents=True)
+    (folder / STUDY_FILE).write_text(str(number))
+    mirror = Mirror(folder, url)
+    mirror.start()
+    mirror.push(full=True)
+    time.sleep(1)
+    found = Store(url).read_bytes(STUDY_FILE)
+    mirror.close()
+    return found.decode()
+
+
+def test_of_drivers_on_several_machines_one_has_the_study(tmp_path):
+    for number in range(8):
+        url = f"file://{tmp_path}/store{number}/tiny"
+        said = at_once(4, claim, url, tmp_path / f"live{number}")
+        (winner,) = [n for n, text in enumerate(said) if text == str(n)]
+        others = [text for n, text in enumerate(said) if n != winner]
+        assert all("another process is starting this study" in t or "runs this study" in t for t in others), said
+        assert list(Store(url).list()) == [STUDY_FILE]
+
+
+def test_a_bid_of_a_dead_driver_is_in_nobodys_way(tmp_path):
+    url = f"file://{tmp_path}/store/tiny"
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    dead = {"host": "here", "pid": process.pid, "t": time.time(), "token": "0", "place": mirroring._place()}
+    Store(url).put_bytes(json.dumps(dead).encode(), ".starting-0")
+    assert claim(7, url, tmp_path / "live") == "7"
+    assert list(Store(url).list()) == [STUDY_FILE]
+
+
+def test_what_another_driver_has_in_the_store_is_not_taken_back(tmp_path):
+    url, mirrors = f"file://{tmp_path}/store/tiny", []
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / STUDY_FILE).write_text(name)
+        mirrors.append(Mirror(tmp_path / name, url))
+    first, second = mirrors
+    first.start()
+    first.push()
+    first._release()  # as if it had been silent for too long
+    second.start()
+    second.push()
+    first.discard()
+    assert Store(url).read_bytes(STUDY_FILE) == b"second"
+    second.close()
 
 
 # ---------------------------------------------------------------------------------------------------- the commands
