@@ -51,7 +51,7 @@ def read_yaml(path: Path, source: str | None = None) -> Any:
     Raises:
         UserError: it is not there, no regular file, not UTF-8, too large, or `parse_yaml` refuses it.
     """
-    source = source or str(path)
+    source = shown(path, 1000, quoted=False) if source is None else source
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise UserError(f"{source}: is not a regular file")

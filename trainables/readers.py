@@ -296,8 +296,8 @@ def _decode(raw: Any) -> Image.Image:
 
 def _opened(source: io.BytesIO | str) -> Image.Image:
     try:
-        if isinstance(source, str):
-            check_regular(source)
+        if isinstance(source, str) and not stat.S_ISREG(os.stat(source).st_mode):  # noqa: PTH116
+            raise BadImageError("is not a regular file")
         with warnings.catch_warnings(), Image.open(source, formats=FORMATS) as file:
             warnings.simplefilter("ignore")  # what is odd about a picture is said below, or does not matter
             picture: Image.Image = file
