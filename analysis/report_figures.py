@@ -269,6 +269,9 @@ def script_json(value: Any) -> str:
 
 
 def escape_script(text_json: str) -> str:
-    """JSON that cannot end the script element it stands in."""
+    """JSON that cannot end the script element it stands in, nor turn round how the page's source is shown."""
     # Inside a script element only "<" can end it early; in JSON it occurs in strings alone.
-    return text_json.replace("<", "\\u003c")
+    return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text_json.replace("<", "\\u003c"))
+
+
+_UNSEEN = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
