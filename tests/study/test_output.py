@@ -152,8 +152,8 @@ def test_a_terminal_without_a_name_gets_plain_text(folder):
 
 
 def test_what_was_scored_is_shown_as_it_stands(capsys):
-    row = {"trial_id": HOSTILE, "model": "[link=http://evil]x[/link]", "epoch": 1, "protocol": "[/]", "samples": 10,
-           "metric": "fid", "value": 1.0, "low": None, "remark": HOSTILE}  # fmt: skip
+    row = {"trial_id": "t1\x1b[2J", "model": "[link=http://evil]x[/link]", "epoch": 1, "protocol": "[/]", "samples": 10,
+           "metric": "fid", "value": 1.0, "low": None, "remark": "a\nb"}  # fmt: skip
     console.StudyConsole().evaluations([row])
     out = capsys.readouterr().out
     assert "[link=http://evil]x[/link]" in out
