@@ -2,8 +2,10 @@
 
 import http.client
 import json
+import socket
+import struct
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -89,3 +91,31 @@ def test_the_page_may_ask_for_nothing_but_its_version(study, row):
 def test_a_folder_without_a_study_is_a_mistake(tmp_path):
     with pytest.raises(ResultsError, match="not a study folder"):
         LiveReport(tmp_path).page()
+
+
+def test_what_clients_do_to_it_is_not_said_and_stops_nothing(study, row, capfd):
+    with serving(study([row("t1")])) as address:
+        host = f"Host: {address[0]}:{address[1]}\r\n\r\n".encode()
+        idle = [socket.create_connection(address) for _ in range(100)]
+        for _ in range(20):  # leave in the middle of the answer, rudely
+            client = socket.create_connection(address)
+            client.sendall(b"GET / HTTP/1.1\r\n" + host)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.close()
+        for asked, status in {
+            b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\n" + host: b" 414 ",
+            b"GET / HTTP/1.1\r\nX: " + b"a" * 100_000 + b"\r\n" + host: b" 431 ",
+            b"GET / HTTP/1.1\r\n" + b"X: a\r\n" * 500 + host: b" 431 ",
+            b"POST / HTTP/1.1\r\nContent-Length: 99999999999\r\n" + host: b" 501 ",
+            b"GET http://example.org/ HTTP/1.1\r\n" + host: b" 404 ",
+            b"GET / HTTP/1.1\r\n\r\n": b" 403 ",
+            b"\x16\x03\x01\x00\xa5\x01\x00\r\n\r\n": b"",
+        }.items():
+            with socket.create_connection(address, timeout=60) as client, suppress(ConnectionError):
+                client.sendall(asked)
+                client.shutdown(socket.SHUT_WR)
+                assert status in client.recv(200).partition(b"\r\n")[0]
+        assert get(address, "/")[0].status == 200
+        for client in idle:
+            client.close()
+    assert capfd.readouterr() == ("", "")
