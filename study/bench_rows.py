@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from study.folder import commit, hardware, versions
 from study.ledger import utc_now
 from trainables.bounded import read_json
 from trainables.device import cpu_name
-from trainables.files import make_folder, within, write_text
+from trainables.files import alone, make_folder, within, write_text
 from trainables.schema import BENCH_COLUMNS, SCHEMA_VERSION
 from trainables.timing import Windows, geometric_mean
 
@@ -176,9 +177,9 @@ class BenchFolder:
             within(folder, name)
         self.folder, self.path = folder, folder / BENCH_FILE
         self._created = utc_now()
-        name = f"bench-{self._created[:19].replace(':', '')}"
-        taken = {row["bench"] for row in self._there()}
-        self.bench = next(n for n in (name, *(f"{name}-{i}" for i in range(2, len(taken) + 3))) if n not in taken)
+        self._there()  # one that is damaged is said now
+        # Two may start in the same second, and keep their rows apart by this name.
+        self.bench = f"bench-{self._created[:19].replace(':', '')}-{secrets.token_hex(2)}"
         # What other runs left beside their rows stays as well.
         last = self._read(INFO_FILE)
         self._earlier = [*last.pop("earlier", []), last] if last else []
@@ -204,10 +205,11 @@ class BenchFolder:
             finished: nothing more will come.
         """
         make_folder(self.folder)
-        others = [row for row in self._there() if row["bench"] != self.bench]
         rows = [row | {"bench": self.bench, "created_at": self._created} for row in result.rows]
-        if rows:
-            write_parquet(typed_frame([*others, *rows], BENCH_COLUMNS), BENCH_COLUMNS, self.path)
+        with alone(self.folder):
+            others = [row for row in self._there() if row["bench"] != self.bench]
+            if rows:
+                write_parquet(typed_frame([*others, *rows], BENCH_COLUMNS), BENCH_COLUMNS, self.path)
         info = {"schema_version": SCHEMA_VERSION, "bench": self.bench, "finished": finished} | self._machine
         info |= result.summary() | {"written_at": utc_now()}
         info["earlier"] = self._earlier

@@ -20,6 +20,7 @@ from study.exhibit_models import Chosen, Work, choose
 from trainables import exhibits
 from trainables.device import resolve_device
 from trainables.exhibits import LogP, Scores
+from trainables.files import alone
 from trainables.saved import SavedModel
 from trainables.schema import Column
 
@@ -81,9 +82,7 @@ def make_figures(
             f"{_names(folders)}: no model to show: models/ holds none; a trial leaves one when it completes"
         )
     work = Work(results, chosen, out, log_p, points, where, bool(trials or best))
-    there = shown.read_index(out)
-    kept = [e for e in there if e.kind not in wanted]
-    replaced = [e for e in there if e.kind in wanted]
+    shown.read_index(out)  # one that is damaged is said now
     made: list[Exhibit] = []
     for kind in wanted:
         before = len(work.notes)
@@ -99,14 +98,19 @@ def make_figures(
         raise UserError(f"{_names(folders)}: nothing to show: {reason}")
     if not chosen:
         work.notes.append("figures of models: models/ holds none; a trial leaves one when it completes")
-    used = {file for e in (*kept, *made) for file in e.files}
-    for file in (f for e in replaced for f in e.files if f not in used):
-        (out / file).unlink(missing_ok=True)
-        if file.endswith(".html"):  # its other formats
-            for kind in ("json", "png", "svg", "pdf"):
-                (out / file).with_suffix(f".{kind}").unlink(missing_ok=True)
-    order = {kind: number for number, kind in enumerate(shown.KINDS)}
-    return Made(shown.write_index(out, sorted([*kept, *made], key=lambda e: order[e.kind])), made, work.notes)
+    with alone(out):
+        there = shown.read_index(out)
+        kept = [e for e in there if e.kind not in wanted]
+        replaced = [e for e in there if e.kind in wanted]
+        used = {file for e in (*kept, *made) for file in e.files}
+        for file in (f for e in replaced for f in e.files if f not in used):
+            (out / file).unlink(missing_ok=True)
+            if file.endswith(".html"):  # its other formats
+                for kind in ("json", "png", "svg", "pdf"):
+                    (out / file).with_suffix(f".{kind}").unlink(missing_ok=True)
+        order = {kind: number for number, kind in enumerate(shown.KINDS)}
+        index = shown.write_index(out, sorted([*kept, *made], key=lambda e: order[e.kind]))
+    return Made(index, made, work.notes)
 
 
 def _names(folders: Sequence[Path]) -> str:

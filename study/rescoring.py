@@ -20,7 +20,7 @@ from trainables.device import resolve_device
 from trainables.evaluation import most_confident
 from trainables.exhibits import load_data
 from trainables.features import small_extractor
-from trainables.files import within
+from trainables.files import alone, making, within
 from trainables.hybrid import HybridScores, score_hybrid
 from trainables.inception import (
     METRICS,
@@ -127,6 +127,9 @@ def parse_protocols(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+Row = dict[str, Any]
+
+
 def evaluate(
     targets: Sequence[Target],
     request: Request,
@@ -176,13 +179,25 @@ def evaluate(
                 common = scorer.common | {"model_digest": digest, "created_at": utc_now(), "device": where.type}
                 common |= {"protocol": identity[0], "protocol_digest": identity[1]}
                 rows = [{c.name: (common | row).get(c.name) for c in EVALUATION_COLUMNS} for row in rows]
-                old = {id(r) for r in done}
-                kept = [r for r in kept if id(r) not in old] + rows
+                kept = _write(out, done, rows)
                 asked += rows
-                write_parquet(typed_frame(kept, EVALUATION_COLUMNS), EVALUATION_COLUMNS, out)
             if on_done:
                 on_done(f"{target.trial_id} {name}")
     return asked
+
+
+def _write(out: Path, replaced: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
+    """Put rows into the file, also where another process has added some in the meantime; returns all that it holds."""
+    ours = {_key(row) for row in (*replaced, *rows)}
+    with making(out.parent), alone(out.parent):
+        there = records(read_evaluations(out)) if out.is_file() else []
+        kept = [row for row in there if _key(row) not in ours] + list(rows)
+        write_parquet(typed_frame(kept, EVALUATION_COLUMNS), EVALUATION_COLUMNS, out)
+    return kept
+
+
+def _key(row: Row) -> tuple[Any, ...]:
+    return tuple(row[name] for name in ("model_digest", "protocol", "protocol_digest", "seed", "made_by", "metric"))
 
 
 def default_out(path: Path) -> Path:
