@@ -14,14 +14,17 @@ from pathlib import Path
 import pytest
 import yaml
 
+from analysis.load import read_evaluations, records
 from study import folder as folders
 from study import mirror as mirroring
+from study import rescoring
 from study.config import validate_study
 from study.errors import UserError
 from study.folder import LOCK_FILE, STUDY_FILE, create_folder, driver_lock, lock_held, new_study
 from study.ledger import JOURNAL, Ledger
 from study.mirror import Mirror
 from trainables.files import UnsafePathError
+from trainables.schema import EVALUATION_COLUMNS
 from trainables.storage import Store
 
 FORK = multiprocessing.get_context("fork")
@@ -289,6 +292,27 @@ def test_what_another_driver_has_in_the_store_is_not_taken_back(tmp_path):
     first.discard()
     assert Store(url).read_bytes(STUDY_FILE) == b"second"
     second.close()
+
+
+# ------------------------------------------------------------------------------------ files that several add to
+
+
+def add(number, out):
+    row = dict.fromkeys(column.name for column in EVALUATION_COLUMNS)
+    row |= {"study": "s", "trial_id": f"t{number}", "model_digest": str(number), "protocol": "p", "metric": "fid"}
+    for seed in range(5):
+        rescoring._write(out, (), [row | {"seed": seed, "value": 1.0}])
+    return len(rescoring._write(out, [row | {"seed": 0}], [row | {"seed": 0, "value": 2.0}]))
+
+
+def test_evaluations_of_several_commands_are_all_kept(tmp_path):
+    out = tmp_path / "new" / "evaluations.parquet"
+    said = at_once(4, add, out)
+    assert max(said) == 20
+    rows = records(read_evaluations(out))
+    assert {(row["trial_id"], row["seed"], row["value"]) for row in rows} == {
+        (f"t{number}", seed, 2.0 if seed == 0 else 1.0) for number in range(4) for seed in range(5)
+    }
 
 
 # ---------------------------------------------------------------------------------------------------- the commands
