@@ -268,7 +268,8 @@ def check_fits(config: TrialConfig, shape: Shape, classes: int, device: torch.de
     Raises:
         ValueError: one line with what it needs and what there is.
     """
-    there = LARGEST_DEVICE if device is None else device_memory(device)
+    here = device is not None and (device.type != "cuda" or torch.cuda.is_available())
+    there = device_memory(device) if device is not None and here else LARGEST_DEVICE
     held = _least_held(config, shape, classes)
     at_once = max(config.batch_size, config.label_batch_size if config.classifies else 0)
     needed = held
@@ -280,7 +281,7 @@ def check_fits(config: TrialConfig, shape: Shape, classes: int, device: torch.de
             f"network {config.network} with batch_size {config.batch_size}"
             + (f" and buffer_size {config.buffer_size}" if config.buffered else "")
             + f" needs at least {_gigabytes(needed)} of memory for images of {shape[1]}x{shape[2]}, but "
-            + ("no device has more than " if device is None else f"{device} has ")
+            + (f"{device} has " if here else "no device has more than ")
             + _gigabytes(there)
         )
 

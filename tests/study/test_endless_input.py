@@ -417,8 +417,6 @@ def test_a_damaged_optuna_storage_is_said_before_anything_starts(tmp_path, tiny,
         'update trial_params set distribution_json=\'{"name":"FloatDistribution","attributes":{"low":1}}\'',
         f"update trial_params set distribution_json='{DEEP}'",
         "update alembic_version set version_num='zzz'",
-        "update trials set datetime_start=null where state='COMPLETE'",
-        "update trial_values set value='abc'",
     ):
         (tmp_path / STORAGE).write_bytes(whole)
         connection = sqlite3.connect(tmp_path / STORAGE)

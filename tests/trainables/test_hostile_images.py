@@ -60,7 +60,7 @@ def _refused(data: Path, name: str = "mine", **options: Any) -> str:
     with pytest.raises(DataError) as found:
         load_dataset(name, str(data), **options)
     text = str(found.value)
-    assert text.startswith(str(data)) and "\n" not in text and len(text) < len(str(data)) * 2 + 400
+    assert text.startswith(str(data)) and "\n" not in text and len(text) < len(str(data)) * 4 + 500
     return text
 
 
