@@ -159,9 +159,6 @@ def _open(study: StudyConfig, folder: Path, started: Collection[int] = ()) -> tu
     except optuna.exceptions.DuplicatedStudyError:
         opened = optuna.load_study(study_name=study.name, storage=storage)
         fresh = False
-    if shared_url(study) is None:
-        for trial in opened.get_trials(deepcopy=False):
-            trial._validate()  # what `MemoryCopy` cannot take is damaged, and said before anything starts
     there = [d.name.lower() for d in opened.directions]
     if there != directions:
         raise UserError(f"{study.name}: its Optuna storage has the directions {there}, the study {directions}")
@@ -762,6 +759,10 @@ def _disagreement(study: StudyConfig, space: Space, opened: optuna.Study, ledger
         attributes = frozen.user_attrs
         if driver and attributes.get("driver") != driver:
             continue  # another driver's, whose ledger is elsewhere
+        try:
+            frozen._validate()  # `MemoryCopy` cannot take one that is not
+        except (ValueError, TypeError) as error:
+            return f"trial {frozen.number} is none ({one_line(error)[:120]})"
         if frozen.state is TrialState.WAITING and not driver:
             number, point = attributes.get("setting"), frozen.system_attrs.get("fixed_params")
             if not isinstance(number, int) or not 0 <= number < len(space.start) or point != dict(space.start[number]):

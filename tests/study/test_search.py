@@ -522,7 +522,7 @@ CHANGES = {
     "a setting": ("UPDATE trial_params SET param_value = 9.5 WHERE param_name = 'step_size'", "has step_size 9.5"),
     "a constraint": ("UPDATE trial_system_attributes SET value_json = '-1.0' WHERE trial_id = 3 AND key LIKE '%stable'",
                      "t0003 has stable = -1.0, in the journal 1.0"),
-    "a state": ("UPDATE trials SET state = 'FAIL' WHERE trial_id = 2", "t0002 has no result, in the journal it is"),
+    "a state": ("UPDATE trials SET state = 'FAIL' WHERE trial_id = 2", "trial 1 is none (values should be None"),
     "a pruned one": ("UPDATE trials SET state = 'PRUNED' WHERE trial_id = 2", "t0002 has the state 'PRUNED'"),
     "a course": ("UPDATE trial_intermediate_values SET intermediate_value = 0.1", "t0004 has the course {1: 0.1}"),
     "a name": ("UPDATE trial_user_attributes SET value_json = '\"t0009\"' WHERE trial_id = 2 AND key = 'trial_id'",
