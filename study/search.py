@@ -715,7 +715,7 @@ def reconcile(study: StudyConfig, space: Space, folder: Path, ledger: Ledger, dr
             "trial_id": trial_id,
             "setting_id": ledger.trials[trial_id]["setting_id"],
         }
-        parameters = {key: lookup(config, key) for key in space.distributions}
+        parameters = {key: _as_proposed(d, lookup(config, key)) for key, d in space.distributions.items()}
         trial = add_running(opened, space, parameters, attributes)
         if Outcome(ledger.trials[trial_id]["outcome"]).finished:
             tell(opened, study, trial, ledger.trials[trial_id], ledger.rows(trial_id))
@@ -795,7 +795,9 @@ def _compared(
     yield "the seed", frozen.user_attrs.get("seed"), config.seed
     yield "the fields", sorted(frozen.params), sorted(space.distributions)
     for key, distribution in space.distributions.items():
-        yield key, frozen.params[key], lookup(config, key)
+        here = _as_proposed(distribution, lookup(config, key))
+        if here in getattr(distribution, "choices", (here,)):  # else the method filled in what was null
+            yield key, frozen.params[key], here
         yield f"another range of {key}:", frozen.distributions[key], distribution
     yield "the state", frozen.state.name, "PRUNED" if outcome is Outcome.PRUNED else "COMPLETE"
     stable = -1.0 if outcome in (Outcome.COMPLETED, Outcome.PRUNED) else 1.0
@@ -806,6 +808,16 @@ def _compared(
     for objective, value in zip(study.objectives, frozen.values, strict=True):
         if (here := _told_value(objective, row)) is not None:  # else what it was told follows from other trials
             yield objective.metric, value, here
+
+
+def _as_proposed(distribution: Any, value: Any) -> Any:
+    """A trial's setting as the search proposed it: YAML reads 1e-5 as text, a trial's configuration as a number."""
+    for choice in getattr(distribution, "choices", ()):
+        if isinstance(choice, str) and not isinstance(value, str):
+            with contextlib.suppress(ValueError):
+                if float(choice) == value:
+                    return choice
+    return value
 
 
 def _same(there: Any, here: Any) -> bool:

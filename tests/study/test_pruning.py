@@ -182,7 +182,7 @@ class Played:
 
     def report(self, name, epoch, value, metric="fd_buffer"):
         """True where the trial is pruned."""
-        whole = {**dict.fromkeys(c.name for c in EPOCH_COLUMNS), **row(epoch, value, metric)}
+        whole = {**dict.fromkeys(c.name for c in EPOCH_COLUMNS), **row(epoch, value, metric), "trial_id": name}
         ended = self.control.judge(name, whole, RUNNING)
         self.ledger.report(name, whole, RUNNING)
         if ended:

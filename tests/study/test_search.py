@@ -534,6 +534,23 @@ CHANGES = {
 }  # fmt: skip
 
 
+def test_a_choice_that_yaml_reads_as_text_is_what_a_trial_has_as_a_number(driver):
+    """YAML takes 1e-5 for text; a storage with it is no changed one, and can be made anew."""
+    space = {"weight_decay": {"choices": [0.001, "1e-05"]}}
+    study = make_study(search={"sampler": "random", "trials": 4, "space": space})
+    run = driver(study)
+    for _ in range(4):
+        run.end(run.propose(), "completed", fd_buffer_best=1.0)
+    run.search.abandon("interrupted")
+    run.ledger.close()
+    ledger = Ledger(run.folder, study.name)
+    assert set_right(study, run.space, run.folder, ledger) is None
+    (run.folder / STORAGE).unlink()
+    reconcile(study, run.space, run.folder, ledger)
+    assert set_right(study, run.space, run.folder, ledger) is None
+    ledger.close()
+
+
 @pytest.fixture
 def half_way(driver):
     """A study of which four trials are over: two completed, one diverged, one pruned; its storage is told."""

@@ -172,6 +172,7 @@ def test_resume_refuses_a_study_that_was_changed_or_damaged(swept, mebm, tmp_pat
     journal = folder / "ledger.jsonl"
     whole = journal.read_bytes()
     journal.write_bytes(whole.replace(b'"epoch": 1', b'"epoch": 9', 1))  # still JSON
+    (folder / "epochs.parquet").unlink()  # which holds what it said
     code, _, err = mebm("resume", folder)
     assert code == 2
     assert "is damaged (ValueError: its checksum does not match)" in err
