@@ -98,7 +98,6 @@ class LedgerCallback(Callback):
         self.at_first: Callable[[], None] | None = None
         self.writing, self.hurried = 0, False
         self.pen: AbstractContextManager[Any] = threading.RLock()
-        self._full = False
         self._alive_at = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -122,10 +121,11 @@ class LedgerCallback(Callback):
         if self.ledger.trouble is not None:
             self.ledger.flush()
         full = self.ledger.trouble is not None
-        if full != self._full:
-            self._full = full
-            trouble = f"the journal cannot be written ({self.ledger.trouble}); what happens is kept in memory"
-            self.console.line(trouble if full else "the journal can be written again; nothing is lost")
+        if full != self.workers.stuck:
+            self.workers.stuck = full
+            trouble = f"the journal cannot be written ({self.ledger.trouble})"
+            kept = "what happens is kept in memory, and no trial starts meanwhile"
+            self.console.line(f"{trouble}; {kept}" if full else "the journal can be written again; nothing is lost")
         if time.monotonic() - self._alive_at > _ALIVE_SECONDS:
             self._alive_at = time.monotonic()
             self.ledger.alive()

@@ -20,7 +20,7 @@ import click
 from study import cli_chaos, cli_models, cli_report, cli_status, console, output
 from study.cli_models import with_set
 from study.errors import RunError, UserError, nearest, one_line, shown
-from study.places import PLACE
+from study.places import LOCAL, PLACE
 
 if TYPE_CHECKING:  # torch, Ray and plotly are imported by the commands that need them: `--help` is instant
     from study.config import StudyConfig
@@ -281,9 +281,7 @@ def _plan(study: StudyConfig, gpu: str | None, benches: tuple[Path, ...]) -> Pla
 @cli.command()
 @click.argument("config", metavar="METHOD|CONFIG", default="m-ebm")
 @with_set
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=None, help="New folder. Default: results/METHOD-DATASET."
-)
+@click.option("--out", type=LOCAL, default=None, help="New folder. Default: results/METHOD-DATASET.")
 def train(config: str, assignments: tuple[str, ...], out: Path | None) -> None:
     """Train one model, without Ray: a METHOD (see `mebm methods`) or a YAML file of trial fields.
 
@@ -363,7 +361,7 @@ def _beside(folders: tuple[Path | str, ...], name: str) -> Path:
 
 @cli.command()
 @click.argument("folders", nargs=-1, type=PLACE, metavar="[DIR]...")
-@click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder. Default: DIR/tables, or tables.")
+@click.option("--out", type=LOCAL, default=None, help="Folder. Default: DIR/tables, or tables.")
 @click.option(
     "--merge",
     type=click.Choice(["all", "newest", "best"]),
@@ -383,9 +381,7 @@ def tables(folders: tuple[Path | str, ...], out: Path | None, merge: Any) -> Non
 
 @cli.command()
 @click.argument("folders", nargs=-1, required=True, type=PLACE, metavar="DIR...")
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=None, help="File. Default: DIR/report.html, or report.html."
-)
+@click.option("--out", type=LOCAL, default=None, help="File. Default: DIR/report.html, or report.html.")
 def report(folders: tuple[Path | str, ...], out: Path | None) -> None:
     """Write one self-contained HTML report of the studies in DIR."""
     from analysis.load import load

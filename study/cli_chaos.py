@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from study.cli_models import with_set
+from study.places import LOCAL
 
 EXIT_DIFFERENT = 1
 
@@ -21,7 +22,7 @@ EXIT_DIFFERENT = 1
 @click.option("--nodes", type=click.IntRange(min=2), default=3, help="Of the local cluster; its head trains nothing.")
 @click.option("--kinds", "kinds_text", metavar="KINDS", help="Of kills, separated by commas. Default: all.")
 @with_set
-@click.option("--out", type=click.Path(path_type=Path), default=Path("results/chaos"), help="New folder.")
+@click.option("--out", type=LOCAL, default=Path("results/chaos"), help="New folder.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
 def chaos(
     kills: int,

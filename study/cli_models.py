@@ -13,7 +13,7 @@ import click
 
 from study import console
 from study.errors import RunError, UserError, parse_choices
-from study.places import PLACE, local_copy
+from study.places import LOCAL, PLACE, local_copy
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as `study.cli` has it."""
@@ -74,7 +74,7 @@ def with_set(command: F) -> F:
 )
 @click.option("--points", type=click.IntRange(2, 10_000), default=200, help="Images per set and model in the t-SNE.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where the models run.")
-@click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder. Default: DIR/figures, or figures.")
+@click.option("--out", type=LOCAL, default=None, help="Folder. Default: DIR/figures, or figures.")
 def figures(
     folders: tuple[Path | str, ...],
     only: str | None,
@@ -150,7 +150,7 @@ def figures(
 @click.option("--norm", type=click.Choice(["eval", "train"]), default="eval", help="Batch norm's mode in hybrid.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Where the images are now.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where the models run.")
-@click.option("--out", type=click.Path(path_type=Path), help="File to add rows to. Default: STUDY/evaluations.parquet.")
+@click.option("--out", type=LOCAL, help="File to add rows to. Default: STUDY/evaluations.parquet.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
 def evaluate(
     path: Path | str,
@@ -220,7 +220,7 @@ def evaluate(
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where the model runs.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=LOCAL,
     required=True,
     help="A .png grid, or a .parquet or .npz file of the images.",
 )
@@ -312,7 +312,7 @@ def sample(
     metavar="KEY=VALUE,...",
     help="Time every variant again with these fields, such as fused_norm=true,merge_bias=true; may be given again.",
 )
-@click.option("--out", type=click.Path(path_type=Path), default=Path("results/bench"), help="Folder to add rows to.")
+@click.option("--out", type=LOCAL, default=Path("results/bench"), help="Folder to add rows to.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
 def bench(
     methods: str | None,

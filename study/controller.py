@@ -21,12 +21,13 @@ from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 
 from study.errors import one_line
+from trainables.faults import of_the_disk
 from trainables.ray_trainable import OVER_MEMORY
 
 log = logging.getLogger("mebm")
 
 MOST_LOSSES = 20
-"""Lost workers and nodes of one trial in one run that do not count as its failures."""
+"""Lost workers and nodes, and full disks, of one trial in one run that do not count as its failures."""
 MOST_ALONE = 5
 """Of these, those under memory pressure while no other trial was at work."""
 _SAME_SECONDS = 5.0
@@ -43,10 +44,11 @@ class Workers:
     Attributes:
         preparing: By Ray's id of a trial that waits, the worker that is being prepared for it.
         killed: By our id of a trial, why its worker was killed; until the trial has taken note of it.
-        losses: By Ray's id of a trial, workers and nodes it has lost.
+        losses: By Ray's id of a trial, workers and nodes it has lost, and ends for want of room on a disk.
         alone: By Ray's id of a trial, workers it has lost under memory pressure while no other was at work.
         at_most: Trials at once, since memory ran short again; None: as many as the resources allow.
         limited: Trials have a limit of host memory.
+        stuck: The study's journal cannot be written, so a trial that started now would most likely fail.
         notes: What the user is to be told.
     """
 
@@ -56,6 +58,7 @@ class Workers:
     alone: Counter[str] = field(default_factory=Counter)
     at_most: int | None = None
     limited: bool = False
+    stuck: bool = False
     notes: list[str] = field(default_factory=list)
     _shortages: int = 0
     _short_at: float = -math.inf
@@ -84,6 +87,8 @@ class Workers:
 
     def room(self, at_work: int, now: float) -> int | None:
         """How many more workers may start; None: as many as the resources allow."""
+        if self.stuck:
+            return 0
         if self.at_most is None:
             return None
         return 0 if now < self._paused_until else max(0, self.at_most - at_work)
@@ -151,7 +156,7 @@ class Controller(TuneController):
             self._max_pending_trials = kept
 
     def _maybe_reuse_cached_actor(self, trial: Trial) -> bool:
-        if self.workers.at_most is not None:
+        if self.workers.stuck or self.workers.at_most is not None:
             trial.init_local_path()  # Ray does it when it asks for a worker, and none was asked for
         return bool(super()._maybe_reuse_cached_actor(trial))
 
@@ -175,7 +180,10 @@ class Controller(TuneController):
         super()._trial_task_failure(trial, exception)
 
     def _process_trial_failure(self, trial: Trial, exception: Any) -> None:
-        if _lost(exception) and not self._own_doing(trial, exception):
+        full = isinstance(exception, RayTaskError) and of_the_disk(str(exception))
+        if (full and self.workers.losses[trial.trial_id] < MOST_LOSSES) or (
+            _lost(exception) and not self._own_doing(trial, exception)
+        ):
             self.workers.losses[trial.trial_id] += 1
             if trial.max_failures >= 0:  # below: there is no limit
                 trial.max_failures += 1

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("mebm")
 
 LOG_FILE = "study.log"
+_STUCK_SECONDS = 300.0
+"""How long a study waits for a disk that cannot be written, once no trial is at work."""
 _GONE = "was moved or removed while the study ran"
 _GENERATIONS = 3
 """Checkpoints of a trial on the disk at the same time: two that are kept and the one being written."""
@@ -275,9 +277,7 @@ def run_trials(
             spoken()
             error(_resumable(place, reason))
 
-        watchdog = watch.enter_context(
-            Watchdog(study.run.node_seconds, last_words, lambda: None if ledger.in_place else _GONE)
-        )
+        watchdog = watch.enter_context(Watchdog(study.run.node_seconds, last_words, _place_lost(ledger)))
         if ours:
             watch.callback(watchdog.leave_ray)
         control.lost = lambda: watchdog.lost
@@ -371,6 +371,25 @@ def run_trials(
             reason = one_line(f"{type(broken).__name__}: {broken}")[:300]
             raise RunError(_resumable(place, f"the run broke off ({reason})"))
         return replace(ending, hurried=hurried)
+
+
+def _place_lost(ledger: Ledger) -> Callable[[float], str | None]:
+    """Asked with the time in seconds: why the study cannot go on where it writes; None while it can."""
+    since: float | None = None
+
+    def reason(now: float) -> str | None:
+        nonlocal since
+        if not ledger.in_place:
+            return _GONE
+        if (trouble := ledger.trouble) is None or ledger.running:
+            since = None
+            return None
+        since = now if since is None else since
+        if now - since < _STUCK_SECONDS:
+            return None
+        return f"nothing could be written for {_STUCK_SECONDS / 60:.0f} minutes ({trouble.strerror})"
+
+    return reason
 
 
 def _resumable(place: str, reason: str) -> str:

@@ -27,6 +27,21 @@ class Place(click.ParamType["Path | str"]):
 PLACE = Place()
 
 
+class Local(click.ParamType["Path"]):
+    """A path on this machine, where a command writes; a URL is refused, of which a folder `s3:` would be made."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """A `Path`."""
+        if "://" in str(value):
+            self.fail("a path on this machine is needed, not a URL; copy the result there afterwards", param, ctx)
+        return Path(value)
+
+
+LOCAL = Local()
+
+
 def is_remote(place: Path | str) -> bool:
     """Whether a place is a URL of object storage."""
     return isinstance(place, str)

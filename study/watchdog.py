@@ -106,7 +106,7 @@ class Watchdog:
     Args:
         node_seconds: see `Health`.
         last_words: called before the process ends with what is wrong; says it to the user.
-        also: asked for another reason to end the study; None while there is none.
+        also: asked, with the clock's time, for another reason to end the study; None while there is none.
 
     Attributes:
         clock: does not count the time for which this process was stopped.
@@ -116,7 +116,7 @@ class Watchdog:
     """
 
     def __init__(
-        self, node_seconds: float, last_words: Callable[[str], None], also: Callable[[], str | None] = lambda: None
+        self, node_seconds: float, last_words: Callable[[str], None], also: Callable[[float], str | None]
     ) -> None:
         import ray
         from ray._private import worker
@@ -166,7 +166,7 @@ class Watchdog:
             if self.lost is None:
                 if self._leaving:
                     continue
-                self.lost = self._dead() or self._health.wrong(now) or self._also()
+                self.lost = self._dead() or self._health.wrong(now) or self._also(now)
                 if self.lost is not None:
                     log.error("the study is given up: %s", self.lost)
                     until = now + PATIENCE

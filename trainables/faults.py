@@ -15,6 +15,7 @@ _WORDS = (
     "PytorchStreamWriter",  # torch.save on a full disk
     "No space left",
 )
+_DISK = ("No space left on device", "Disk quota exceeded", "Read-only file system", "PytorchStreamWriter")
 
 
 def may_pass(error: BaseException) -> bool:
@@ -30,3 +31,8 @@ def may_pass(error: BaseException) -> bool:
             return True
         seen = seen.__cause__
     return False
+
+
+def of_the_disk(text: str) -> bool:
+    """True for what an error says whose reason is a disk that is full or cannot be written."""
+    return any(words in text for words in _DISK)

@@ -28,6 +28,18 @@ COMMANDS = (
 )  # fmt: skip
 
 
+@pytest.mark.parametrize("command", ["train", "tables", "report", "figures", "evaluate", "sample", "chaos", "bench"])
+def test_what_is_written_here_is_not_written_into_a_folder_that_is_named_like_a_url(
+    mebm, tmp_path, monkeypatch, command
+):
+    monkeypatch.chdir(tmp_path)
+    place = [str(tmp_path)] if command in ("tables", "report", "figures", "evaluate", "sample") else []
+    code, _, err = mebm(command, *place, "--out", "s3://bucket/there")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "'--out': a path on this machine is needed" in err
+    assert not list(tmp_path.iterdir())
+
+
 def test_help_names_every_command_and_every_option_of_it(mebm):
     code, out, _ = mebm("--help")
     assert code == 0

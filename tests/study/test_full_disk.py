@@ -1,0 +1,159 @@
+"""Disks that fill or can no longer be written while a study runs. The real ones are mounted, which takes root's rights."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from ray.exceptions import RayTaskError
+
+from study.chaos import compare_folders
+from study.controller import Workers
+from study.driver import _STUCK_SECONDS, _place_lost
+from study.ledger import JOURNAL, Ledger
+from trainables.faults import of_the_disk
+from trainables.methods import build_trial
+from trainables.schema import Outcome
+
+STUDY = """\
+name: full
+trial: {dataset: digits, norm: none, network: conv-4, epochs: 3, iterations_per_epoch: 10, batch_size: 16,
+  buffer_size: 100, device: cpu, evaluation: {every: 1, fresh_steps: 2}}
+run: {checkpoint_seconds: 0}
+search: {sampler: grid, grid: [{initial: gaussian, sampling_steps: [1, 2, 3]}]}
+seeds: [0, 1]
+"""
+START = """\
+import sys
+from study import driver
+driver._STUCK_SECONDS = 5.0
+from study.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+WAIT = 500
+"""Seconds."""
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
+def test_what_a_worker_says_of_its_disk_is_understood(number):
+    error = RayTaskError("step", "Traceback\n  write()\n" + str(OSError(number, os.strerror(number))), OSError(number))
+    assert of_the_disk(str(error))
+    assert not of_the_disk(str(OSError(errno.ENOENT, os.strerror(errno.ENOENT), "a disk")))
+
+
+def test_no_trial_starts_while_the_journal_cannot_be_written():
+    workers = Workers()
+    workers.stuck = True
+    assert workers.room(3, 0.0) == 0
+    workers.stuck = False
+    assert workers.room(3, 0.0) is None
+
+
+def test_a_study_waits_for_its_disk_and_for_the_trials_at_work_before_it_ends(tmp_path):
+    ledger = Ledger(tmp_path, "s")
+    reason = _place_lost(ledger)
+    ledger.start("t0001", build_trial({"dataset": "digits"}), "abcd", 0.0)
+    assert reason(0.0) is None
+    ledger.trouble = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert reason(10 * _STUCK_SECONDS) is None, "a trial is at work"
+    ledger.lost("t0001", "no room")
+    ledger.trouble = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    start = 20 * _STUCK_SECONDS
+    assert reason(start) is None
+    assert reason(start + _STUCK_SECONDS - 1) is None
+    assert reason(start + _STUCK_SECONDS) == "nothing could be written for 5 minutes (No space left on device)"
+    ledger.trouble = None
+    assert reason(start + 2 * _STUCK_SECONDS) is None
+    ledger.trouble = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert reason(start + 3 * _STUCK_SECONDS) is None, "the time begins anew"
+    ledger.trouble = None
+    ledger.end("t0001", Outcome.INTERRUPTED, None)
+    ledger.close()
+
+
+# ---------------------------------------------------------------------------------------------------- a real disk
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A small disk of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=30m", "tmpfs", folder], capture_output=True)
+    if made.returncode != 0:
+        pytest.skip("no disk can be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def fill(disk: Path) -> Path:
+    path = disk / "filling"
+    with path.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(1 << 12))
+    return path
+
+
+def start(folder: Path, *arguments: object) -> subprocess.Popen:
+    with (folder / "output.log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-c", START, *map(str, arguments)],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=folder, start_new_session=True,
+        )  # fmt: skip
+
+
+def said(folder: Path) -> str:
+    return (folder / "output.log").read_text(encoding="utf-8")
+
+
+def wait_for(process, holds, folder) -> None:
+    until = time.monotonic() + WAIT
+    while not holds():
+        assert process.poll() is None and time.monotonic() < until, said(folder)
+        time.sleep(0.05)
+
+
+@pytest.mark.ray
+@pytest.mark.long
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize("trouble", ["full", "full for good", "read-only"])
+def test_a_disk_in_trouble_costs_no_trial(tmp_path, disk, trouble):
+    (tmp_path / "full.yaml").write_text(STUDY)
+    calm = start(tmp_path, "sweep", "full.yaml", "--results", tmp_path / "calm")
+    assert calm.wait(WAIT) == 0, said(tmp_path)
+    (tmp_path / "output.log").unlink()
+
+    process = start(tmp_path, "sweep", "full.yaml", "--results", disk)
+    journal = disk / "full" / JOURNAL
+    epochs = b'"event": "report"'
+    wait_for(process, lambda: journal.is_file() and journal.read_bytes().count(epochs) >= 5, tmp_path)
+    if trouble == "read-only":
+        # A file that is open for writing keeps a disk from becoming read-only but for its own flag
+        subprocess.run(["mount", "-o", "remount,ro", disk], capture_output=True)
+        subprocess.run(["mount", "--bind", disk, disk], check=True)
+        subprocess.run(["mount", "-o", "remount,ro,bind", disk], check=True)
+    else:
+        filling = fill(disk)
+    if trouble == "full":
+        wait_for(process, lambda: "the journal cannot be written" in said(tmp_path), tmp_path)
+        filling.unlink()
+        assert process.wait(WAIT) == 0, said(tmp_path)
+        assert "the journal can be written again" in said(tmp_path)
+    else:
+        assert process.wait(WAIT) == 1, said(tmp_path)
+        assert f"mebm resume {disk / 'full'}" in said(tmp_path)
+        assert "Traceback" not in said(tmp_path)
+        if trouble == "read-only":
+            subprocess.run(["umount", "-l", disk], check=True)
+            subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+        else:
+            filling.unlink()
+        assert start(tmp_path, "resume", disk / "full").wait(WAIT) == 0, said(tmp_path)
+    assert compare_folders(tmp_path / "calm" / "full", disk / "full") == []
