@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import re
 import shutil
 import threading
@@ -34,6 +35,8 @@ log = logging.getLogger("mebm")
 FOR_GOOD = (Outcome.COMPLETED, Outcome.DIVERGED, Outcome.COLLAPSED, Outcome.PRUNED)
 """Ends after which a trial is never trained again."""
 _ALIVE_SECONDS = 60.0
+_DISK_SECONDS = 2.0
+"""Least time between two looks at a disk that could not be written."""
 _EXCEPTION = re.compile(r"[\w.]*(Error|Exception|Exit|Interrupt)\b(\([^)]*\))?:")
 
 
@@ -99,6 +102,7 @@ class LedgerCallback(Callback):
         self.writing, self.hurried = 0, False
         self.pen: AbstractContextManager[Any] = threading.RLock()
         self._alive_at = time.monotonic()
+        self._tried_at = -math.inf
 
     def __getstate__(self) -> dict[str, Any]:
         """Ray pickles its tuner and with it the callbacks; open files and the screen stay behind."""
@@ -118,17 +122,25 @@ class LedgerCallback(Callback):
         for note in self.workers.notes:
             self.console.line(note)
         self.workers.notes.clear()
-        if self.ledger.trouble is not None:
-            self.ledger.flush()
-        full = self.ledger.trouble is not None
-        if full != self.workers.stuck:
-            self.workers.stuck = full
-            trouble = f"the journal cannot be written ({self.ledger.trouble})"
-            kept = "what happens is kept in memory, and no trial starts meanwhile"
-            self.console.line(f"{trouble}; {kept}" if full else "the journal can be written again; nothing is lost")
+        self._look_at_disk()
         if time.monotonic() - self._alive_at > _ALIVE_SECONDS:
             self._alive_at = time.monotonic()
             self.ledger.alive()
+
+    def _look_at_disk(self) -> None:
+        doubtful = self.ledger.trouble is not None or self.workers.stuck or self.workers.disk_failed
+        if not doubtful or time.monotonic() - self._tried_at < _DISK_SECONDS:
+            return
+        self._tried_at, self.workers.disk_failed = time.monotonic(), False
+        wrong = self.ledger.try_disk()
+        if (wrong is not None) == self.workers.stuck:
+            return
+        self.workers.stuck = wrong is not None
+        if wrong is None:
+            self.console.line(f"{self.ledger.folder} can be written again; nothing is lost")
+        else:
+            kept = "what happens is kept in memory, and no trial starts meanwhile"
+            self.console.line(f"{self.ledger.folder} cannot be written ({wrong.strerror}); {kept}")
 
     @_kept
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

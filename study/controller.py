@@ -48,7 +48,8 @@ class Workers:
         alone: By Ray's id of a trial, workers it has lost under memory pressure while no other was at work.
         at_most: Trials at once, since memory ran short again; None: as many as the resources allow.
         limited: Trials have a limit of host memory.
-        stuck: The study's journal cannot be written, so a trial that started now would most likely fail.
+        disk_failed: A trial has met a disk that is full or cannot be written.
+        stuck: The study's folder cannot be written, so a trial that started now would most likely fail.
         notes: What the user is to be told.
     """
 
@@ -58,6 +59,7 @@ class Workers:
     alone: Counter[str] = field(default_factory=Counter)
     at_most: int | None = None
     limited: bool = False
+    disk_failed: bool = False
     stuck: bool = False
     notes: list[str] = field(default_factory=list)
     _shortages: int = 0
@@ -87,8 +89,6 @@ class Workers:
 
     def room(self, at_work: int, now: float) -> int | None:
         """How many more workers may start; None: as many as the resources allow."""
-        if self.stuck:
-            return 0
         if self.at_most is None:
             return None
         return 0 if now < self._paused_until else max(0, self.at_most - at_work)
@@ -144,6 +144,8 @@ class Controller(TuneController):
         self._actor_manager = Actors(resource_manager=self._actor_manager._resource_manager)
 
     def _maybe_add_actors(self) -> None:
+        if self.workers.stuck:
+            return
         room = self.workers.room(self._actor_manager.num_total_actors, time.monotonic())
         if room is None:
             super()._maybe_add_actors()
@@ -156,7 +158,7 @@ class Controller(TuneController):
             self._max_pending_trials = kept
 
     def _maybe_reuse_cached_actor(self, trial: Trial) -> bool:
-        if self.workers.stuck or self.workers.at_most is not None:
+        if self.workers.at_most is not None:
             trial.init_local_path()  # Ray does it when it asks for a worker, and none was asked for
         return bool(super()._maybe_reuse_cached_actor(trial))
 
@@ -181,6 +183,7 @@ class Controller(TuneController):
 
     def _process_trial_failure(self, trial: Trial, exception: Any) -> None:
         full = isinstance(exception, RayTaskError) and of_the_disk(str(exception))
+        self.workers.disk_failed |= full
         if (full and self.workers.losses[trial.trial_id] < MOST_LOSSES) or (
             _lost(exception) and not self._own_doing(trial, exception)
         ):

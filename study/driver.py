@@ -381,7 +381,7 @@ def _place_lost(ledger: Ledger) -> Callable[[float], str | None]:
         nonlocal since
         if not ledger.in_place:
             return _GONE
-        if (trouble := ledger.trouble) is None or ledger.running:
+        if (trouble := ledger.trouble or ledger.no_room) is None or ledger.running:
             since = None
             return None
         since = now if since is None else since

@@ -14,6 +14,7 @@ import json
 import logging
 import math
 import os
+import tempfile
 import time
 import zlib
 from collections import deque
@@ -26,7 +27,7 @@ import pyarrow as pa
 
 from analysis.load import to_table, write_table
 from analysis.migrate import upgrade_event
-from study.errors import UserError, one_line
+from study.errors import RunError, UserError, one_line
 from study.shelf import Shelf
 from trainables.config import TrialConfig
 from trainables.files import UnsafePathError, check_name, open_append, within
@@ -37,6 +38,7 @@ log = logging.getLogger("mebm")
 JOURNAL = "ledger.jsonl"
 _SNAPSHOT_SECONDS = 5.0
 _SNAPSHOT_SHARE = 50
+_TRIED_BYTES = 1 << 20
 """A snapshot may take one part in so many of the driver's time."""
 _TRIAL_NAMES = tuple(c.name for c in TRIAL_COLUMNS)
 _EPOCH_NAMES = tuple(c.name for c in EPOCH_COLUMNS)
@@ -190,6 +192,7 @@ class Ledger:
         torn: bytes at the journal's end that are no whole line.
         old_lines: how many lines are of schema version 1, which notes neither code nor settings' numbers.
         trouble: why the journal cannot be written at the moment; None where it can. Events wait in memory meanwhile.
+        no_room: why no new file could be written into the folder when that was last tried; None where it could.
         newest: time of the newest event, seconds since the epoch; 0 before the first.
 
     Raises:
@@ -206,6 +209,7 @@ class Ledger:
         self.runs: list[dict[str, Any]] = []
         self.old_lines = self.torn = 0
         self.trouble: OSError | None = None
+        self.no_room: OSError | None = None
         self.newest = 0.0
         self.numbered = False
         self.mark = Mark()
@@ -364,6 +368,17 @@ class Ledger:
             return False
         self.trouble = None
         return True
+
+    def try_disk(self) -> OSError | None:
+        """Write what waits, and a file of about a trial's size for a moment; returns what is wrong with the disk."""
+        self.no_room = None
+        try:
+            with tempfile.TemporaryFile(dir=self.folder) as file:
+                file.write(bytes(_TRIED_BYTES))
+        except OSError as error:
+            self.no_room = error
+        self.flush()
+        return self.trouble or self.no_room
 
     # ------------------------------------------------------------------------------------------------- events
 
@@ -643,7 +658,7 @@ class Ledger:
         """Write the tables a last time and close the journal.
 
         Raises:
-            UserError: events could not be written.
+            RunError: events could not be written.
         """
         if self._file is None:
             return
@@ -652,7 +667,7 @@ class Ledger:
         self._file.close()
         self._file = None
         if not whole:
-            raise UserError(
+            raise RunError(
                 f"{self.folder / JOURNAL}: the last {len(self._waiting)} events could not be written "
                 f"({self.trouble}); make room, then: mebm resume {self.folder}, which does that work again"
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -14,7 +15,6 @@ import pytest
 from ray.exceptions import RayTaskError
 
 from study.chaos import compare_folders
-from study.controller import Workers
 from study.driver import _STUCK_SECONDS, _place_lost
 from study.ledger import JOURNAL, Ledger
 from trainables.faults import of_the_disk
@@ -30,11 +30,10 @@ search: {sampler: grid, grid: [{initial: gaussian, sampling_steps: [1, 2, 3]}]}
 seeds: [0, 1]
 """
 START = """\
-import sys
 from study import driver
 driver._STUCK_SECONDS = 5.0
 from study.cli import main
-sys.exit(main(sys.argv[1:]))
+main()
 """
 WAIT = 500
 """Seconds."""
@@ -45,14 +44,6 @@ def test_what_a_worker_says_of_its_disk_is_understood(number):
     error = RayTaskError("step", "Traceback\n  write()\n" + str(OSError(number, os.strerror(number))), OSError(number))
     assert of_the_disk(str(error))
     assert not of_the_disk(str(OSError(errno.ENOENT, os.strerror(errno.ENOENT), "a disk")))
-
-
-def test_no_trial_starts_while_the_journal_cannot_be_written():
-    workers = Workers()
-    workers.stuck = True
-    assert workers.room(3, 0.0) == 0
-    workers.stuck = False
-    assert workers.room(3, 0.0) is None
 
 
 def test_a_study_waits_for_its_disk_and_for_the_trials_at_work_before_it_ends(tmp_path):
@@ -68,7 +59,9 @@ def test_a_study_waits_for_its_disk_and_for_the_trials_at_work_before_it_ends(tm
     assert reason(start) is None
     assert reason(start + _STUCK_SECONDS - 1) is None
     assert reason(start + _STUCK_SECONDS) == "nothing could be written for 5 minutes (No space left on device)"
-    ledger.trouble = None
+    ledger.trouble, ledger.no_room = None, ledger.trouble
+    assert reason(start + _STUCK_SECONDS) is not None, "the journal can be written and nothing else"
+    ledger.no_room = None
     assert reason(start + 2 * _STUCK_SECONDS) is None
     ledger.trouble = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert reason(start + 3 * _STUCK_SECONDS) is None, "the time begins anew"
@@ -89,6 +82,26 @@ def disk(tmp_path):
     if made.returncode != 0:
         pytest.skip("no disk can be mounted here")
     yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.fixture
+def failing_disk(tmp_path):
+    """A disk that can be given up, as after an error of its hardware, and put right by `mend`."""
+    folder, image = tmp_path / "disk", tmp_path / "image"
+    folder.mkdir()
+    with image.open("wb") as file:
+        file.truncate(60 << 20)
+    mount = ["mount", "-o", "loop", image, folder]
+    for command in (["mkfs.ext4", "-q", image], mount):
+        if shutil.which(command[0]) is None or subprocess.run(command, capture_output=True).returncode != 0:
+            pytest.skip("no disk can be mounted here")
+
+    def mend():
+        subprocess.run(["umount", "-l", folder], check=True)
+        subprocess.run(mount, check=True)
+
+    yield folder, mend
     subprocess.run(["umount", "-l", folder], check=True)
 
 
@@ -119,41 +132,67 @@ def wait_for(process, holds, folder) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.ray
-@pytest.mark.long
-@pytest.mark.slow
-@pytest.mark.timeout(2400)
-@pytest.mark.parametrize("trouble", ["full", "full for good", "read-only"])
-def test_a_disk_in_trouble_costs_no_trial(tmp_path, disk, trouble):
+@pytest.fixture
+def calm(tmp_path):
+    """The folder of a study that met no trouble."""
     (tmp_path / "full.yaml").write_text(STUDY)
-    calm = start(tmp_path, "sweep", "full.yaml", "--results", tmp_path / "calm")
-    assert calm.wait(WAIT) == 0, said(tmp_path)
+    assert start(tmp_path, "sweep", "full.yaml", "--results", tmp_path / "calm").wait(WAIT) == 0, said(tmp_path)
     (tmp_path / "output.log").unlink()
+    return tmp_path / "calm" / "full"
 
-    process = start(tmp_path, "sweep", "full.yaml", "--results", disk)
+
+def at_work(disk: Path, folder: Path) -> subprocess.Popen:
+    """A study on the disk that has measured a few epochs."""
+    process = start(folder, "sweep", "full.yaml", "--results", disk)
     journal = disk / "full" / JOURNAL
-    epochs = b'"event": "report"'
-    wait_for(process, lambda: journal.is_file() and journal.read_bytes().count(epochs) >= 5, tmp_path)
-    if trouble == "read-only":
-        # A file that is open for writing keeps a disk from becoming read-only but for its own flag
-        subprocess.run(["mount", "-o", "remount,ro", disk], capture_output=True)
-        subprocess.run(["mount", "--bind", disk, disk], check=True)
-        subprocess.run(["mount", "-o", "remount,ro,bind", disk], check=True)
-    else:
+    wait_for(process, lambda: journal.is_file() and journal.read_bytes().count(b'"event": "report"') >= 5, folder)
+    return process
+
+
+def ends_resumable(process: subprocess.Popen, disk: Path, folder: Path) -> None:
+    assert process.wait(WAIT) == 1, said(folder)
+    assert f"{disk / 'full'} cannot be written (" in said(folder)
+    assert f"mebm resume {disk / 'full'}" in said(folder)
+    assert "Traceback" not in said(folder)
+
+
+real = [pytest.mark.ray, pytest.mark.long, pytest.mark.slow, pytest.mark.timeout(2400)]
+
+
+class TestRealDisks:
+    pytestmark = real
+
+    def test_room_that_comes_back_is_used(self, tmp_path, calm, disk):
+        process = at_work(disk, tmp_path)
         filling = fill(disk)
-    if trouble == "full":
-        wait_for(process, lambda: "the journal cannot be written" in said(tmp_path), tmp_path)
+        wait_for(process, lambda: "cannot be written (No space left on device)" in said(tmp_path), tmp_path)
         filling.unlink()
         assert process.wait(WAIT) == 0, said(tmp_path)
-        assert "the journal can be written again" in said(tmp_path)
-    else:
-        assert process.wait(WAIT) == 1, said(tmp_path)
-        assert f"mebm resume {disk / 'full'}" in said(tmp_path)
-        assert "Traceback" not in said(tmp_path)
-        if trouble == "read-only":
-            subprocess.run(["umount", "-l", disk], check=True)
-            subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
-        else:
-            filling.unlink()
+        assert "can be written again" in said(tmp_path)
+        assert compare_folders(calm, disk / "full") == []
+
+    def test_without_room_it_ends_and_goes_on_when_there_is(self, tmp_path, calm, disk):
+        process = at_work(disk, tmp_path)
+        filling = fill(disk)
+        ends_resumable(process, disk, tmp_path)
+        filling.unlink()
         assert start(tmp_path, "resume", disk / "full").wait(WAIT) == 0, said(tmp_path)
-    assert compare_folders(tmp_path / "calm" / "full", disk / "full") == []
+        assert compare_folders(calm, disk / "full") == []
+
+    def test_files_that_are_open_can_be_written_and_new_ones_cannot(self, tmp_path, calm, disk):
+        process = at_work(disk, tmp_path)
+        subprocess.run(["mount", "--bind", disk, disk], check=True)
+        subprocess.run(["mount", "-o", "remount,ro,bind", disk], check=True)
+        ends_resumable(process, disk, tmp_path)
+        subprocess.run(["umount", "-l", disk], check=True)
+        assert start(tmp_path, "resume", disk / "full").wait(WAIT) == 0, said(tmp_path)
+        assert compare_folders(calm, disk / "full") == []
+
+    def test_a_disk_that_is_given_up_by_its_system(self, tmp_path, calm, failing_disk):
+        disk, mend = failing_disk
+        process = at_work(disk, tmp_path)
+        subprocess.run(["mount", "-o", "remount,abort", disk], capture_output=True)
+        ends_resumable(process, disk, tmp_path)
+        mend()
+        assert start(tmp_path, "resume", disk / "full").wait(WAIT) == 0, said(tmp_path)
+        assert compare_folders(calm, disk / "full") == []

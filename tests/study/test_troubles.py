@@ -701,12 +701,12 @@ def test_a_line_that_could_not_be_cut_off_again_does_not_spoil_the_next(tmp_path
 
 
 def test_events_that_never_reach_the_disk_are_said_at_the_end(tmp_path):
-    from study.errors import UserError
+    from study.errors import RunError
 
     ledger, disk = on_a_disk(tmp_path)
     disk.room = 0
     ledger.report("t0001", row(1), running())
-    with pytest.raises(UserError, match="the last 1 events could not be written"):
+    with pytest.raises(RunError, match="the last 1 events could not be written"):
         ledger.close()
     again = Ledger(tmp_path, "s")  # what is there is whole
     assert [r["epoch"] for r in again.rows("t0001")] == [0]
