@@ -330,6 +330,7 @@ def gone(marker: str) -> list[str]:
 
 
 @pytest.mark.ray
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_study_under_kills_ends_equal_to_a_calm_one(tmp_path, monkeypatch):
@@ -362,6 +363,7 @@ def test_a_study_under_kills_ends_equal_to_a_calm_one(tmp_path, monkeypatch):
 
 
 @pytest.mark.ray
+@pytest.mark.long
 @pytest.mark.slow
 def test_an_aborted_run_leaves_no_process_behind(tmp_path):
     """The whole command is asked to end while its study runs."""

@@ -88,7 +88,10 @@ def calm(tmp_path_factory):
     return base
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 130, marks=pytest.mark.long), (signal.SIGKILL, -9)],
+)
 def test_a_study_that_is_cut_off_ends_as_if_it_had_not_been(calm, tmp_path, number, code):
     folder = tmp_path / "long"
     process = start("sweep", calm / "long.yaml", "--results", tmp_path)
