@@ -2,8 +2,8 @@
 
 - Version 1: tables without a version in the file and without checksums, which may lack columns that came later
   (`Column.added`); a journal whose lines have no time of writing, no setting number and no checksum, and no runs.
-- Version 2: the version stands in the metadata of every table, which has all columns and a checksum per page; every
-  line of the journal has a CRC-32.
+- Version 2: the version stands in the metadata of every table, which has a checksum per page and all columns but
+  those that have come since (`added=2`); every line of the journal has a CRC-32.
 
 Nothing is made up: what a version did not record is null ("not measured"), unless the file says it elsewhere, as the
 complete configuration of a trial does. Files are never changed by reading them.
@@ -57,7 +57,7 @@ def table_version(metadata: Mapping[bytes, bytes] | None) -> int:
 
 def may_lack(version: int, column: Column) -> bool:
     """Whether a table of a version may be without a column."""
-    return version < 2 and column.added
+    return version <= column.added
 
 
 def settings_from_config(table: pa.Table, absent: Sequence[str]) -> dict[str, pa.Array]:

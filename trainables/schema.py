@@ -67,7 +67,8 @@ class Cause(StrEnum):
     TRIVIAL_OPTIMUM = "trivial_optimum"
     """The energy gap sits at the L2 term's own optimum, -1 / lambda."""
     WORSE_THAN_P0 = "worse_than_p0"
-    """At the end of its budget the trial's samples score worse than its untrained initial distribution."""
+    """At the end of its budget the trial's samples score worse than its untrained initial distribution, by more than
+    the sampling error of the two scores, and training had begun in earnest (`divergence.begun`)."""
 
 
 CAUSE_TEXT: dict[Cause, str] = {
@@ -125,8 +126,8 @@ class Column:
     type: ColumnType
     meaning: str
     unit: str = ""
-    added: bool = False
-    """Added after version 1 of the schema: a file of that version without it is read with nulls."""
+    added: int = 0
+    """The last version of the schema whose files may lack it (True: 1): there it is read as nulls."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,16 @@ class Metric:
         """Name of the column with the protocol id."""
         return f"{self.name}_protocol"
 
+    @property
+    def error_column(self) -> str:
+        """Name of the column of `epochs.parquet` with the standard error of the score's own sampling."""
+        return f"{self.name}_se"
+
+    @property
+    def best_error_column(self) -> str:
+        """Name of the column of `trials.parquet` with the same of the best score."""
+        return f"{self.name}_best_se"
+
 
 METRICS: tuple[Metric, ...] = (
     Metric(
@@ -157,6 +168,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("accuracy", "accuracy", "maximize", "test accuracy of the class head, eval-mode norm", "fraction"),
 )
 METRIC_BY_NAME: dict[str, Metric] = {m.name: m for m in METRICS}
+_ERROR = "standard error of the score's own sampling; null where not estimated. Training's chance is not in it"
 
 SIGNALS: tuple[Column, ...] = (
     Column("energy_data_mean", "float64", "mean E(x+) over the batch", "energy"),
@@ -201,6 +213,7 @@ EPOCH_COLUMNS: tuple[Column, ...] = (
         for m in METRICS
         for c in (
             Column(m.name, "float64", m.meaning, m.unit),
+            Column(m.error_column, "float64", _ERROR, m.unit, added=2),
             Column(m.protocol_column, "string", f"protocol id of {m.name}"),
         )
     ),
@@ -245,6 +258,7 @@ TRIAL_COLUMNS: tuple[Column, ...] = (
     Column("alarm_iteration", "int64", "first iteration at which the detector raised its alarm; null if never"),
     Column("alarm_cause", "string", "one of Cause: what raised the alarm"),
     Column("loss_limit_iteration", "int64", "first iteration at which the released check would stop; null if never"),
+    Column("undertrained", "bool", "true of a completed trial too short for a verdict on its quality", added=2),
     Column("epochs_done", "int64", "epochs finished"),
     Column("iterations_done", "int64", "iterations finished"),
     Column("iterations_planned", "int64", "iterations of the whole budget"),
@@ -256,6 +270,7 @@ TRIAL_COLUMNS: tuple[Column, ...] = (
             Column(
                 f"{m.name}_best", "float64", f"best {m.name}; of a diverged trial the best before it diverged", m.unit
             ),
+            Column(m.best_error_column, "float64", _ERROR, m.unit, added=2),
             Column(f"{m.name}_best_epoch", "int64", f"epoch of {m.name}_best"),
             Column(f"{m.name}_last", "float64", f"last {m.name}", m.unit),
             Column(f"{m.name}_initial", "float64", f"{m.name} at epoch 0: p0's own", m.unit),
@@ -372,8 +387,9 @@ EVALUATION_COLUMNS: tuple[Column, ...] = (
         "torch-fidelity's own, over splits and subsets",
     ),
     Column("value", "float64", "the number"),
-    Column("low", "float64", "lower end of its 95% interval over draws of the samples; null where none was asked for"),
+    Column("low", "float64", "lower end of its 95% interval over draws of the samples; null where none was taken"),
     Column("high", "float64", "upper end of it"),
+    Column("se", "float64", "standard error of the score's own sampling; null where not estimated", added=2),
     Column("reference", "string", "what it is compared with: data, images, extractor; null for a metric without"),
     Column("seed", "int64", "seed of fresh samples"),
     Column("seconds", "float64", "time of the protocol's scoring", "s"),
