@@ -7,60 +7,22 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
 
 from analysis.grouping import alike
 from analysis.load import empty_frame, plain
+from analysis.rates import ENDED_BADLY as ENDED_BADLY
+from analysis.rates import JUDGED as JUDGED
+from analysis.rates import Interval as Interval
+from analysis.rates import Trial as Trial
+from analysis.rates import distinct as distinct
+from analysis.rates import wilson as wilson
 from analysis.words import symbol, text
 from trainables.schema import METRICS, SETTING_FIELDS, SETTING_NAMES, Column, Outcome
-
-Trial = Mapping[str, Any]
-"""A row of `trials.parquet` as plain values, null as None."""
-
-JUDGED: frozenset[str] = frozenset({Outcome.COMPLETED, Outcome.DIVERGED, Outcome.COLLAPSED})
-"""Outcomes that say something about a setting's stability over the whole budget; the rest is censored or no trial."""
-ENDED_BADLY: frozenset[str] = frozenset({Outcome.DIVERGED, Outcome.COLLAPSED})
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A proportion k/n with its 95% Wilson interval; the proportion and its bounds are None where n is 0."""
-
-    k: int
-    n: int
-    rate: float | None
-    low: float | None
-    high: float | None
-
-    def __str__(self) -> str:
-        """The counts with what they support, such as "0/9, at most 30% at 95%"."""
-        return self.of("")
-
-    def of(self, what: str) -> str:
-        """The counts of `what` with what they support, such as "0/9 diverged, at most 30% at 95%"."""
-        counts = f"{self.k}/{self.n} {what}".rstrip()
-        if self.low is None or self.high is None:
-            return counts
-        if self.k == 0:
-            return f"{counts}, at most {self.high:.0%} at 95%"
-        if self.k == self.n:
-            return f"{counts}, at least {self.low:.0%} at 95%"
-        return f"{counts}, {self.low:.0%} to {self.high:.0%} at 95%"
-
-
-@lru_cache(maxsize=65_536)  # seeds are few, so thousands of settings have the same few counts
-def wilson(k: int, n: int) -> Interval:
-    """The 95% Wilson score interval of k out of n (scipy's `binomtest`)."""
-    if n == 0:
-        return Interval(k, n, None, None, None)
-    bounds = binomtest(k, n).proportion_ci(confidence_level=0.95, method="wilson")
-    return Interval(k, n, k / n, float(bounds.low), float(bounds.high))
 
 
 @dataclass(frozen=True)
