@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.grouping import alike
-from analysis.load import empty_frame, plain
+from analysis.load import empty_frame, plain, records
 from analysis.rates import ENDED_BADLY as ENDED_BADLY
 from analysis.rates import JUDGED as JUDGED
 from analysis.rates import Interval as Interval
@@ -87,6 +87,15 @@ def count(trials: Iterable[Trial]) -> Counts:
         total += 1
         by_outcome[trial["outcome"]] = by_outcome.get(trial["outcome"], 0) + 1
     return Counts(total, by_outcome)
+
+
+def distinct_rows(trials: pd.DataFrame) -> pd.DataFrame:
+    """`distinct` of a frame of trials."""
+    keys = [c for c in ("study", "setting_id", "seed", "outcome", "ended_at", "config") if c in trials]
+    if not trials.duplicated([c for c in ("setting_id", "seed") if c in trials]).any():
+        return trials
+    rows = [{"row": i} | row for i, row in enumerate(records(trials[keys]))]
+    return trials.iloc[[row["row"] for row in distinct(rows)]]
 
 
 def group_by(trials: Iterable[Trial], fields: Sequence[str]) -> dict[tuple[Any, ...], list[Trial]]:
