@@ -3,6 +3,8 @@
 Time is counted in training iterations. A trial that ended without diverging is censored where it ended: it says "stable
 for n iterations" and nothing about later ones. Estimators assume that what censored a trial tells nothing about when it
 would have diverged; a pruned trial (it did worse than others) and a collapsed one break that, and are counted apart.
+A trial that diverged at iteration t (from 0) was at risk in iterations 0 to t, one censored after n in 0 to n - 1. An
+equal setting and seed that was run twice counts once.
 """
 
 from __future__ import annotations
@@ -17,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special, stats
 
-from analysis.aggregate import ENDED_BADLY, Interval, Trial, count, group_by, wilson
+from analysis.aggregate import ENDED_BADLY, Trial, distinct_rows, group_by, wilson
 from analysis.grouping import coded, places_by_value, sort_key
 from analysis.load import plain, records, typed_frame
+from analysis.rates import INFORMATIVE, Interval, Rate, clock, rate_of
 from trainables.schema import Column, Outcome
 
 if TYPE_CHECKING:
@@ -29,10 +32,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-_Z = float(stats.norm.ppf(0.975))
 EVENTS_PER_BIN = 5
 """Divergences that a bin of the hazard should hold, so that its interval says something."""
 MOST_BINS = 6
+LOOKS_ERROR = 0.025
+"""Chance of a wrong verdict on either side of a limit, however often the seeds are looked at."""
 _MOST_SEEDS = 100_000
 
 
@@ -68,23 +72,19 @@ class SurvivalCurve:
         return f"{counts}: censored for doing badly, so the curve may lie too high after they ended"
 
 
-INFORMATIVE: tuple[Outcome, ...] = (Outcome.PRUNED, Outcome.COLLAPSED)
-"""Outcomes that censor a trial because of how it went: pruned for a bad metric, or collapsed, after which it cannot
-diverge any more (a competing event). Budget, interrupt and error do not look at the energies."""
-
-
 def survival(trials: pd.DataFrame, by: str | None = None, *, collapse_is_event: bool = False) -> list[SurvivalCurve]:
     """Survival curves, one per value of a field in ascending order.
 
     Estimate and 95% log-log band are scipy's (`scipy.stats.ecdf`). Where the log-log band does not exist (before the
-    first event, and after the last trial at risk diverged) the bounds are those of a Wilson interval: a band of no
-    width at 100% would claim certainty from a handful of trials.
+    first event, and after the last trial at risk diverged) the bounds are those of a Wilson interval of the trials at
+    risk: a band of no width at 100% would claim certainty from a handful of trials.
 
     Args:
         trials: `TRIAL_COLUMNS`.
         by: A setting; None for one curve over all trials.
         collapse_is_event: Count a collapse as an event too; else it censors the trial.
     """
+    trials = distinct_rows(trials)
     times = _times(trials, collapse_is_event=collapse_is_event)
     if by is None:
         return [_curve(None, times)] if len(times.when) else []
@@ -119,7 +119,7 @@ class _Times:
     @property
     def sample(self) -> stats.CensoredData:
         """They as scipy takes them."""
-        return stats.CensoredData.right_censored(self.when, ~self.seen)
+        return stats.CensoredData.right_censored(clock(self.when, self.seen), ~self.seen)
 
 
 def _times(trials: pd.DataFrame, *, collapse_is_event: bool = False) -> _Times:
@@ -134,6 +134,7 @@ def _times(trials: pd.DataFrame, *, collapse_is_event: bool = False) -> _Times:
 
 def _times_by_value(trials: pd.DataFrame, field: str, *, collapse_is_event: bool = False) -> dict[str, _Times]:
     """Times by the groups of `by_value` that have a trial that trained."""
+    trials = distinct_rows(trials)
     times = _times(trials, collapse_is_event=collapse_is_event)
     groups = {value: times.of(rows) for value, rows in places_by_value(plain(trials[field])).items()}
     return {value: group for value, group in groups.items() if len(group.when)}
@@ -145,28 +146,32 @@ def _curve(value: Any, times: _Times) -> SurvivalCurve:
         # Where the band does not exist is known and dealt with below.
         warnings.filterwarnings("ignore", message="The confidence interval is undefined", category=RuntimeWarning)
         band = estimate.confidence_interval(confidence_level=0.95, method="log-log")
-    when = np.asarray(estimate.quantiles, dtype=np.int64)
+    clocks = np.asarray(estimate.quantiles, dtype=np.float64)
     share = np.asarray(estimate.probabilities, dtype=np.float64)
     trials = len(times.when)
-    ordered = np.sort(times.when)
-    at_risk = len(ordered) - np.searchsorted(ordered, when, side="left")
+    ordered = np.sort(clock(times.when, times.seen))
+    at_risk = trials - np.searchsorted(ordered, clocks, side="left")
     low = np.asarray(band.low.probabilities, dtype=np.float64).copy()
     high = np.asarray(band.high.probabilities, dtype=np.float64).copy()
+    last = int(at_risk[share == 0].max(initial=0))
     for i in np.flatnonzero(~np.isfinite(low) | ~np.isfinite(high)):
-        # A share of 1 is known from the trials still at risk, a share of 0 from all of them.
-        interval = wilson(int(at_risk[i]), int(at_risk[i])) if share[i] > 0 else wilson(0, trials)
+        # A share of 1 is known from the trials still at risk, a share of 0 from those at risk when the last diverged.
+        interval = wilson(int(at_risk[i]), int(at_risk[i])) if share[i] > 0 else wilson(0, last)
         low[i], high[i] = interval.low, interval.high
+    # Of trials cut off after t iterations and others that diverged in iteration t one entry is left, the latter's.
+    when = clocks.astype(np.int64)
+    kept = np.append(when[1:] > when[:-1], True)
     start = wilson(trials, trials)
     left = Counter(times.outcomes[~times.seen].tolist())
     return SurvivalCurve(
         value,
         trials,
         int(times.seen.sum()),
-        np.concatenate([[0], when]),
-        np.concatenate([[1.0], share]),
-        np.concatenate([[start.low], low]),
-        np.concatenate([[1.0], high]),
-        np.concatenate([[trials], at_risk]),
+        np.concatenate([[0], when[kept]]),
+        np.concatenate([[1.0], share[kept]]),
+        np.concatenate([[start.low], low[kept]]),
+        np.concatenate([[1.0], high[kept]]),
+        np.concatenate([[trials], at_risk[kept]]),
         np.sort(times.when[~times.seen]),
         tuple((o.value, left[o.value]) for o in INFORMATIVE if left[o.value]),
     )
@@ -254,7 +259,8 @@ def _logrank(first: _Times, second: _Times) -> tuple[float | None, float | None]
     """Statistic and p value; None where there is nothing to test."""
     if not first.seen.any() and not second.seen.any():
         return None, None
-    test = stats.logrank(first.sample, second.sample)
+    with np.errstate(invalid="ignore"):  # no event while both were at risk
+        test = stats.logrank(first.sample, second.sample)
     statistic, p = float(test.statistic), float(test.pvalue)
     return (statistic, p) if math.isfinite(p) else (None, None)
 
@@ -288,7 +294,9 @@ def hazard(trials: pd.DataFrame, by: str | None = None, *, collapse_is_event: bo
         `HAZARD_COLUMNS`, groups and bins ascending; no rows where no trial trained.
     """
     collapse = {"collapse_is_event": collapse_is_event}
-    groups = {None: _times(trials, **collapse)} if by is None else {**_times_by_value(trials, by, **collapse)}
+    groups = (
+        {None: _times(distinct_rows(trials), **collapse)} if by is None else {**_times_by_value(trials, by, **collapse)}
+    )
     # Iterations in which each trial was at risk: the one that tripped the detector counts.
     timed = {value: (group.when + group.seen, group.seen) for value, group in groups.items() if len(group.when)}
     if not timed:
@@ -335,41 +343,106 @@ def garwood(events: int) -> tuple[float, float]:
     return low, float(stats.chi2.ppf(0.975, 2 * (events + 1))) / 2
 
 
+_RATE_FROM = ("study", "setting_id", "seed", "outcome", "iteration", "iterations_done", "iterations_planned")
+
+
+def _rates_by(trials: pd.DataFrame, fields: Sequence[str]) -> list[tuple[tuple[Any, ...], list[Trial], Rate]]:
+    """Per combination of values of `fields`, ascending: the values, the trials without repeats, their divergence."""
+    rows = records(distinct_rows(trials)[[*dict.fromkeys((*fields, *_RATE_FROM))]])
+    groups = sorted(group_by(rows, fields).items(), key=lambda g: tuple(map(sort_key, g[0])))
+    return [(values, group, rate_of(group)) for values, group in groups]
+
+
 def divergence_by(trials: pd.DataFrame, fields: Sequence[str]) -> pd.DataFrame:
-    """Divergence rate per combination of values of `fields`, ascending.
+    """Divergence rate per combination of values of `fields`, ascending (`analysis.rates.rate`).
 
     Returns:
-        The fields, then `trials` (completed, diverged and collapsed), `diverged`, `collapsed`, `rate`, `low`, `high`
-        (95% Wilson interval; fractions, null without trials) and `censored` (trials that ended before their budget and
-        say nothing about the rest of it).
+        The fields, then `trials` (distinct seeds that trained), `diverged`, `collapsed`, `rate`, `low`, `high` (1 -
+        Kaplan-Meier at iteration `at` with its 95% interval, diverged / trials with Wilson's where none was cut off;
+        fractions, null without trials), `at`, `at_risk` (still training just before it) and `censored` (cut off before
+        it).
     """
-    rows = []
-    groups = group_by(records(trials[[*dict.fromkeys((*fields, "outcome"))]]), fields)
-    for values, group in sorted(groups.items(), key=lambda g: tuple(map(sort_key, g[0]))):
-        counts = count(group)
-        interval = counts.divergence
-        rows.append(
-            dict(zip(fields, values, strict=True))
-            | {
-                "trials": interval.n,
-                "diverged": interval.k,
-                "collapsed": counts[Outcome.COLLAPSED],
-                "rate": interval.rate,
-                "low": interval.low,
-                "high": interval.high,
-                "censored": counts.trials - counts.judged,
-            }
-        )
-    names = [*fields, "trials", "diverged", "collapsed", "rate", "low", "high", "censored"]
-    return pd.DataFrame(rows, columns=names).convert_dtypes()
+    rows = [
+        dict(zip(fields, values, strict=True))
+        | {
+            "trials": found.trials,
+            "diverged": found.events,
+            "collapsed": sum(t["outcome"] == Outcome.COLLAPSED for t in group),
+            "rate": found.rate,
+            "low": found.low,
+            "high": found.high,
+            "at": found.at if found.trials else None,
+            "at_risk": found.at_risk,
+            "censored": found.censored,
+        }
+        for values, group, found in _rates_by(trials, fields)
+    ]
+    names = [*fields, "trials", "diverged", "collapsed", "rate", "low", "high", "at", "at_risk", "censored"]
+    frame = pd.DataFrame(rows, columns=names).convert_dtypes()
+    return frame.astype(dict.fromkeys(("rate", "low", "high"), "Float64"))
+
+
+def evidence(k: int, n: int, limit: float) -> tuple[float, float]:
+    """Evidence that a rate is below a limit, and that it is above, from k of n, valid however often it is looked at.
+
+    Each is a mixture of likelihood ratios of the rates on its side, weighted by Jeffreys' Beta(1/2, 1/2), to the limit
+    (Robbins 1970). Were the rate on the other side, it would ever reach 1 / a with a probability of at most a (Ville
+    1939), whether one looks once, after every seed, or stops when it suits.
+
+    Args:
+        k: Seeds that diverged.
+        n: All of them.
+        limit: A rate, between 0 and 1.
+    """
+    below, above = _log_evidence(np.array([k]), np.array([n]), limit)
+    return math.exp(min(below[0], 700.0)), math.exp(min(above[0], 700.0))
+
+
+def _log_evidence(
+    k: NDArray[np.int64], n: NDArray[np.int64], limit: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Logarithms of `evidence`, arrays in and out."""
+    at_limit = special.xlogy(k, limit) + special.xlog1py(n - k, -limit)
+    whole = special.betaln(k + 0.5, n - k + 0.5) - special.betaln(0.5, 0.5) - at_limit
+    with np.errstate(divide="ignore"):
+        below = np.log(special.betainc(k + 0.5, n - k + 0.5, limit)) - np.log(special.betainc(0.5, 0.5, limit))
+        above = np.log(special.betaincc(k + 0.5, n - k + 0.5, limit)) - np.log(special.betaincc(0.5, 0.5, limit))
+    return whole + below, whole + above
 
 
 @lru_cache(maxsize=4096)  # seeds are few, so thousands of settings have the same few counts
-def seeds_needed(k: int, n: int, limit: float, most: int = _MOST_SEEDS) -> int | None:
-    """How many more seeds would put the 95% Wilson interval on one side of `limit`, the rate seen so far holding.
+def verdict(k: int, n: int, limit: float, censored: int = 0) -> str:
+    """Whether a divergence rate is below a limit, above it, or undecided, wrong with a chance of at most 5% in all.
 
-    Where the rate times the number of seeds is no whole number, both its neighbours must decide. One trial decides
-    nothing, though the Wilson interval of 1/1 begins at 21%: at a rate of 10% one trial in ten diverges.
+    The chance holds for looking again after every seed (`evidence`). A trial that was cut off is taken for diverged
+    where "below" is asked, and for stable where "above" is: so nothing is assumed of why it was cut off.
+
+    Args:
+        k: Seeds that diverged.
+        n: All seeds, those cut off included.
+        limit: The divergence rate in question, a fraction.
+        censored: Of them cut off before they had diverged.
+    """
+    if evidence(min(k + censored, n), n, limit)[0] >= 1 / LOOKS_ERROR:
+        return "below"
+    return "above" if evidence(k, n, limit)[1] >= 1 / LOOKS_ERROR else "undecided"
+
+
+@lru_cache(maxsize=4096)
+def seeds_needed(
+    k: int, n: int, limit: float, most: int = _MOST_SEEDS, censored: int = 0, rate: float | None = None
+) -> int | None:
+    """How many more seeds would decide whether the divergence rate is below `limit` or above, if the rate holds.
+
+    Where the rate times their number is no whole number, both its neighbours must decide (`verdict`).
+
+    Args:
+        k: Seeds that diverged.
+        n: All seeds, those cut off included.
+        limit: The divergence rate in question, a fraction.
+        most: Seeds in all beyond which nobody will go.
+        censored: Of the seeds cut off before they had diverged; none of the new ones is.
+        rate: The rate that is to hold; k/n where not given.
 
     Returns:
         0 where it is decided already; None where even `most` seeds in all would not decide it: the rate is the limit or
@@ -377,28 +450,60 @@ def seeds_needed(k: int, n: int, limit: float, most: int = _MOST_SEEDS) -> int |
     """
     if n == 0:
         return None
-    sizes = np.arange(max(n, 2), most + 1)
-    # The limit is outside the Wilson interval where the score test rejects it; integer arithmetic, as floor and ceil
-    # of a product of floats would miss whole numbers.
-    spread = _Z * np.sqrt(limit * (1 - limit) / sizes)
-    fewer, more = k * sizes // n, -(-k * sizes // n)
-    decided = (more / sizes - limit < -spread) | (fewer / sizes - limit > spread)
-    return int(sizes[decided.argmax()]) - n if decided.any() else None
+    if verdict(k, n, limit, censored) != "undecided":
+        return 0
+    # Whole numbers, as floor and ceil of a product of floats would miss them.
+    part, whole = (k, n) if rate is None else (round(rate * 10**9), 10**9)
+    bar, start, size = -math.log(LOOKS_ERROR), 1, 64
+    while n + start <= most:
+        more = np.arange(start, min(start + size, most - n + 1))
+        new = (part * more // whole, -(-part * more // whole))
+        below = np.minimum.reduce([_log_evidence(k + censored + e, n + more, limit)[0] for e in new])
+        above = np.minimum.reduce([_log_evidence(k + e, n + more, limit)[1] for e in new])
+        decided = (below >= bar) | (above >= bar)
+        if decided.any():
+            return int(more[decided.argmax()])
+        start, size = start + size, 2 * size
+    return None
+
+
+@lru_cache(maxsize=4096)
+def looked_at_bounds(k: int, n: int) -> tuple[float, float]:
+    """Bounds of a rate of which k of n were seen: the limits that `verdict` leaves undecided.
+
+    A confidence sequence: they hold with 95% for all numbers of seeds at once, where an interval holds for one. Wider
+    than the exact binomial interval (Clopper and Pearson 1934) of the same counts for it.
+    """
+
+    def found(side: int) -> float:
+        """Where the evidence for one side of a limit reaches what a verdict takes, by bisection."""
+        low, high = 0.0, 1.0
+        for _ in range(40):
+            middle = (low + high) / 2
+            decided = evidence(k, n, middle)[side] >= 1 / LOOKS_ERROR
+            low, high = (low, middle) if decided != (side == 1) else (middle, high)
+        return high if side == 0 else low
+
+    return 0.0 if k == 0 else found(1), 1.0 if k == n else found(0)
 
 
 def seeds_note(k: int, n: int, limit: float = 0.1) -> str:
-    """What k diverged of n trials support about a divergence rate of `limit`, in words."""
-    interval: Interval = wilson(k, n)
-    more = seeds_needed(k, n, limit)
+    """What k diverged of n trials support about a divergence rate of `limit`, in words; bounds for repeated looks."""
     if n == 0:
-        return "no trial has been judged"
-    if more == 0:
-        side = "below" if interval.high is not None and interval.high < limit else "above"
-        return f"{interval}: {side} {limit:.0%}"
+        return "no trial has trained"
+    counts = Interval(k, n, k / n, *looked_at_bounds(k, n))
+    return f"{counts}: {_seeds_text(k, n, limit, 0, None)}"
+
+
+def _seeds_text(k: int, n: int, limit: float, censored: int, rate: float | None) -> str:
+    found = verdict(k, n, limit, censored)
+    if found != "undecided":
+        return f"{found} {limit:.0%}"
+    more = seeds_needed(k, n, limit, censored=censored, rate=rate)
     if more is None:
-        reason = "no number of seeds" if k / n == limit else f"not even {_MOST_SEEDS:,} seeds"
-        return f"{interval}: undecided about {limit:.0%}, and {reason} at this rate would decide"
-    return f"{interval}: {more} more {'seed' if more == 1 else 'seeds'} at this rate would decide about {limit:.0%}"
+        reason = "no number of seeds" if rate == limit or k / n == limit else f"not even {_MOST_SEEDS:,} seeds"
+        return f"undecided about {limit:.0%}, and {reason} would decide if the rate holds"
+    return f"undecided about {limit:.0%}; {more} more {'seed' if more == 1 else 'seeds'} would decide if the rate holds"
 
 
 def decisions(trials: pd.DataFrame, fields: Sequence[str], limit: float = 0.1) -> pd.DataFrame:
@@ -410,17 +515,22 @@ def decisions(trials: pd.DataFrame, fields: Sequence[str], limit: float = 0.1) -
         limit: The divergence rate in question, a fraction.
 
     Returns:
-        The columns of `divergence_by`, then `verdict` (below, above or undecided: where the whole 95% Wilson interval
-        lies), `more_seeds` (0 where decided; null where no number would decide or nothing was judged) and `note`.
+        The columns of `divergence_by`, then `verdict` (below, above or undecided; see `verdict`), `more_seeds` (0 where
+        decided; null where no number would decide or nothing trained to its end) and `note`.
     """
     frame = divergence_by(trials, fields)
-    needed, verdicts, notes = [], [], []
-    for row in records(frame):
-        k, n = row["diverged"], row["trials"]
-        more = seeds_needed(k, n, limit)
-        needed.append(more)
-        verdicts.append("undecided" if more != 0 else "below" if row["rate"] < limit else "above")
-        notes.append(seeds_note(k, n, limit))
+    verdicts, needed, notes = [], [], []
+    for _, _, found in _rates_by(trials, fields):
+        k, n, censored = found.events, found.trials, found.censored
+        held = found.rate if censored else None
+        verdicts.append(verdict(k, n, limit, censored) if n else "undecided")
+        needed.append(seeds_needed(k, n, limit, censored=censored, rate=held))
+        if censored:
+            remark = f"; {found.remark}" if found.remark else ""
+            said = _seeds_text(k, n, limit, censored, held)
+            notes.append(f"{found}: {said}, counting those cut off either way{remark}")
+        else:
+            notes.append(seeds_note(k, n, limit))
     return frame.assign(
         verdict=pd.array(verdicts, dtype="string"),
         more_seeds=pd.array(needed, dtype="Int64"),
