@@ -23,9 +23,9 @@ from plotly.offline import get_plotlyjs
 from analysis.courses import COURSE_COLUMNS, course_rows, courses, courses_caption, courses_figure
 from analysis.figures import template
 from analysis.load import Results, ResultsError, typed_frame, write_table
+from analysis.objective import objective
 from analysis.render import csv_text
 from analysis.report_figures import Drawing, study_drawings
-from analysis.summary import objective
 from analysis.words import markup
 from trainables.files import making, write_bytes
 

@@ -16,11 +16,12 @@ import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
 from analysis.aggregate import ENDED_BADLY, Trial, configuration
+from analysis.claims import claims
 from analysis.epoch_rows import epoch_rows, floats
 from analysis.grouping import alike, coded, sort_key
 from analysis.lines import LINE_COLUMNS, chosen, line_points
 from analysis.load import Results, each_row, plain, records
-from analysis.summary import explanatory_fields, objective, varied_or_all
+from analysis.objective import objective, varied_or_all
 from analysis.words import brief, symbol, text
 from trainables.schema import CAUSE_TEXT, METRICS, Cause, Column, Metric, Outcome
 
@@ -217,14 +218,15 @@ def ending(trial: Trial) -> str:
 
 
 def survival_fields(results: Results, study: str, most: int = MAX_SURVIVAL_FIGURES) -> list[str]:
-    """At most `most` varied fields to draw survival curves by, those that explain most first, K and p0 among them.
+    """At most `most` varied fields for survival curves, those named first (`analysis.claims`), K and p0 among them.
 
     Left out is a field of text of more than eight values: it has no order to group them by.
     """
     trials = results.trials[results.trials["study"] == study]
     varied = varied_or_all(results, study)
     drawable = [f for f in varied if is_numeric_dtype(trials[f]) or 2 <= len(trials[f].unique()) <= 8]
-    ranked = list(dict.fromkeys([*explanatory_fields(trials, drawable), *drawable]))
+    named = [c.field for c in claims(trials, varied).named if c.field in drawable]
+    ranked = list(dict.fromkeys([*named, *drawable]))
     wanted = [f for f in ("sampling_steps", "initial") if f in ranked]
     chosen = {*wanted, *[f for f in ranked if f not in wanted][: max(0, most - len(wanted))]}
     return [f for f in ranked if f in chosen]

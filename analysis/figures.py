@@ -34,10 +34,10 @@ from analysis.figure_data import (
 )
 from analysis.lines import chosen
 from analysis.load import Results, each_row, plain, records
+from analysis.objective import varied_or_all
 from analysis.stability import SurvivalCurve, logrank_p, survival_by
-from analysis.summary import duration, varied_or_all
 from analysis.tradeoff import cost_points, iso_cost, published_points, settings_front, tradeoff, without_value
-from analysis.words import symbol
+from analysis.words import duration, symbol
 from trainables.schema import METRIC_BY_NAME, Metric, Outcome
 
 if TYPE_CHECKING:
@@ -116,14 +116,21 @@ def outcome_figure(results: Results, study: str, fields: tuple[str, str] | None 
     return figure.update_layout(xaxis=_ticks(horizontal), yaxis=_ticks(vertical), height=480, showlegend=True)
 
 
-def survival_figure(trials: pd.DataFrame, by: str) -> go.Figure:
-    """Survival curves by the values of a field with their 95% bands; a tick marks a censored trial."""
+def survival_figure(trials: pd.DataFrame, by: str, *, tested: bool = True) -> go.Figure:
+    """Survival curves by the values of a field with their 95% bands; a tick marks a censored trial.
+
+    Args:
+        trials: `TRIAL_COLUMNS`.
+        by: A field.
+        tested: Whether to write the log-rank test of two groups into the figure: right for a field that was chosen
+            before the trials were seen, or is named among all (`analysis.claims`).
+    """
     curves = survival_by(trials, by)
     figure = go.Figure()
     for index, curve in enumerate(curves):
         _add_survival(figure, curve, by, index, band=0.15 if len(curves) <= 3 else 0.08)
     title = ""
-    if len(curves) == 2:
+    if tested and len(curves) == 2:
         p = logrank_p(trials, by, curves[0].value, curves[1].value)
         title = "" if p is None else f"log-rank test: p = {p:.2g}"
     return figure.update_layout(

@@ -24,7 +24,7 @@ from analysis.aggregate import ENDED_BADLY, JUDGED, wilson
 from analysis.figure_data import Axis, axis, outcome_fields
 from analysis.grouping import coded
 from analysis.load import Results, plain, typed_frame
-from analysis.summary import varied_or_all
+from analysis.objective import varied_or_all
 from analysis.words import symbol, text
 from trainables.schema import Column
 

@@ -19,8 +19,8 @@ from analysis.frames import as_study
 from analysis.importance import importances
 from analysis.interactions import all_interactions
 from analysis.interactions import interaction_figure as draw_interactions
+from analysis.objective import objective, varied_or_all
 from analysis.phase import phase, phase_fields
-from analysis.summary import objective, varied_or_all
 from trainables.schema import METRIC_BY_NAME
 
 if TYPE_CHECKING:

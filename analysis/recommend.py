@@ -1,8 +1,12 @@
-"""`mebm recommend`: of the settings that were measured, which one to run, with the evidence for it and against it.
+"""Which setting to run, of those measured, with the evidence for it and against it: `mebm recommend` and the summary.
 
-The rule: among settings whose trials survived often enough (completed, of those that completed, diverged or collapsed),
-the one of the best mean quality within the time. Every number carries its interval and its trials, and whatever is thin
-about them is said. Nothing is interpolated: a setting nobody ran is never recommended.
+The rule: among settings that are expected to survive often enough, the one of the best expected quality within the
+time. The expected survival is the mean of a beta posterior whose prior weighs `PRIOR_WEIGHT` trials at the rate of all
+settings together; trials that were cut off count as censored (`analysis.rates`), an equal seed once. The expected
+quality is an empirical Bayes estimate (Efron and Morris 1975, JASA 70): a setting's mean is drawn towards that of all
+surviving ones by as much as its seeds and its scores' own sampling leave it uncertain, so that the best of many is no
+longer the luckiest. Where a runner-up cannot be told from the winner they are tied, and the text says so. Nothing is
+interpolated: a setting nobody ran is never recommended.
 """
 
 from __future__ import annotations
@@ -13,47 +17,35 @@ import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from scipy import stats
 
-from analysis.aggregate import JUDGED, Interval, Trial, group_by, identifier, wilson
+from analysis.aggregate import ENDED_BADLY, JUDGED, Interval, Trial, group_by, identifier, wilson
 from analysis.anytime import Anytime, anytime
 from analysis.load import Results, ResultsError, records
+from analysis.objective import objective, setting_text
+from analysis.pace import Pace, pace_on, pace_warnings
+from analysis.rates import Rate, distinct, rate_of
 from analysis.runtime import bench_trials
-from analysis.summary import duration, objective, setting_text
 from analysis.tradeoff import mean_interval
+from analysis.words import duration
 from trainables.schema import METRIC_BY_NAME, METRICS, SETTING_NAMES, Metric, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 SURVIVAL = 0.9
-"""Share of a setting's trials that must have survived, where some setting's have."""
+"""Expected share of trainings that must survive, where some setting's do."""
+LEAST_SURVIVAL = 0.5
+"""A setting expected to survive less often is not recommended, whatever else there is."""
+PRIOR_WEIGHT = 2.0
+"""Trials that the rate of all settings together counts as in each one's expected survival."""
+ERRORS_APART = 2.0
+"""Standard errors of a difference from which on two scores are told apart."""
 RUNNERS_UP = 5
 """Most settings listed beside the recommended one."""
-_PACE = ("method", "sampling_steps", "dataset", "network", "norm", "precision", "execution", "batch_size")
-"""What decides the time of an iteration on a device."""
-
-
-@dataclass(frozen=True)
-class Pace:
-    """Time per iteration on the wanted device, and where it comes from.
-
-    Attributes:
-        seconds: Per iteration.
-        hardware: Device that was measured.
-        source: measured (trials on the wanted device), bench (a row of `mebm bench` on it), scaled (the measured time
-            times `factor`), or elsewhere (the measured time of another device as it is).
-        factor: Time on the wanted device over time on `hardware`.
-        basis: What the factor is from, in words; empty where it is 1.
-        shared: Whether several trials shared a GPU while this was measured.
-    """
-
-    seconds: float
-    hardware: str
-    source: str
-    factor: float = 1.0
-    basis: str = ""
-    shared: bool = False
+_FEWEST_TO_SHRINK = 3
+"""Settings whose spread says how far apart settings are."""
 
 
 @dataclass(frozen=True)
@@ -67,15 +59,25 @@ class Candidate:
         quality: Mean over trials of the best value within the time; None where no trial had one by then.
         low: Lower end of the 95% interval of that mean.
         high: Upper end of it.
-        interval_from: seeds (its own), pooled (one trial: sd of the other settings' seeds), or none.
-        n: Trials with a value.
+        interval_from: seeds (its own), pooled (one trial: sd of the other settings' seeds), samples (one trial: the
+            error of the score's own sampling alone), or none.
+        n: Trials with a value; an equal seed counts once.
         values: Their values.
-        survival: Completed trials of those that completed, diverged or collapsed, with the Wilson interval.
+        errors: Standard errors of each value's own sampling; None where not recorded.
+        expected: What a new training is expected to reach: the mean drawn towards that of all surviving settings; the
+            mean itself where nothing says how uncertain it is.
+        error: Standard error of the mean, seeds and sampling included; None where nothing says.
+        freedom: Degrees of freedom of that error; infinite where it is the sampling error.
+        survival: Trials that did not end badly, of all that trained, as 1 - failure; see `failure`.
+        failure: Share of trials that diverged or collapsed by the last iteration, trials cut off being censored.
+        survives: Expected share of new trainings that survive.
+        completed: Trials that completed with a value.
         hours: Time of the whole training on the wanted device; None where no time was taken.
         pace: Where the time is from; None where no time was taken.
         share: Share of the whole training that fits in the wanted time, at most 1.
         trial_ids: Its trials as STUDY/TRIAL.
         protocol: Protocol id of the values.
+        tied: Whether it cannot be told from the recommended one, by twice the standard error of their difference.
         why_not: Why it is not the recommended one; empty for that one.
     """
 
@@ -88,13 +90,26 @@ class Candidate:
     interval_from: str
     n: int
     values: tuple[float, ...]
+    errors: tuple[float | None, ...]
+    expected: float | None
+    error: float | None
+    freedom: float
     survival: Interval
+    failure: Rate
+    survives: float
+    completed: int
     hours: float | None
     pace: Pace | None
     share: float | None
     trial_ids: tuple[str, ...]
     protocol: str | None
+    tied: bool = False
     why_not: str = ""
+
+    @property
+    def name(self) -> str:
+        """Where it differs from the others, or its id where it does not."""
+        return self.setting or self.setting_id
 
     def to_dict(self) -> dict[str, Any]:
         """The candidate as plain values."""
@@ -105,14 +120,19 @@ class Candidate:
             "quality": self.quality,
             "quality_low": self.low,
             "quality_high": self.high,
+            "quality_error": self.error,
             "interval_from": self.interval_from,
             "n": self.n,
+            "expected_quality": self.expected,
             "protocol": self.protocol,
             "survival": dataclasses.asdict(self.survival),
+            "expected_survival": self.survives,
+            "cut_off": self.failure.censored,
             "hours": self.hours,
             "pace": dataclasses.asdict(self.pace) if self.pace is not None else None,
             "share_of_training": self.share,
             "trial_ids": list(self.trial_ids),
+            "tied": self.tied,
             "why_not": self.why_not or None,
         }
 
@@ -130,6 +150,11 @@ class Recommendation:
         runners_up: The next ones, with why not.
         settings: How many settings were compared.
         warnings: What is thin or assumed, one sentence each.
+        nearest: The surviving setting that comes next; None where there is none.
+        tied: How many others cannot be told from the recommended one.
+        safe: Whether it is expected to survive as often as was asked for.
+        every: All settings that were compared.
+        fresh: What fresh chains from p0 recommend, where quality is of the replay buffer and that was measured too.
     """
 
     gpu: str | None
@@ -140,6 +165,17 @@ class Recommendation:
     runners_up: tuple[Candidate, ...]
     settings: int
     warnings: tuple[str, ...]
+    nearest: Candidate | None = None
+    tied: int = 0
+    safe: bool = False
+    every: tuple[Candidate, ...] = ()
+    fresh: Recommendation | None = None
+
+    @property
+    def disagrees(self) -> bool:
+        """Whether fresh chains put another setting first than the replay buffer does."""
+        other = self.fresh.best if self.fresh is not None else None
+        return self.best is not None and other is not None and other.setting_id != self.best.setting_id
 
     def items(self) -> list[tuple[str, str]]:
         """The recommendation for people as label and text; a label stands for the texts without one after it."""
@@ -148,19 +184,47 @@ class Recommendation:
         best, metric = self.best, self.metric
         better = "lower" if metric.direction == "minimize" else "higher"
         protocol = best.protocol or "not recorded"
-        others = [f"{c.setting or c.setting_id}: {metric.label} {value_text(c)}; {c.why_not}" for c in self.runners_up]
+        others = [f"{c.name}: {metric.label} {value_text(c)}; {c.why_not}" for c in self.runners_up]
         rest = self.settings - 1 - len(self.runners_up)
         if rest > 0:
             others.append(f"and {rest} more settings")
         return [
-            ("run", f"{best.setting or best.setting_id} ({best.trial['method']} on {self.dataset})"),
-            ("quality", f"{metric.label} {value_text(best)}, {better} is better, protocol {protocol}"),
+            ("run", f"{best.name} ({best.trial['method']} on {self.dataset})"),
+            ("quality", f"{metric.label} {value_text(best)}, {better} is better, protocol {protocol}{_expected(best)}"),
             ("time", _time_text(best)),
-            ("survives", survival_text(best.survival)),
+            ("survives", f"{best.survives:.0%} expected; {survival_text(best.survival, best.failure.censored)}"),
+            *_labelled("runner-up", [self.lead()] if self.nearest is not None else []),
+            *_labelled("fresh", [self.fresh_text()] if self.disagrees else []),
             ("evidence", ", ".join(best.trial_ids)),
             *_labelled("but", self.warnings),
             *_labelled("not", others),
         ]
+
+    def lead(self) -> str:
+        """How far the next setting is, as "tied with K 2, worse by 0.01, standard error 0.03"; empty without one."""
+        if self.nearest is None or self.best is None or self.metric is None:
+            return ""
+        apart = _apart(self.best, self.nearest, self.metric)
+        left = self.tied - self.nearest.tied
+        others = f"{left} {'other' if self.nearest.tied else 'setting'}{'s' if left > 1 else ''}"
+        further = f"; {others} cannot be told from it either" if left else ""
+        return f"{'tied with' if self.nearest.tied else 'ahead of'} {self.nearest.name}, {apart}{further}"
+
+    @property
+    def by_fresh_chains(self) -> Candidate | None:
+        """The recommended setting by fresh chains; None where they were not scored."""
+        every = self.fresh.every if self.fresh is not None else ()
+        return next((c for c in every if self.best is not None and c.setting_id == self.best.setting_id), None)
+
+    def fresh_text(self) -> str:
+        """The setting that fresh chains put first, beside this one, and whether they can be told apart."""
+        assert self.fresh is not None
+        assert self.fresh.best is not None
+        assert self.fresh.metric is not None
+        first, own = self.fresh.best, self.by_fresh_chains
+        label = self.fresh.metric.label
+        beside = "" if own is None else f"; of this one {value_text(own)}{', tied with it' if own.tied else ''}"
+        return f"{first.name} is first by fresh chains from p0: {label} {value_text(first)}{beside}"
 
     def lines(self) -> list[str]:
         """The recommendation for the console."""
@@ -176,13 +240,22 @@ class Recommendation:
             "direction": self.metric.direction if self.metric is not None else None,
             "recommended": self.best.to_dict() if self.best is not None else None,
             "runners_up": [c.to_dict() for c in self.runners_up],
+            "tied": self.tied,
             "settings": self.settings,
             "warnings": list(self.warnings),
+            "fresh": self.fresh.to_dict() if self.fresh is not None else None,
         }
 
 
 def _labelled(label: str, texts: Sequence[str]) -> list[tuple[str, str]]:
     return [("" if i else label, text) for i, text in enumerate(texts)]
+
+
+def _expected(candidate: Candidate) -> str:
+    """What a new training is expected to reach, where that is not the mean."""
+    if candidate.expected is None or candidate.expected == candidate.quality:
+        return ""
+    return f"; expect {candidate.expected:.3g} of a new training"
 
 
 def value_text(candidate: Candidate) -> str:
@@ -192,18 +265,20 @@ def value_text(candidate: Candidate) -> str:
     trials = "1 trial" if candidate.n == 1 else f"{candidate.n} trials"
     if candidate.low is None:
         return f"{candidate.quality:.3g} ({trials}: no interval)"
-    pooled = ", spread of the other settings' seeds" if candidate.interval_from == "pooled" else ""
-    return f"{candidate.quality:.3g} [{candidate.low:.3g}, {candidate.high:.3g}] ({trials}{pooled})"
+    source = {"pooled": ", spread of the other settings' seeds", "samples": ", the score's sampling error alone"}
+    said = source.get(candidate.interval_from, "")
+    return f"{candidate.quality:.3g} [{candidate.low:.3g}, {candidate.high:.3g}] ({trials}{said})"
 
 
-def survival_text(survival: Interval) -> str:
+def survival_text(survival: Interval, cut_off: int = 0) -> str:
     """How many trials survived and what failure rate that still allows, such as "3 of 3; up to 56% may fail"."""
     if survival.low is None or survival.high is None:
         return "not known: no trial has ended"
     bad = survival.n - survival.k
     text = f"{survival.k} of {survival.n}" + ("" if survival.k == survival.n else f" ({bad} diverged or collapsed)")
     low = "" if survival.k == survival.n else f"{1 - survival.high:.0%} to "
-    return f"{text}; {low or 'up to '}{1 - survival.low:.0%} may fail (95%, Wilson)"
+    method = f"{cut_off} cut off before the end, Kaplan-Meier" if cut_off else "Wilson"
+    return f"{text}; {low or 'up to '}{1 - survival.low:.0%} may fail (95%, {method})"
 
 
 def recommend(
@@ -224,14 +299,14 @@ def recommend(
         hours: Time to spend on one training; None for no limit. Of a training that takes longer only what fits counts.
         dataset: Which data set; may be left out where the studies have one.
         metric: Name of the quality; the studies' objective where it is left out.
-        survival: Share of its trials that must have survived, 0 to 1.
+        survival: Share of trainings that must be expected to survive, 0 to 1.
         rates: Rates of devices by a word in their names, FLOP/s: what times are scaled by where nothing was timed on
             both devices.
 
     Raises:
         ResultsError: No trial, several data sets and none named, or an unknown data set or metric.
     """
-    trials: list[Trial] = [t for t in records(results.trials) if t["outcome"] != Outcome.PENDING]
+    trials: list[Trial] = distinct(t for t in records(results.trials) if t["outcome"] != Outcome.PENDING)
     if not trials:
         raise ResultsError("no trial to recommend from; expected a study with trials")
     dataset = _dataset(trials, dataset)
@@ -239,18 +314,33 @@ def recommend(
     trials = [t for t in trials if t["dataset"] == dataset]
     if chosen is None:
         return Recommendation(gpu, hours, dataset, None, None, (), 0, ("no quality was measured",))
-    trials, notes = _one_protocol(trials, chosen)
-    kept = {identifier(t) for t in trials}
-    courses = {identifier(c.trial): c for c in anytime(results, chosen) if identifier(c.trial) in kept}
     timings = [*bench_trials(records(results.bench)), *(t for t in trials if t["seconds_per_iteration"] is not None)]
-    groups = list(group_by(trials, ("setting_id", *SETTING_NAMES)).values())
-    fields = [f for f in SETTING_NAMES if len({group[0][f] for group in groups}) > 1]
-    found = []
-    for group in groups:
-        pace = pace_on(group, timings, gpu, rates or {})
-        found.append(_candidate(group, courses, chosen, setting_text(group[0], fields), pace, hours))
-    found = _with_pooled_intervals(found)
-    return _choose(found, chosen, gpu, hours, dataset, survival, notes)
+    groups = group_by(trials, _SETTING)
+    paces = {key: pace_on(group, timings, gpu, rates or {}) for key, group in groups.items()}
+    fields = [f for f in SETTING_NAMES if len({group[0][f] for group in groups.values()}) > 1]
+    names = {key: setting_text(group[0], fields) for key, group in groups.items()}
+
+    def by(quality: Metric) -> Recommendation:
+        some, notes = _one_protocol(trials, quality)
+        courses = {} if hours is None else {identifier(c.trial): c for c in anytime(results, quality)}
+        found = [
+            _candidate(group, courses, quality, names[key], paces[key], hours)
+            for key, group in group_by(some, _SETTING).items()
+        ]
+        return _choose(_with_survival(_with_errors(found, quality)), quality, gpu, hours, dataset, survival, notes)
+
+    twin = METRIC_BY_NAME.get(f"{chosen.name.removesuffix('_buffer')}_fresh")
+    if twin is None or twin is chosen or all(t[f"{twin.name}_best"] is None for t in trials):
+        return by(chosen)
+    return dataclasses.replace(by(chosen), fresh=by(twin))
+
+
+_SETTING = ("setting_id", *SETTING_NAMES)
+
+
+def of_setting(trials: Iterable[Trial], candidate: Candidate) -> list[Trial]:
+    """The trials of a candidate's setting."""
+    return [t for t in trials if all(t[f] == candidate.trial[f] for f in _SETTING)]
 
 
 def _dataset(trials: Sequence[Trial], dataset: str | None) -> str:
@@ -292,84 +382,6 @@ def _one_protocol(trials: Sequence[Trial], metric: Metric) -> tuple[list[Trial],
     return kept, [f"{left} trials were scored under another protocol than {protocol} and are left out"]
 
 
-def pace_on(
-    group: Sequence[Trial], timings: Sequence[Trial], gpu: str | None, rates: Mapping[str, float]
-) -> Pace | None:
-    """Time per iteration of a setting on a device: measured there, else from a bench, else scaled, else as it was.
-
-    Args:
-        group: Trials of the setting.
-        timings: Rows of `mebm bench` as trials, and trials, all with a time.
-        gpu: Name of the device or a part of it; None for that of the trials.
-        rates: See `recommend`.
-    """
-    own = [t for t in group if t["seconds_per_iteration"] is not None]
-    there = [t for t in own if gpu is None or _is(t["hardware"], gpu)]
-    if there:
-        return _pace(_of_most(there), "measured")
-    key = tuple(group[0].get(f) for f in _PACE)
-    same = [t for t in timings if gpu is not None and _is(t["hardware"], gpu) and _key(t) == key]
-    if same:
-        return _pace(_of_most(same), "bench")
-    if not own:
-        return None
-    first = _of_most(own)
-    source = str(first[0]["hardware"])
-    assert gpu is not None
-    ratios = _ratios(timings, source, gpu)
-    seconds = statistics.median(float(t["seconds_per_iteration"]) for t in first)
-    if ratios:
-        factor = math.exp(statistics.fmean(math.log(r) for r in ratios))
-        words = f"{len(ratios)} setting{'s' if len(ratios) > 1 else ''} timed on both"
-        return Pace(seconds * factor, source, "scaled", factor, words, _shared(first))
-    rate, wanted = _rate(source, rates), _rate(gpu, rates)
-    if rate is not None and wanted is not None:
-        words = f"rates of {rate / 1e12:.0f} and {wanted / 1e12:.0f} TFLOP/s; rough"
-        return Pace(seconds * rate / wanted, source, "scaled", rate / wanted, words, _shared(first))
-    return Pace(seconds, source, "elsewhere", shared=_shared(first))
-
-
-def _is(hardware: str | None, gpu: str) -> bool:
-    return hardware is not None and gpu.lower() in hardware.lower()
-
-
-def _key(trial: Trial) -> tuple[Any, ...]:
-    return tuple(trial.get(f) for f in _PACE)
-
-
-def _of_most(trials: Sequence[Trial]) -> list[Trial]:
-    """Of timed trials those on the device with most of them."""
-    return max(group_by(trials, ("hardware",)).values(), key=len)
-
-
-def _pace(trials: Sequence[Trial], source: str) -> Pace:
-    seconds = statistics.median(float(t["seconds_per_iteration"]) for t in trials)
-    return Pace(seconds, str(trials[0]["hardware"]), source, shared=_shared(trials))
-
-
-def _shared(trials: Sequence[Trial]) -> bool:
-    return any(t["gpus"] is not None and 0 < t["gpus"] < 1 for t in trials)
-
-
-def _ratios(timings: Sequence[Trial], source: str, gpu: str) -> list[float]:
-    """Time on the wanted device over that on another, of every setting that was timed on both."""
-    on_source: dict[tuple[Any, ...], list[float]] = {}
-    on_wanted: dict[tuple[Any, ...], list[float]] = {}
-    for t in timings:
-        seconds = float(t["seconds_per_iteration"])
-        if t["hardware"] == source:
-            on_source.setdefault(_key(t), []).append(seconds)
-        elif _is(t["hardware"], gpu):
-            on_wanted.setdefault(_key(t), []).append(seconds)
-    return [
-        statistics.median(on_wanted[key]) / statistics.median(on_source[key]) for key in on_source if key in on_wanted
-    ]
-
-
-def _rate(name: str, rates: Mapping[str, float]) -> float | None:
-    return next((rate for word, rate in rates.items() if word.lower() in name.lower()), None)
-
-
 def _candidate(
     group: Sequence[Trial],
     courses: Mapping[str, Anytime],
@@ -386,17 +398,21 @@ def _candidate(
     if pace is not None and planned:
         whole = (planned * pace.seconds + evaluation * pace.factor) / 3600
         share = 1.0 if hours is None else min(1.0, hours / whole)
-    values = []
+    scored: list[tuple[float, float | None, bool]] = []
     for t in judged:
         if share is None or share >= 1:
-            value = t[f"{metric.name}_best"]
+            value, error = t[f"{metric.name}_best"], t.get(metric.best_error_column)
         else:
             course = courses.get(identifier(t))
+            # The error is of the best of all epochs, and is taken for that of an earlier one too.
             value = course.within(share * planned) if course is not None else None
+            error = t.get(metric.best_error_column)
         if value is not None:
-            values.append(float(value))
+            scored.append((float(value), error, t["outcome"] == Outcome.COMPLETED))
+    values = [value for value, _, _ in scored]
     mean, low, high = mean_interval(values) if values else (None, None, None)
     protocols = [t[metric.protocol_column] for t in judged if t[f"{metric.name}_best"] is not None]
+    failure = rate_of(group, events=ENDED_BADLY)
     return Candidate(
         setting_id=str(group[0]["setting_id"]),
         setting=setting,
@@ -407,29 +423,164 @@ def _candidate(
         interval_from="seeds" if low is not None else "none",
         n=len(values),
         values=tuple(values),
-        survival=wilson(sum(t["outcome"] == Outcome.COMPLETED for t in judged), len(judged)),
+        errors=tuple(error for _, error, _ in scored),
+        expected=mean,
+        error=None,
+        freedom=math.inf,
+        survival=_survival(failure),
+        failure=failure,
+        survives=0.0,
+        completed=sum(completed for _, _, completed in scored),
         hours=whole,
         pace=pace,
         share=share,
-        trial_ids=tuple(identifier(t) for t in group if t["outcome"] in JUDGED) or tuple(map(identifier, group)),
+        trial_ids=tuple(identifier(t) for t in judged) or tuple(map(identifier, group)),
         protocol=protocols[0] if protocols else None,
     )
 
 
-def _with_pooled_intervals(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Settings of one trial get the spread that seeds have in the settings of several."""
-    several = [c.values for c in candidates if c.n > 1]
-    freedom = sum(len(v) - 1 for v in several)
-    if not freedom:
-        return list(candidates)
-    variance = sum((len(v) - 1) * statistics.variance(v) for v in several) / freedom
-    half = float(stats.t.ppf(0.975, freedom)) * math.sqrt(variance)
+def _survival(failure: Rate) -> Interval:
+    k, n = failure.trials - failure.events, failure.trials
+    if failure.rate is None or failure.low is None or failure.high is None or not failure.censored:
+        return wilson(k, n)
+    return Interval(k, n, 1 - failure.rate, 1 - failure.high, 1 - failure.low)
+
+
+# ------------------------------------------------------------------------------------------------------- survival
+
+
+def _effective(failure: Rate) -> float:
+    """As how many trials that were all seen to the end a rate counts; where none were cut off it is their number."""
+    if not failure.rate:
+        return float(failure.at_risk)
+    return failure.events / failure.rate
+
+
+def _with_survival(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Candidates with their expected survival."""
+    events = sum(c.failure.events for c in candidates)
+    seen = sum(_effective(c.failure) for c in candidates)
+    # Half an event more than were counted: no failure among three trials is no certainty (Jeffreys' prior).
+    pooled = (events + 0.5) / (seen + 1)
     return [
-        dataclasses.replace(c, low=c.quality - half, high=c.quality + half, interval_from="pooled")
-        if c.n == 1 and c.quality is not None
-        else c
+        dataclasses.replace(
+            c,
+            survives=1 - (PRIOR_WEIGHT * pooled + c.failure.events) / (PRIOR_WEIGHT + _effective(c.failure)),
+        )
         for c in candidates
     ]
+
+
+# -------------------------------------------------------------------------------------------------------- quality
+
+
+def _logarithmic(candidates: Iterable[Candidate], metric: Metric) -> bool:
+    """Whether values vary by factors: a distance of 4 is as uncertain as one of 0.4 in percent, not in units."""
+    return metric.direction == "minimize" and all(v > 0 for c in candidates for v in c.values)
+
+
+def _with_errors(candidates: Sequence[Candidate], metric: Metric) -> list[Candidate]:
+    """Candidates with the standard errors of their means, and intervals of those of one trial.
+
+    Seeds of a setting vary as those of all settings of several do (pooled, in percent where values vary by factors);
+    the error of the scores' own sampling is part of that spread, and its least value.
+    """
+    logarithmic = _logarithmic(candidates, metric)
+    several = [np.log(c.values) if logarithmic else np.array(c.values) for c in candidates if c.n == c.completed > 1]
+    freedom = sum(len(v) - 1 for v in several)
+    pooled = sum(float(((v - v.mean()) ** 2).sum()) for v in several) / freedom if freedom else None
+    spread = [c.values for c in candidates if c.n > 1]
+    degrees = sum(len(v) - 1 for v in spread)
+    raw = sum((len(v) - 1) * statistics.variance(v) for v in spread) / degrees if degrees else None
+    seeds = None if pooled is None else (pooled, freedom)
+    return [_with_error(c, logarithmic, seeds, None if raw is None else (raw, degrees)) for c in candidates]
+
+
+def _with_error(
+    c: Candidate, logarithmic: bool, pooled: tuple[float, int] | None, raw: tuple[float, int] | None
+) -> Candidate:
+    """A candidate with its standard error, from the variance that seeds have (with its degrees of freedom)."""
+    if c.quality is None:
+        return c
+    known = [e for e in c.errors if e is not None]
+    sampling = math.sqrt(sum(e**2 for e in known) / len(known) / c.n) if known else None
+    parts = [] if sampling is None else [(sampling, math.inf)]
+    if pooled is not None:
+        parts.append((math.sqrt(pooled[0] / c.n) * (c.quality if logarithmic else 1.0), float(pooled[1])))
+    if c.n > max(1, c.completed):
+        # Values before a divergence spread in their own way.
+        parts.append((statistics.stdev(c.values) / math.sqrt(c.n), c.n - 1.0))
+    low, high, source = c.low, c.high, c.interval_from
+    if c.n == 1 and raw is not None:
+        half, source = float(stats.t.ppf(0.975, raw[1])) * math.sqrt(raw[0]), "pooled"
+        low, high = c.quality - half, c.quality + half
+    if sampling is not None and (low is None or c.quality - low < ERRORS_APART * sampling):
+        low, high = c.quality - ERRORS_APART * sampling, c.quality + ERRORS_APART * sampling
+        source = "samples" if c.n == 1 else source
+    error, freedom = max(parts, default=(None, math.inf))
+    return dataclasses.replace(c, low=low, high=high, interval_from=source, error=error, freedom=freedom)
+
+
+def shrunk(means: Sequence[float], errors: Sequence[float]) -> list[float]:
+    """Means drawn towards their common one by how uncertain each is (empirical Bayes, DerSimonian and Laird 1986).
+
+    Args:
+        means: Of three settings or more.
+        errors: Standard errors of them.
+    """
+    y, v = np.array(means, dtype=np.float64), np.maximum(np.array(errors, dtype=np.float64) ** 2, 1e-300)
+    w = 1 / v
+    common = float((w * y).sum() / w.sum())
+    heterogeneity = float((w * (y - common) ** 2).sum())
+    between = max(0.0, (heterogeneity - (len(y) - 1)) / float(w.sum() - (w**2).sum() / w.sum()))
+    w = 1 / (v + between)
+    common = float((w * y).sum() / w.sum())
+    return [float(m) for m in common + between / (between + v) * (y - common)]
+
+
+def _with_expected(candidates: Sequence[Candidate], metric: Metric) -> list[Candidate]:
+    """Candidates with what a new training is expected to reach; those without a known error stay as they are."""
+    known = [c for c in candidates if c.quality is not None and c.error]
+    if len(known) < _FEWEST_TO_SHRINK:
+        return list(candidates)
+    logarithmic = _logarithmic(known, metric)
+    means = [math.log(c.quality or 1.0) if logarithmic else c.quality or 0.0 for c in known]
+    errors = [(c.error or 0.0) / (c.quality or 1.0) if logarithmic else c.error or 0.0 for c in known]
+    found = [math.exp(m) if logarithmic else m for m in shrunk(means, errors)]
+    expected = {id(c): m for c, m in zip(known, found, strict=True)}
+    return [dataclasses.replace(c, expected=expected.get(id(c), c.expected)) for c in candidates]
+
+
+def _difference_error(one: Candidate, other: Candidate) -> float | None:
+    """Standard error of the difference of two means; None where either has none."""
+    if one.error is None or other.error is None:
+        return None
+    return math.hypot(one.error, other.error)
+
+
+def _told_apart(one: Candidate, other: Candidate) -> bool:
+    """Whether two means differ by more than `ERRORS_APART` standard errors of their difference, more of few seeds."""
+    error = _difference_error(one, other)
+    if error is None or one.quality is None or other.quality is None:
+        return False
+    freedom = min(one.freedom, other.freedom)
+    return abs(one.quality - other.quality) > max(ERRORS_APART, float(stats.t.ppf(0.975, freedom))) * error
+
+
+def _apart(best: Candidate, other: Candidate, metric: Metric) -> str:
+    """How far another setting is, such as "worse by 0.02, standard error 0.03"."""
+    assert best.quality is not None
+    assert other.quality is not None
+    sign = 1 if metric.direction == "minimize" else -1
+    difference = sign * (other.quality - best.quality)
+    error = _difference_error(best, other)
+    said = f"{'worse' if difference >= 0 else 'better'} by {abs(difference):.2g}"
+    if error is None:
+        return f"{said}: neither seeds nor a sampling error say how surely"
+    return f"{said}, standard error {error:.2g}"
+
+
+# --------------------------------------------------------------------------------------------------------- choice
 
 
 def _choose(
@@ -442,58 +593,71 @@ def _choose(
     notes: Sequence[str],
 ) -> Recommendation:
     sign = 1 if metric.direction == "minimize" else -1
-    able = [c for c in found if c.quality is not None and c.survival.k]
-    safe = [c for c in able if c.survival.rate is not None and c.survival.rate >= survival]
+    is_able = [c.completed > 0 for c in found]
+    is_safe = [able and c.survives >= survival for c, able in zip(found, is_able, strict=True)]
+    within = is_safe if any(is_safe) else is_able
+    drawn = iter(_with_expected([c for c, there in zip(found, within, strict=True) if there], metric))
+    found = [next(drawn) if there else c for c, there in zip(found, within, strict=True)]
+    able = [c for c, yes in zip(found, is_able, strict=True) if yes]
+    safe = [c for c, yes in zip(found, is_safe, strict=True) if yes]
 
     def rank(c: Candidate) -> tuple[Any, ...]:
-        quality = sign * c.quality if c.quality is not None else math.inf
-        return (quality, -(c.survival.low or 0.0), c.setting_id)
+        quality = sign * c.expected if c.expected is not None else math.inf
+        return (quality, -c.survives, c.setting_id)
 
     if not able:
-        within = f" within {duration(3600 * hours)}" if hours is not None else ""
-        why = f"no setting has a completed trial and a value of {metric.name}{within}"
+        limit = f" within {duration(3600 * hours)}" if hours is not None else ""
+        why = f"no setting has a completed trial and a value of {metric.name}{limit}"
         return Recommendation(gpu, hours, dataset, metric, None, (), len(found), (*notes, why))
-    best = min(safe, key=rank) if safe else min(able, key=lambda c: (-(c.survival.low or 0.0), *rank(c)))
-    others = [c for c in found if c is not best]
-    order = sorted(others, key=lambda c: (c not in safe, c not in able, *rank(c)))
+    best = min(safe, key=rank) if safe else min(able, key=lambda c: (-round(c.survives, 9), *rank(c)))
+    if best.survives < LEAST_SURVIVAL:
+        why = (
+            f"no setting is expected to survive more often than not: the likeliest, {best.name}, in "
+            f"{best.survives:.0%} of trainings ({best.survival.k} of {best.survival.n} did)"
+        )
+        return Recommendation(gpu, hours, dataset, metric, None, (), len(found), (*notes, why))
+    rivals = [c for c in (safe or able) if c is not best]
+    others = [dataclasses.replace(c, tied=c in rivals and not _told_apart(c, best)) for c in found if c is not best]
+    order = sorted(others, key=lambda c: (c.survives < survival or not c.completed, not c.completed, *rank(c)))
     # One that scores better and is not taken is what a reader asks about first.
-    tempting = [c for c in order if c.quality is not None and rank(c)[0] < rank(best)[0]]
+    tempting = [
+        c
+        for c in order
+        if c.quality is not None and best.quality is not None and sign * c.quality < sign * best.quality and not c.tied
+    ]
     listed = [*tempting[:2], *(c for c in order if c not in tempting[:2])][:RUNNERS_UP]
-    runners = tuple(dataclasses.replace(c, why_not=_why_not(c, best, survival)) for c in listed)
-    warnings = [*_warnings(best, metric, found, survival, bool(safe), gpu), *notes]
-    return Recommendation(gpu, hours, dataset, metric, best, runners, len(found), tuple(warnings))
+    runners = tuple(dataclasses.replace(c, why_not=_why_not(c, best, metric, survival)) for c in listed)
+    return Recommendation(
+        gpu,
+        hours,
+        dataset,
+        metric,
+        best,
+        runners,
+        len(found),
+        (*_warnings(best, metric, found, survival, bool(safe), gpu), *notes),
+        next((c for c in order if c.completed and (not safe or c.survives >= survival)), None),
+        sum(c.tied for c in others),
+        bool(safe),
+        (best, *others),
+    )
 
 
-def _why_not(c: Candidate, best: Candidate, survival: float) -> str:
+def _why_not(c: Candidate, best: Candidate, metric: Metric, survival: float) -> str:
     bad = c.survival.n - c.survival.k
-    if not c.survival.n:
+    if not c.survival.n or c.survival.low is None:
         return "none of its trials has ended"
     if not c.survival.k:
         return f"all {bad} of its trials diverged or collapsed"
-    if c.quality is None or best.quality is None:
+    if c.quality is None:
         return "no value within the time" if c.share is not None and c.share < 1 else "no value was taken"
-    if c.survival.rate is not None and c.survival.rate < survival:
-        return f"{bad} of {c.survival.n} trials diverged or collapsed"
-    difference = abs(c.quality - best.quality)
-    told = _told_apart(c.values, best.values)
-    if told is None:
-        certainty = "one seed does not tell whether really"
-    else:
-        certainty = "more than seeds differ" if told else "not told apart by these seeds"
-    late = ""
-    if c.share is not None and c.share < 1:
-        late = f"; only {c.share:.0%} of its training fits"
-    return f"worse by {difference:.2g}, {certainty}{late}"
-
-
-def _told_apart(one: Sequence[float], other: Sequence[float]) -> bool | None:
-    """Whether two settings' means differ at 95% by Welch's t-test; None where one of them has a single value."""
-    if min(len(one), len(other)) < 2:
-        return None
-    if statistics.variance(one) == statistics.variance(other) == 0:
-        return statistics.fmean(one) != statistics.fmean(other)
-    both = [(statistics.fmean(v), statistics.stdev(v), len(v)) for v in (one, other)]
-    return bool(stats.ttest_ind_from_stats(*both[0], *both[1], equal_var=False).pvalue < 0.05)
+    if not c.completed:
+        return "none of its trials completed"
+    if c.survives < survival and not c.tied:
+        ended = f"{bad} of {c.survival.n} trials diverged or collapsed" if bad else f"{c.survival.n} of {c.survival.n}"
+        return ended if bad else f"only {ended} survived: {c.survives:.0%} expected to"
+    late = f"; only {c.share:.0%} of its training fits" if c.share is not None and c.share < 1 else ""
+    return f"{'tied: ' if c.tied else ''}{_apart(best, c, metric)}{late}"
 
 
 def _warnings(
@@ -503,38 +667,33 @@ def _warnings(
     bad = best.survival.n - best.survival.k
     seeds = "1 seed" if best.survival.n == 1 else f"{best.survival.n} seeds"
     if not safe:
-        words.append(f"no setting had {survival:.0%} of its trials survive; this one is likeliest to")
+        words.append(f"no setting is expected to survive in {survival:.0%} of trainings; this one is likeliest to")
     if best.survival.low is not None and best.survival.low < survival:
         words.append(f"{seeds}, {bad} diverged or collapsed: up to {1 - best.survival.low:.0%} may still fail")
+    if best.failure.remark:
+        words.append(best.failure.remark)
     if best.n == 1:
         words.append("its quality is of one training: how far another seed is from it was not measured")
+    if all(error is None for error in best.errors):
+        words.append("the sampling error of its score was not recorded")
     compared = sum(c.quality is not None for c in found)
-    if compared > 1:
+    if compared > 1 and best.expected == best.quality:
         words.append(
             f"best of {compared} settings by the very numbers shown: expect a new training to be somewhat worse"
         )
+    if best.trial.get("undertrained"):
+        words.append("it was trained too briefly for a verdict on its quality")
     if metric.name.endswith("_buffer"):
         words.append("samples are the replay buffer's, which flatters small K; fresh chains score worse")
     if best.pace is None:
         words.append("no time per iteration was taken of it, so its time is not known and not limited")
     else:
-        words += _pace_warnings(best.pace, gpu)
+        words += pace_warnings(best.pace, gpu)
     if best.share is not None and best.share < 1:
         words.append(
             f"only {best.share:.0%} of its training fits: the quality is what it had by then, under a schedule for the "
             "whole training"
         )
-    return words
-
-
-def _pace_warnings(pace: Pace, gpu: str | None) -> list[str]:
-    words = []
-    if pace.source == "elsewhere":
-        words.append(f"nothing was timed on {gpu} and no rate is known for both: the time is that of {pace.hardware}")
-    if pace.source == "scaled":
-        words.append(f"the time is scaled from {pace.hardware}, not measured on {gpu}")
-    if pace.shared:
-        words.append("trials shared a GPU while they were timed: alone it is faster")
     return words
 
 

@@ -16,6 +16,7 @@ from analysis.exhibits import FOLDER, draw, read_index
 from analysis.figure_data import SampleGrid, sample_grids
 from analysis.figures import template
 from analysis.load import Results, ResultsError, records
+from analysis.objective import objective
 from analysis.render import display
 from analysis.report_figures import download, page_figure, script_json, study_figures
 from analysis.report_parts import (
@@ -34,7 +35,7 @@ from analysis.report_parts import (
     stability_tables,
 )
 from analysis.report_trials import page_trials, trial_table
-from analysis.summary import objective, summarise
+from analysis.summary import summarise
 from analysis.tables import build_tables
 from analysis.words import visible
 from trainables.files import making, refuse_links_out, within, write_text

@@ -13,6 +13,7 @@ from plotly.io import to_json
 from threadpoolctl import threadpool_limits
 
 from analysis.anytime import anytime, course_points
+from analysis.claims import claims
 from analysis.figure_data import drawn_points, outcome_fields, survival_fields, training_curves, training_points
 from analysis.figures import (
     anytime_figure,
@@ -26,6 +27,7 @@ from analysis.figures import (
 )
 from analysis.lines import drawn_part
 from analysis.load import Results
+from analysis.objective import varied_or_all
 from analysis.render import csv_text
 from analysis.stability_report import other_phases, stability_drawings, survival_lines
 from analysis.tradeoff import cost_points, measured_metrics, settings_front, tradeoff
@@ -99,10 +101,14 @@ def _drawings(part: Results, study: str, metric: Metric | None) -> dict[str, lis
                 f"{place}\nanalysis.figure_data.outcome_points(trials, {x!r}, {y!r})",
             )
         ]
+        said = claims(part.trials, varied_or_all(part, study))
+        named = [c.field for c in said.named]
         figures["survival"] = [
             Drawing(
-                survival_figure(part.trials, field),
-                "; ".join([f"Share of trials not diverged, by {symbol(field)}", *survival_lines(part.trials, field)]),
+                survival_figure(part.trials, field, tested=field in named),
+                "; ".join(
+                    [f"Share of trials not diverged, by {symbol(field)}", *survival_lines(part.trials, field, said)]
+                ),
                 f"{study}_survival_{field}",
                 made_by=f"{place}\nanalysis.stability.survival_by(trials, {field!r})",
             )

@@ -6,23 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.aggregate import ENDED_BADLY, Trial
 from analysis.anytime import anytime, quality_at_time, round_targets, round_times, time_to_quality
+from analysis.claims import claims
 from analysis.figure_data import ending
 from analysis.load import EVALUATIONS_FILE, Results, ResultsError, read_evaluations, records
+from analysis.objective import objective, setting_text, varied_or_all
 from analysis.recommend import recommend
 from analysis.render import NOTHING
 from analysis.report_figures import download
-from analysis.stability import compute_ledger, divergence_by, seeds_note
+from analysis.stability import compute_ledger, decisions
 from analysis.stability_report import compute_table, decision_table, warning_table
-from analysis.summary import (
-    StudySummary,
-    duration,
-    explanatory_fields,
-    objective,
-    setting_text,
-    value_text,
-    varied_or_all,
-)
-from analysis.words import brief, symbol, text
+from analysis.summary import StudySummary, best_remarks, value_text
+from analysis.words import brief, duration, symbol, text
 from trainables.schema import METRICS, Metric, Outcome
 
 if TYPE_CHECKING:
@@ -47,8 +41,11 @@ def headline_cards(summary: StudySummary) -> list[dict[str, str]]:
     best = summary.best
     if best is not None:
         fresh = "" if best.fresh is None else f"{value_text(best.fresh)}; "
-        cards.append((f"best {best.metric.label}", f"{best.mean:.3g}", f"{fresh}{best.setting} (n = {best.n})"))
-    cards.append(("trial time", duration(summary.seconds), "training and evaluation"))
+        error = "sampling error not recorded" if best.error is None else f"standard error {best.error:.2g}"
+        remarks = "".join(f"; {line.strip()}" for line in best_remarks(best))
+        note = f"{fresh}{best.setting} (n = {best.n}, {error}){remarks}"
+        cards.append((f"best {best.metric.label}", f"{best.mean:.3g}", note))
+    cards.append(("trial time", duration(summary.seconds), "wall time of all trials, start-up included"))
     cards.append(("saved", duration(summary.saved_seconds), "by stopping failing trials early"))
     return [{"label": label, "value": value, "note": note} for label, value, note in cards]
 
@@ -170,13 +167,15 @@ def ended_badly(results: Results, study: str) -> dict[str, Any] | None:
 
 
 def rate_tables(results: Results, study: str) -> list[dict[str, Any]]:
-    """Divergence rates by the fields that explain most, with how many seeds would decide more."""
+    """Divergence rates by fields of few values, named ones first, with how many seeds would decide more."""
     tables = []
-    few = [f for f in varied_or_all(results, study) if len(results.trials[f].unique()) <= _MAX_RATES]
-    for field in explanatory_fields(results.trials, few)[:3]:
+    varied = varied_or_all(results, study)
+    named = [c.field for c in claims(results.trials, varied).named]
+    few = [f for f in dict.fromkeys((*named, *varied)) if len(results.trials[f].unique()) <= _MAX_RATES]
+    for field in few[:3]:
         rows = [
-            [text(r[field]), str(r["trials"]), str(r["collapsed"]), seeds_note(r["diverged"], r["trials"])]
-            for r in records(divergence_by(results.trials, [field]))
+            [text(r[field]), str(r["trials"]), str(r["collapsed"]), r["note"]]
+            for r in records(decisions(results.trials, [field]))
         ]
         header = [symbol(field), "Trials", "Collapsed", "Diverged, and what that supports about a rate of 10%"]
         tables.append({"header": header, "rows": rows})

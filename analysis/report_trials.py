@@ -15,9 +15,9 @@ from analysis.aggregate import ENDED_BADLY, Trial
 from analysis.figure_data import ending
 from analysis.grouping import sort_key
 from analysis.load import Results, records
+from analysis.objective import objective, varied_or_all
 from analysis.render import NOTHING
-from analysis.summary import duration, objective, varied_or_all
-from analysis.words import brief, symbol, text
+from analysis.words import brief, duration, symbol, text
 from trainables.schema import SETTING_NAMES, Outcome
 
 if TYPE_CHECKING:

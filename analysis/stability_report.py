@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
+from analysis.claims import Claims, claims
 from analysis.detector import Replay, recorded, replay_recordings
 from analysis.figure_data import Hovers, survival_fields
 from analysis.importance import IMPORTANCE_COLUMNS, OPTUNA_COLUMNS, OPTUNA_FILE, Importance, importances
@@ -17,11 +18,11 @@ from analysis.interactions import (
     interaction_rows,
 )
 from analysis.load import Results, ResultsError, empty_frame, read_parquet, records, typed_frame
+from analysis.objective import objective, setting_text, varied_or_all
 from analysis.phase import phase, phase_caption, phase_fields
 from analysis.stability import compute_by, decisions, hazard, logrank_lines, logrank_pairs, survival_by
 from analysis.stability_figures import draw_phase, hazard_figure, importance_figure
-from analysis.summary import duration, explanatory_fields, objective, setting_text, varied_or_all
-from analysis.words import symbol, text
+from analysis.words import duration, symbol, text
 from trainables.schema import CAUSE_TEXT, Cause, Column
 
 if TYPE_CHECKING:
@@ -69,8 +70,8 @@ def stability_drawings(results: Results, study: str) -> list[Drawn]:
     if not len(trials):
         return []
     drawn = [_phase("phase", trials, *phase_fields(results, study), Hovers(trials))]
-    telling = [f for f in explanatory_fields(trials, survival_fields(results, study)) if f is not None][:1]
-    by = telling[0] if telling else None
+    said = claims(trials, varied_or_all(results, study))
+    by = said.first if said.first in survival_fields(results, study) else None
     rates = hazard(trials, by)
     if len(rates) and int(rates["events"].sum()) >= _FEWEST_EVENTS:
         caption = (
@@ -86,8 +87,8 @@ def stability_drawings(results: Results, study: str) -> list[Drawn]:
     figure = importance_figure(found, optuna)
     if figure is not None:
         caption = (
-            "Which field matters: share of the spread between held-out settings that comes from each field, its "
-            "interactions included, with two standard errors. "
+            "How much of the spread between held-out settings a model traces to each field, its interactions included, "
+            f"with two standard errors. Of divergence or collapse: {claims_text(said)}. "
             + " ".join(f"{line[:1].upper()}{line[1:]}." for line in importance_lines(found))
         )
         if len(optuna):
@@ -106,14 +107,15 @@ def stability_drawings(results: Results, study: str) -> list[Drawn]:
 
 
 def other_phases(results: Results, study: str) -> list[Drawn]:
-    """Phase diagrams over every other two of a study's varied fields, at most `_PHASE_FIELDS`, most telling first."""
+    """Phase diagrams over every other two of a study's varied fields, at most `_PHASE_FIELDS`, named ones first."""
     trials = results.trials[results.trials["study"] == study]
     if not len(trials):
         return []
     first = phase_fields(results, study)
     varied = [f for f in varied_or_all(results, study) if len(trials[f].unique()) > 1]
-    ranked = dict.fromkeys((*first, *explanatory_fields(trials, varied), *varied))
-    # In the order of the pair that is shown first: of any two the more telling one lies along x.
+    named = [c.field for c in claims(trials, varied).named]
+    ranked = dict.fromkeys((*first, *named, *varied))
+    # In the order of the pair that is shown first: of any two the one named first lies along x.
     pairs = combinations([f for f in ranked if f in varied][:_PHASE_FIELDS], 2)
     hovers = Hovers(trials)
     return [_phase(f"phase_{x}_{y}", trials, x, y, hovers) for x, y in pairs if {x, y} != set(first)]
@@ -163,9 +165,28 @@ def importance_lines(found: Sequence[Importance]) -> list[str]:
     return [line for i in found for line in i.lines()]
 
 
-def survival_lines(trials: pd.DataFrame, field: str) -> list[str]:
-    """What to say under a field's survival curves: log-rank tests between its groups, and informative censoring."""
-    lines = logrank_lines(logrank_pairs(trials, field))
+def claims_text(said: Claims) -> str:
+    """The fields that may be named with their tests, or that none stands out."""
+    named = ", ".join(f"{symbol(c.field)} stands out ({c})" for c in said.named)
+    return named or said.line() or "nothing to tell fields apart by"
+
+
+def survival_lines(trials: pd.DataFrame, field: str, said: Claims | None = None) -> list[str]:
+    """What to say under a field's survival curves: tests, and informative censoring.
+
+    Log-rank tests between its groups stand there only where the field is named among all that were varied: of several
+    fields some part the trials well by chance.
+
+    Args:
+        trials: `TRIAL_COLUMNS`.
+        field: The field of the curves.
+        said: What may be said of the study's fields; None where the field was chosen before the trials were seen.
+    """
+    if said is None or field in [c.field for c in said.named]:
+        lines = logrank_lines(logrank_pairs(trials, field))
+        lines += [f"{symbol(field)}: {c}" for c in said.named if c.field == field] if said is not None else []
+    else:
+        lines = [f"{symbol(field)} does not stand out among {said.fields} fields: differences may be chance"]
     return lines + [f"{symbol(field)} {c.value}: {c.remark}" for c in survival_by(trials, field) if c.remark]
 
 
@@ -177,10 +198,11 @@ def decision_table(results: Results, study: str, limit: float = 0.1) -> Table:
     for r in records(decisions(trials, ["setting_id"], limit)):
         seeds = NOTHING if r["more_seeds"] is None else text(r["more_seeds"])
         rows.append([names[r["setting_id"]], f"{r['diverged']}/{r['trials']}", r["verdict"], seeds, r["note"]])
-    header = ["Setting", "Diverged", f"About {limit:.0%}", "More seeds", "95% Wilson interval, and what would decide"]
+    header = ["Setting", "Diverged", f"About {limit:.0%}", "More seeds", "95% bounds, and what would decide"]
     note = (
-        f"Decided is a setting whose whole interval lies on one side of {limit:.0%}. More seeds: at the rate seen so "
-        "far; a dash where no number would decide."
+        f"Decided is a setting whose bounds lie on one side of {limit:.0%}, whatever became of trials cut off. "
+        "The bounds hold however often one looks. More seeds: if the rate seen so far holds; a dash where no number "
+        "would decide."
     )
     return Table("Divergence rate of every setting", note, header, rows)
 

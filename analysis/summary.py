@@ -1,45 +1,62 @@
-"""What a study showed, in a few lines for the console: outcomes, what was stable, the best setting, time spent.
+"""What a study showed, in a few lines for the console: outcomes, what they depend on, the best setting, time spent.
 
-Every claim carries its counts and goes no further than the budget: "stable for n iterations", never "stable".
+Every claim carries its counts and goes no further than the budget: "stable for n iterations", never "stable". A field
+is named only where a test corrected for all fields bears it (`analysis.claims`); the best setting is the recommended
+one (`analysis.recommend`).
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from analysis.aggregate import ENDED_BADLY, JUDGED, Interval, Trial, group_by, spread, wilson
-from analysis.grouping import by_value, places_by_value
-from analysis.load import Results, plain, records, varied_fields
+from analysis.aggregate import ENDED_BADLY, Trial, spread
+from analysis.claims import Claim, Claims, claims
+from analysis.grouping import by_value
+from analysis.load import Results, records
+from analysis.objective import setting_text, varied_or_all
+from analysis.rates import DIVERGED, Rate, distinct, rate
+from analysis.recommend import Candidate, Recommendation, of_setting, recommend
 from analysis.stability import compute_ledger
-from analysis.words import brief, symbol
-from trainables.schema import METRIC_BY_NAME, METRICS, SETTING_NAMES, Metric, Outcome
+from analysis.words import symbol
+from trainables.hours import Hours
+from trainables.schema import Metric, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import pandas as pd
-    from numpy.typing import NDArray
-
 
 @dataclass(frozen=True)
 class Contrast:
-    """Divergence by the values of one field."""
+    """A named field with the rate of its claim's event by its values."""
 
-    field: str
-    rates: tuple[tuple[str, Interval], ...]
-    """Value and its trials that diverged, of those that completed, diverged or collapsed."""
+    claim: Claim
+    event: str
+    """diverged, or "diverged or collapsed" where any trial collapsed."""
+    rates: tuple[tuple[str, Rate], ...]
+    """Value in words, and the rate of its trials; cut-off trials are censored."""
+
+    @property
+    def field(self) -> str:
+        """The field."""
+        return self.claim.field
 
     def __str__(self) -> str:
-        """The field's symbol and the counts by value, as "p0 gaussian 0/12 diverged, uniform 8/12 diverged"."""
+        """Symbol, counts by value and the test, as "p0 gaussian 0/12 diverged, uniform 8/12 diverged (p = ...)"."""
         name = symbol(self.field)
         if all(value[:1].isdigit() for value, _ in self.rates):
-            return ", ".join(f"{name} = {value}: {i.k}/{i.n}" for value, i in self.rates) + " diverged"
-        return f"{name} " + ", ".join(f"{value} {i.k}/{i.n} diverged" for value, i in self.rates)
+            rates = ", ".join(f"{name} = {value}: {counts(r)}" for value, r in self.rates) + f" {self.event}"
+        else:
+            rates = f"{name} " + ", ".join(f"{value} {counts(r)} {self.event}" for value, r in self.rates)
+        return f"{rates} ({self.claim})"
+
+
+def counts(rate: Rate) -> str:
+    """A rate in few characters: k/n, or as a percentage of so many where some were cut off before it is stated."""
+    if rate.rate is None or not rate.censored:
+        return f"{rate.events}/{rate.trials}"
+    return f"{rate.rate:.0%} of {rate.trials}, {rate.censored} cut off"
 
 
 @dataclass(frozen=True)
@@ -55,7 +72,7 @@ class Fresh:
 
 @dataclass(frozen=True)
 class Best:
-    """The best setting of a study by its objective."""
+    """The setting recommended of a study, by its objective."""
 
     metric: Metric
     protocol: str | None
@@ -63,11 +80,20 @@ class Best:
     """Its varied fields with their values."""
     mean: float
     sd: float | None
+    error: float | None
+    """Standard error of the mean, seeds and sampling included; None where nothing says."""
     n: int
-    stability: Interval
-    iterations: int
+    stability: Rate
+    lead: str
+    """How far the runner-up is, or that it is tied with it; empty where there is none."""
+    survives: float
+    """Expected share of new trainings that survive."""
+    safe: bool
+    """Whether that is as often as a recommendation asks for."""
     fresh: Fresh | None = None
     """The same trials scored on fresh chains, where the metric is one of the buffer and that was measured too."""
+    fresh_winner: str = ""
+    """The setting that fresh chains put first, in words, where it is another one."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +102,19 @@ class StudySummary:
 
     study: str
     outcomes: tuple[tuple[Outcome, int], ...]
+    claims: Claims
     contrasts: tuple[Contrast, ...]
     stable: tuple[str, ...]
     best: Best | None
+    """The best setting on the data set of most trials."""
+    no_best: str
+    """Why there is none although quality was measured."""
+    undertrained: int
+    """Completed trials that were too short for a verdict on their quality."""
+    hours: Hours
+    """Where the trials' time went, as `mebm status` counts it."""
     seconds: float
-    gpu_seconds: float
-    failing_seconds: float
+    """Wall time of all trials, start-up and waiting included."""
     saved_seconds: float
 
 
@@ -106,170 +139,107 @@ def summarise(results: Results) -> Summary:
     return Summary(tuple(_summarise(results, study) for study in results.studies))
 
 
-def objective(results: Results, study: str) -> Metric | None:
-    """The metric a study optimised if a trial has a value of it, else the first measured one; None without any."""
-    trials = results.trials[results.trials["study"] == study]
-    measured = [m for m in METRICS if trials[f"{m.name}_best"].notna().any()]
-    objectives = results.manifests[study].get("objectives") or []
-    wanted = [o.get("metric") for o in objectives if isinstance(o, dict)]
-    chosen = [m for name in wanted for m in measured if m.name == name]
-    return next(iter([*chosen, *measured]), None)
-
-
-def explanatory_fields(trials: pd.DataFrame, fields: Sequence[str]) -> list[str]:
-    """Fields by how much they tell about which trials diverged or collapsed, most first.
-
-    The measure is the mutual information between a field's value and ending badly, with Miller and Madow's correction
-    for the number of cells: without it a field of many values explains noise. Fields that tell nothing are left out.
-    A number of many values counts by its groups (`by_value`).
-    """
-    outcomes = trials["outcome"].to_numpy(object)
-    judged, bad = np.isin(outcomes, list(JUDGED)), np.isin(outcomes, list(ENDED_BADLY))
-    scored = []
-    for i, field in enumerate(fields):
-        groups = [places[judged[places]] for places in places_by_value(plain(trials[field])).values()]
-        scored.append((_information([bad[places] for places in groups if len(places)]), -i, field))
-    return [field for score, _, field in sorted(scored, reverse=True) if score > 0]
-
-
-def setting_text(trial: Trial, fields: Sequence[str]) -> str:
-    """A trial's values of `fields` in the paper's symbols, such as "K 2, α 1"."""
-    return ", ".join(f"{symbol(field)} {brief(trial[field])}" for field in fields)
-
-
-def varied_or_all(results: Results, study: str) -> list[str]:
-    """The fields a study varied; those that differ between its trials where its manifest does not say."""
-    listed = varied_fields(results, study)
-    if listed:
-        return listed
-    trials = results.trials[results.trials["study"] == study]
-    return [f for f in SETTING_NAMES if len(trials[f].unique()) > 1]
-
-
-def _information(groups: Sequence[NDArray[np.bool_]]) -> float:
-    """Mutual information between a trial's group and ending badly, from what ended badly in every group."""
-    n, bad = sum(map(len, groups)), sum(int(group.sum()) for group in groups)
-    if n == 0:
-        return 0.0
-    of_all = {True: bad, False: n - bad}
-    information = sum(
-        c / n * math.log(c * n / (len(group) * of_all[b]))
-        for group in groups
-        for b, c in Counter(group.tolist()).items()
-    )
-    return information - (len(groups) - 1) * (sum(c > 0 for c in of_all.values()) - 1) / (2 * n)
-
-
 def _summarise(results: Results, study: str) -> StudySummary:
     frame = results.trials[results.trials["study"] == study]
     trials = records(frame)
     counted = Counter(t["outcome"] for t in trials)
     varied = varied_or_all(results, study)
-    contrasts = tuple(_contrast(trials, field) for field in explanatory_fields(frame, varied)[:2])
+    found = claims(frame, varied)
+    contrasts = tuple(_contrast(trials, claim) for claim in found.named)
     ledger = {r["category"]: r for r in records(compute_ledger(frame))}
+    best, no_best = _best(results, study, trials, varied)
     return StudySummary(
         study,
         tuple((o, counted[o.value]) for o in Outcome if counted[o.value]),
+        found,
         contrasts,
-        _stable(trials, contrasts),
-        _best(results, study, trials, varied),
+        _stable(contrasts),
+        best,
+        no_best,
+        sum(bool(t.get("undertrained")) for t in trials),
+        Hours.of(trials),
         ledger["spent"]["seconds"],
-        ledger["spent"]["gpu_seconds"],
-        ledger["diverged"]["seconds"] + ledger["collapsed"]["seconds"],
         ledger["saved"]["seconds"],
     )
 
 
-def _judged_by_value(trials: Sequence[Trial], field: str) -> dict[str, list[Trial]]:
-    """Judged trials by a field's value in words; grouped over all trials, so that figures and summary agree."""
-    groups = {v: [t for t in g if t["outcome"] in JUDGED] for v, g in by_value(trials, field).items()}
-    return {value: group for value, group in groups.items() if group}
+def _contrast(trials: Sequence[Trial], claim: Claim) -> Contrast:
+    # What was tested is ending badly: the counts beside it are of that.
+    collapsed = any(t["outcome"] == Outcome.COLLAPSED for t in trials)
+    events = ENDED_BADLY if collapsed else DIVERGED
+    groups = by_value(distinct(trials), claim.field)
+    rates = tuple((value, r) for value, group in groups.items() if (r := rate(group, events=events)).trials)
+    return Contrast(claim, "diverged or collapsed" if collapsed else "diverged", rates)
 
 
-def _contrast(trials: Sequence[Trial], field: str) -> Contrast:
-    groups = _judged_by_value(trials, field)
-    rates = ((v, wilson(sum(t["outcome"] == Outcome.DIVERGED for t in g), len(g))) for v, g in groups.items())
-    return Contrast(field, tuple(rates))
-
-
-def _stable(trials: Sequence[Trial], contrasts: Sequence[Contrast]) -> tuple[str, ...]:
-    """Values of the explanatory fields under which every trial completed."""
+def _stable(contrasts: Sequence[Contrast]) -> tuple[str, ...]:
+    """Values of the named fields under which no trial ended badly, each with how far that goes."""
     lines = []
     for contrast in contrasts:
-        groups = _judged_by_value(trials, contrast.field)
-        for value, interval in contrast.rates:
-            if all(t["outcome"] == Outcome.COMPLETED for t in groups[value]):
-                iterations = min(t["iterations_done"] or 0 for t in groups[value])
+        for value, r in contrast.rates:
+            if not r.events:
                 name = symbol(contrast.field) + (f" = {value}" if value[:1].isdigit() else f" {value}")
-                lines.append(f"{name}: stable for {iterations} iterations ({interval.of('diverged')})")
+                lines.append(f"{name}: stable for {r.at} iterations ({_short(r, contrast.event)})")
     return tuple(lines)
 
 
-def _best(results: Results, study: str, trials: Sequence[Trial], varied: Sequence[str]) -> Best | None:
-    metric = objective(results, study)
-    if metric is None:
-        return None
-    name = f"{metric.name}_best"
-    ranked = []
-    for index, group in enumerate(group_by(trials, ("setting_id", metric.protocol_column)).values()):
-        # A setting is as good as all its trials: the diverged ones count with their best before they diverged.
-        judged = [t for t in group if t["outcome"] in JUDGED and t[name] is not None]
-        if not any(t["outcome"] == Outcome.COMPLETED for t in judged):
-            continue
-        values = spread(t[name] for t in judged)
-        assert values.mean is not None
-        sign = 1 if metric.direction == "minimize" else -1
-        ranked.append((sign * values.mean, index, values, judged))
-    if not ranked:
-        return None
-    _, _, values, judged = min(ranked, key=lambda r: r[:2])
-    setting = [t for t in trials if t["setting_id"] == judged[0]["setting_id"] and t["outcome"] in JUDGED]
+def _short(r: Rate, what: str) -> str:
+    """A rate without its iteration, where that is said before."""
+    return r.of(what).replace(f" by iteration {r.at}", "")
+
+
+def _best(results: Results, study: str, trials: Sequence[Trial], varied: Sequence[str]) -> tuple[Best | None, str]:
+    """The best setting, or why there is none; neither where no quality was measured."""
+    started = [t for t in trials if t["outcome"] != Outcome.PENDING]
+    if not started:
+        return None, ""
+    dataset = Counter(t["dataset"] for t in started).most_common(1)[0][0]
+    found = recommend(results.of(study), dataset=dataset)
+    if found.best is None or found.metric is None:
+        return None, "" if found.metric is None else found.warnings[-1]
+    values = spread(found.best.values)
     assert values.mean is not None
     return Best(
-        metric,
-        judged[0][metric.protocol_column],
-        setting_text(judged[0], varied) or judged[0]["setting_id"],
+        found.metric,
+        found.best.protocol,
+        _named(found.best, varied),
         values.mean,
         values.sd,
+        found.best.error,
         values.n,
-        wilson(sum(t["outcome"] == Outcome.DIVERGED for t in setting), len(setting)),
-        max(t["iterations_done"] or 0 for t in setting),
-        _fresh(metric, judged),
-    )
+        rate(of_setting(started, found.best)),
+        found.lead(),
+        found.best.survives,
+        found.safe,
+        _fresh(found),
+        found.fresh_text() if found.disagrees else "",
+    ), ""
 
 
-def _fresh(metric: Metric, trials: Sequence[Trial]) -> Fresh | None:
-    """The fresh-chain value beside one of the buffer; None where it was not measured under one protocol."""
-    beside = METRIC_BY_NAME.get(f"{metric.name.removesuffix('_buffer')}_fresh")
-    if beside is None or beside is metric:
+def _named(candidate: Candidate, varied: Sequence[str]) -> str:
+    return setting_text(candidate.trial, varied) or candidate.setting_id
+
+
+def _fresh(found: Recommendation) -> Fresh | None:
+    """The fresh-chain value of the recommended setting; None where it was not measured under one protocol."""
+    own = found.by_fresh_chains
+    values = spread(own.values) if own is not None else None
+    if found.fresh is None or found.fresh.metric is None or own is None or values is None or values.mean is None:
         return None
-    scored = [t for t in trials if t[f"{beside.name}_best"] is not None]
-    protocols = {t[beside.protocol_column] for t in scored}
-    values = spread(t[f"{beside.name}_best"] for t in scored)
-    if values.mean is None or len(protocols) > 1:
-        return None
-    return Fresh(beside, protocols.pop(), values.mean, values.sd, values.n)
-
-
-def duration(seconds: float) -> str:
-    """A time span for people: seconds, minutes or hours."""
-    if seconds < 120:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    return Fresh(found.fresh.metric, own.protocol, values.mean, values.sd, values.n)
 
 
 def best_text(best: Best) -> str:
     """The best setting with its metric, spread, protocol and stability; the fresh-chain value beside the buffer's."""
     number = value_text(best)
+    if best.error is not None:
+        number += f" (standard error {best.error:.2g})"
     trials = "1 trial" if best.n == 1 else f"{best.n} trials"
     protocol = f"protocol {best.protocol or 'not recorded'}"
     if best.fresh is not None:
         number += f", {value_text(best.fresh)}"
         protocol = f"protocols {best.protocol or 'not recorded'}, {best.fresh.protocol or 'not recorded'}"
-    return (
-        f"{best.setting}: {number} ({trials}, {protocol}), {best.stability.k}/{best.stability.n} diverged "
-        f"in {best.iterations} iterations"
-    )
+    return f"{best.setting}: {number} ({trials}, {protocol}), {best.stability.of('diverged')}"
 
 
 def value_text(value: Best | Fresh) -> str:
@@ -279,16 +249,24 @@ def value_text(value: Best | Fresh) -> str:
 
 def _lines(study: StudySummary) -> list[str]:
     total = sum(n for _, n in study.outcomes)
-    counts = ", ".join(f"{n} {o.value}" for o, n in study.outcomes)
-    lines = [f"{total} {'trial' if total == 1 else 'trials'}: {counts}" if total else "no trials"]
+    short = f" ({study.undertrained} undertrained)" if study.undertrained else ""
+    outcomes = ", ".join(f"{n} {o.value}{short if o is Outcome.COMPLETED else ''}" for o, n in study.outcomes)
+    lines = [f"{total} {'trial' if total == 1 else 'trials'}: {outcomes}" if total else "no trials"]
     lines += [str(contrast) for contrast in study.contrasts]
     lines += study.stable
+    lines += [study.claims.line()] if study.claims.line() else []
     if study.best is not None:
         lines.append(f"best setting: {best_text(study.best)}")
-    if study.seconds:
-        gpu = f" ({duration(study.gpu_seconds)} GPU time)" if study.gpu_seconds else ""
-        lines.append(
-            f"trial time {duration(study.seconds)}{gpu}, {duration(study.failing_seconds)} of it on trials that "
-            f"diverged or collapsed; early stop saved {duration(study.saved_seconds)}"
-        )
-    return lines
+        lines += best_remarks(study.best)
+    elif study.no_best:
+        lines.append(f"no best setting: {study.no_best}")
+    return lines + ([hours] if (hours := study.hours.text()) else [])
+
+
+def best_remarks(best: Best) -> list[str]:
+    """What to know of the best setting beside its numbers: its survival where unproven, the runner-up, fresh chains."""
+    lines = []
+    if not best.safe:
+        lines.append(f"  survival not shown: {best.survives:.0%} of new trainings are expected to survive")
+    lines += [f"  {best.lead}"] if best.lead else []
+    return lines + ([f"  {best.fresh_winner}"] if best.fresh_winner else [])

@@ -45,6 +45,13 @@ def brief(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else text(value)
 
 
+def duration(seconds: float) -> str:
+    """A time span for people: seconds, minutes or hours."""
+    if seconds < 120:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 def visible(value: str) -> str:
     """A text of any number of lines with every character to be seen: a file may hold what steers a terminal.
 

@@ -15,7 +15,8 @@ import click
 
 from study import console
 from study.places import PLACE, local_copy
-from study.progress import BAD, Hours
+from study.progress import BAD
+from trainables.hours import Hours
 
 if TYPE_CHECKING:
     from study.journal_reader import JournalReader

@@ -17,7 +17,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from analysis.importance import OPTUNA_COLUMNS, OPTUNA_FILE, Kind, group_numbers, refusal_for, target_values
 from analysis.load import Results, records, typed_frame, write_parquet
-from analysis.summary import objective, varied_or_all
+from analysis.objective import objective, varied_or_all
 from analysis.words import text
 from trainables.schema import METRIC_BY_NAME
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from trainables.hours import Hours
 from trainables.schema import CAUSE_TEXT, METRIC_BY_NAME, Cause, Outcome
 
 SYMBOLS = {
@@ -94,95 +95,6 @@ def duration(seconds: float) -> str:
 def cut(text: str, width: int) -> str:
     """A text of at most so many characters, with an ellipsis where something is left out."""
     return text if len(text) <= width else f"{text[: max(0, width - 1)].rstrip()}…"
-
-
-@dataclass(frozen=True)
-class Hours:
-    """Where the time of a study's trials went, in GPU-hours, or in hours of trials where none has a GPU.
-
-    Attributes:
-        gpu: whether a trial's hours are multiplied by its GPUs.
-        useful: of trials that completed, were pruned or were stopped.
-        open: of trials that run or are to go on, as far as it counts.
-        diverged, collapsed: of trials that ended so.
-        failed: of trials that failed, all their attempts.
-        repeated: of other trials' attempts whose work was lost, done again or not.
-        saved: never spent, because failing and pruned trials ended early.
-    """
-
-    gpu: bool
-    useful: float = 0.0
-    open: float = 0.0
-    diverged: float = 0.0
-    collapsed: float = 0.0
-    failed: float = 0.0
-    repeated: float = 0.0
-    saved: float = 0.0
-
-    @classmethod
-    def of(cls, trials: Iterable[Mapping[str, Any]]) -> Hours:
-        """The hours of trials, columns of `trials.parquet`."""
-        trials = list(trials)
-        gpu = any(t.get("gpus") for t in trials)
-        found = dict.fromkeys(("useful", "open", "diverged", "collapsed", "failed", "repeated", "saved"), 0.0)
-        for trial in trials:
-            weight = ((trial.get("gpus") or 0.0) if gpu else 1.0) / 3600
-            outcome = Outcome(trial["outcome"])
-            kind = _KIND.get(outcome, "useful" if outcome.finished else "open")
-            again = (trial.get("replayed_seconds") or 0.0) + (trial.get("lost_seconds") or 0.0)
-            found[kind] += weight * ((trial.get("train_seconds") or 0.0) + (trial.get("evaluation_seconds") or 0.0))
-            found["failed" if outcome is Outcome.FAILED else "repeated"] += weight * again
-            found["saved"] += weight * _saved(trial, outcome)
-        return cls(gpu, **found)
-
-    @property
-    def spent(self) -> float:
-        """All of it but what was saved."""
-        return self.useful + self.open + self.diverged + self.collapsed + self.failed + self.repeated
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "unit": "GPU-hours" if self.gpu else "trial-hours",
-            "useful": self.useful,
-            "open": self.open,
-            "diverged": self.diverged,
-            "collapsed": self.collapsed,
-            "failed": self.failed,
-            "replayed_and_lost": self.repeated,
-            "saved_by_early_stop": self.saved,
-        }
-
-    def text(self) -> str:
-        """`GPU-hours: 12.4 useful, 1.1 diverged; 3.2 saved by early stop`, in minutes below an hour; empty at first."""
-        parts = {
-            "useful": self.useful,
-            "open": self.open,
-            "diverged": self.diverged,
-            "collapsed": self.collapsed,
-            "failed": self.failed,
-            "replayed or lost": self.repeated,
-        }
-        large = max(self.spent, self.saved) >= 1
-        factor, unit = (1.0, "hours") if large else (60.0, "minutes")
-        shown = [f"{_amount(factor * value)} {kind}" for kind, value in parts.items() if factor * value >= 0.05]
-        saved = f"; {_amount(factor * self.saved)} saved by early stop" if factor * self.saved >= 0.05 else ""
-        return f"{'GPU' if self.gpu else 'trial'}-{unit}: {', '.join(shown)}{saved}" if shown else ""
-
-
-_KIND = {Outcome.DIVERGED: "diverged", Outcome.COLLAPSED: "collapsed", Outcome.FAILED: "failed"}
-
-
-def _amount(value: float) -> str:
-    return f"{value:.1f}" if value < 99.95 else f"{value:,.0f}"
-
-
-def _saved(trial: Mapping[str, Any], outcome: Outcome) -> float:
-    """Seconds an early end saved; the trial itself does not know that it was pruned."""
-    if outcome is Outcome.PRUNED:
-        left = (trial.get("iterations_planned") or 0) - (trial.get("iterations_done") or 0)
-        return max(0.0, left * (trial.get("seconds_per_iteration") or 0.0))
-    return float(trial.get("saved_seconds") or 0.0)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from analysis.stability_report import (
     survival_lines,
     warning_table,
 )
-from analysis.summary import duration
+from analysis.words import duration
 
 
 def test_drawings_have_captions_and_data(synthetic):

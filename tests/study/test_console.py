@@ -8,7 +8,7 @@ import re
 import pytest
 
 from study.console import Progress, StudyConsole, duration, number, state_text
-from study.progress import Hours
+from trainables.hours import Hours
 from trainables.schema import Outcome
 
 
