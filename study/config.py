@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from datetime import datetime
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from study.addresses import check_address
 from study.errors import UserError, nearest, shown, validation_error
-from study.yaml_input import parse_yaml, read_yaml
+from study.yaml_input import parse_yaml, read_yaml, write_yaml
 from trainables.config import StrictModel, TrialConfig
 from trainables.methods import build_trial, merge
 from trainables.schema import METRIC_BY_NAME
@@ -297,7 +297,7 @@ class StudyConfig(_Model):
     @classmethod
     def _distinct(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         if len(set(value)) != len(value):
-            raise ValueError("must be distinct")
+            raise ValueError(f"must be distinct, but {Counter(value).most_common(1)[0][0]} is there more than once")
         return value
 
     @model_validator(mode="after")
@@ -321,7 +321,7 @@ class StudyConfig(_Model):
 
     def to_yaml(self) -> str:
         """The study as YAML that gives an equal study back."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return write_yaml(self.model_dump(mode="json"))
 
 
 def packaged_configs() -> list[str]:

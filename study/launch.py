@@ -171,13 +171,26 @@ def run_study(
             ledger = Ledger(folder, study.name)
             try:
                 driver = _take_up(study, space, folder, console, ledger, accept_changes, retry_failed, mirror is None)
-                return run_trials(study, space, folder, console, ledger, address, handler, driver, mirror=mirror)
+                ending = run_trials(study, space, folder, console, ledger, address, handler, driver, mirror=mirror)
+                if not (driver or ending.interrupted or ending.spent):
+                    _say_if_early(study, console, ledger)
+                return ending
             finally:
                 ledger.close()
         finally:
             for name in ("mebm", "ray"):
                 logging.getLogger(name).removeHandler(handler)
             handler.close()
+
+
+def _say_if_early(study: StudyConfig, console: StudyConsole, ledger: Ledger) -> None:
+    """A study that has run every setting its space has ends before the number it was asked for."""
+    done = len({str(trial["setting_id"]) for trial in ledger.trials.values()})
+    if study.search.trials is not None and done < study.search.trials:
+        console.line(
+            f"search.space has {done} settings that differ, and all have been run: "
+            f"the study ends before the {study.search.trials} of search.trials"
+        )
 
 
 def _take_up(
@@ -253,12 +266,14 @@ def describe(study: StudyConfig, space: Space, source: str) -> list[str]:
         f"study       {study.name} ({source})",
         f"asks        {study.description or '-'}",
         f"trials      {trials} = {space.settings} settings x {len(study.seeds)} seeds {list(study.seeds)}",
+        f"different   {space.different}",
         f"sampler     {study.search.sampler}",
         f"objectives  {', '.join(f'{o.resolved_direction} {o.metric}' for o in study.objectives)}",
         *_methods(study, space, example),
         f"resources   {_resources(study)} per trial",
     ]
     lines += [f"searched    {key}: {_range_text(d)}" for key, d in space.distributions.items()]
+    lines += [f"note        {note}" for note in space.notes]
     return lines
 
 
@@ -296,4 +311,5 @@ def _range_text(distribution: Any) -> str:
         choices = [str(c) for c in distribution.choices[:_NAMED]]
         more = len(distribution.choices) - len(choices)
         return ", ".join([*choices, *([f"and {more} more"] if more else [])])
-    return f"{distribution.low:g} to {distribution.high:g}{' (log)' if distribution.log else ''}"
+    step = f" by {distribution.step:g}" if distribution.step not in (None, 1) else ""
+    return f"{distribution.low:g} to {distribution.high:g}{step}{' (log)' if distribution.log else ''}"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from analysis import stability
 from analysis.compare import matching
 from analysis.load import records
 from analysis.published import published_results
@@ -19,8 +19,6 @@ from trainables.cost import check_fits, iteration_flops, parameters
 from trainables.datasets import DATASETS
 from trainables.saved import SAMPLES
 
-Z = 1.959963984540054
-"""97.5% quantile of the normal distribution, for 95% intervals."""
 _SIGNAL_BYTES = 40
 """Of an iteration's signals, compressed; measured on recorded studies."""
 
@@ -31,6 +29,7 @@ class Plan:
 
     Attributes:
         settings, seeds, trials: how many.
+        different: how many settings differ, in words, and what was taken once though it is there more often.
         example: whether the settings are all (a grid) or the ends of a search space.
         flops: operations of all trials, if none ends early.
         gpu, gpu_hours: the device the time is estimated for, and the estimate; None where its rate is not known.
@@ -38,7 +37,8 @@ class Plan:
         disk_bytes: models and signals at the end.
         checkpoint_bytes: of the largest trial; each running one keeps two and writes a third.
         rows: rows of the paper's tables that settings match, as (table, name).
-        smallest_rate: divergence rate that no diverged trial in all seeds of a setting still allows (95%, Wilson).
+        smallest_rate: divergence rate that no diverged trial in all seeds of a setting still allows (95%, for looking
+            after every seed, as the verdicts of `analysis.stability.decisions`).
     """
 
     settings: int
@@ -53,12 +53,14 @@ class Plan:
     checkpoint_bytes: int
     rows: tuple[tuple[int, str], ...]
     smallest_rate: float
+    different: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """The plan in words."""
         mean = " (mean of settings at the ends of the search space)" if self.example else ""
         found = [
             f"trials      {self.trials}: {self.settings} settings x {self.seeds} seeds",
+            *(f"{'different' if i == 0 else 'note':<12}{text}" for i, text in enumerate(self.different)),
             f"arithmetic  {self.flops / 1e15:.4g} PFLOP if no trial ends early{mean}",
         ]
         if self.gpu_hours is not None:
@@ -82,18 +84,20 @@ class Plan:
 
 
 def seeds_needed(rate: float) -> int:
-    """Seeds of a setting, none of which diverges, whose 95% Wilson interval ends below a divergence rate.
+    """Seeds of a setting, none of which diverges, that decide that it diverges at less than a rate.
 
-    The interval of 0 of n ends at z^2 / (n + z^2).
+    As `analysis.stability.verdict`: valid for looking after every seed.
     """
     if not 0 < rate < 1:
         raise ValueError(f"a rate is between 0 and 1, but got {rate}")
-    return math.ceil(Z**2 * (1 / rate - 1))
+    more = stability.seeds_needed(0, 1, rate, most=10**8)
+    assert more is not None
+    return 1 + more
 
 
 def allowed_rate(seeds: int) -> float:
-    """Upper end of the 95% Wilson interval of 0 of n."""
-    return Z**2 / (seeds + Z**2)
+    """The smallest divergence rate that so many seeds, none of which diverges, decide to be below."""
+    return stability.looked_at_bounds(0, seeds)[1]
 
 
 def _shape(config: TrialConfig) -> tuple[tuple[int, int, int], int, int]:
@@ -155,6 +159,7 @@ def make_plan(study: StudyConfig, space: Space, gpu: str | None, bench: Sequence
         max(checkpoint_bytes(t) for t in trials),
         _rows(trials),
         allowed_rate(len(study.seeds)),
+        (space.different, *space.notes),
     )
 
 

@@ -12,9 +12,11 @@ import contextlib
 import copy
 import logging
 import math
+import random
 import time
 import uuid
 import warnings
+import zlib
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +33,7 @@ from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 
 from study.addresses import filled
 from study.config import Objective, StudyConfig
+from study.distinct import DistinctSampler
 from study.errors import UserError, one_line, shown
 from study.ledger import Ledger
 from study.space import ID_DIGITS, OLD_ID_DIGITS, Space, lookup, setting_id
@@ -51,6 +54,8 @@ _PATIENCE = 600.0
 """Seconds that a storage which cannot be reached may hold the study up."""
 _TABLE_TRIES, _TABLE_SECONDS = 10, 0.5
 """Times and pauses of opening a shared storage whose tables another driver is making."""
+_APART = 0.5
+"""Most seconds that a driver waits after another has proposed the same setting."""
 _STALE = 600.0
 """Seconds after which a trial of a shared storage that no driver has put its name to is given up."""
 
@@ -111,15 +116,16 @@ def _connected(url: str) -> RDBStorage:
     raise AssertionError("unreachable")
 
 
-def make_sampler(study: StudyConfig, already: int) -> BaseSampler:
+def make_sampler(study: StudyConfig, already: int, driver: str = "") -> BaseSampler:
     """The sampler of a study.
 
     Args:
         already: trials in the storage. It shifts the seed, because a resumed study that began its random stream anew
             would propose its first settings a second time.
+        driver: name of the driver: those that share a storage propose different settings.
     """
     search = study.search
-    seed = search.seed + already
+    seed = (search.seed + already + zlib.crc32(driver.encode())) % 2**32
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         match search.sampler:
@@ -316,6 +322,14 @@ class StudySearch(Searcher):
         self._away_since: float | None = None
         self._settings = self._known_settings()
         self._ids, self._id_digits = self._known_ids()
+        self._taken = self._taken_ids()
+        self._spent = False
+        already = len(self._optuna.get_trials(deepcopy=False))
+        sampler = make_sampler(study, already, driver)
+        self._sampler = DistinctSampler(
+            sampler, space.distributions, self._is_taken, (study.search.seed + already) % 2**32
+        )
+        self._optuna.sampler = self._sampler
         self._queue = deque(self._replicates())
 
     # -------------------------------------------------------------------------------------------- proposing
@@ -335,16 +349,36 @@ class StudySearch(Searcher):
         first = next((str(text) for text in (*known.values(), *others) if text is not None), "")
         return known, OLD_ID_DIGITS if len(first) == OLD_ID_DIGITS else ID_DIGITS
 
+    def _taken_ids(self, but: int | None = None) -> set[str]:
+        """Ids of the settings that are known, of other drivers too, but for that of one trial of the storage."""
+        found = set(self._ids.values())
+        for trial in self._optuna.get_trials(deepcopy=False):
+            given_up = trial.state is TrialState.FAIL and "seed" not in trial.user_attrs
+            if "setting_id" in trial.user_attrs and not given_up and trial.number != but:
+                found.add(str(trial.user_attrs["setting_id"]))
+        return found
+
+    def _is_taken(self, parameters: Mapping[str, Any]) -> bool:
+        return self._id_of(parameters) in self._taken
+
+    def _id_of(self, parameters: Mapping[str, Any]) -> str:
+        return setting_id(self.space.trial(dict(parameters), self.study.seeds[0]), self._id_digits)
+
     def _setting_id(self, number: int, config: TrialConfig) -> str:
         return self._ids.get(number) or setting_id(config, self._id_digits)
 
     def _replicates(self) -> list[Replicate]:
-        """Seeds still to be run of the settings that are known: those that were cut off first."""
+        """Seeds still to be run of the settings that are known: those that were cut off first.
+
+        Earlier versions proposed a setting again; of such a one no further seed starts.
+        """
         found = []
+        first: dict[str, int] = {}
         for number in sorted(self._settings):
+            again = first.setdefault(self._ids.get(number) or self._id_of(self._settings[number]), number) != number
             for seed in self.study.seeds:
                 outcome = self.ledger.outcome(self.trial_id(number, seed))
-                if outcome is None or not outcome.finished:
+                if (outcome is None and not again) or (outcome is not None and not outcome.finished):
                     found.append(Replicate(number, self._settings[number], seed))
         return sorted(found, key=lambda r: self.ledger.outcome(self.trial_id(r.setting, r.seed)) is None)
 
@@ -358,14 +392,15 @@ class StudySearch(Searcher):
 
     def _left(self) -> int:
         """Settings nobody has taken yet."""
-        if not self.driver:
-            return max(0, self.space.settings - len(self._settings))
-        taken = {
-            (t.user_attrs["driver"], t.user_attrs["setting"])
-            for t in self._optuna.get_trials(deepcopy=False)
-            if "driver" in t.user_attrs
-        }
-        self._known_left = max(0, self.space.settings - len(taken))
+        if self._spent:
+            return 0
+        known = len(self._settings)
+        if self.driver:
+            self._taken = self._taken_ids()
+            trials = self._optuna.get_trials(deepcopy=False)
+            known = len({(t.user_attrs["driver"], t.user_attrs["setting"]) for t in trials if "seed" in t.user_attrs})
+        asked = self.study.search.trials or self.space.settings
+        self._known_left = max(0, min(asked - known, self.space.settings - len(self._taken)))
         return self._known_left
 
     @property
@@ -437,18 +472,23 @@ class StudySearch(Searcher):
 
     def _next(self) -> tuple[optuna.Trial, Replicate] | None:
         """Seeds that were cut off, then starting points, then further seeds, then settings of the sampler."""
-        if self._unnamed is not None:  # the storage went away before it had its name
-            return self._first_of(self._unnamed)
-        if not self._cut_off() and (trial := self._starting_point()) is not None:
-            return trial
+        # One without its name is there where the storage went away.
+        if self._unnamed is not None and (found := self._first_of(self._unnamed)) is not None:
+            return found
+        if not self._cut_off() and (found := self._starting_point()) is not None:
+            return found
         if self._queue:
             replicate = self._queue[0]
-            found = self._adopt(replicate)
+            trial = self._adopt(replicate)
             self._queue.popleft()
-            return found, replicate
-        if self.study.search.sampler == "grid" or self._left() == 0:
-            return None
-        return self._first_of(self._optuna.ask(self.space.distributions))
+            return trial, replicate
+        while self.study.search.sampler != "grid" and self._left():
+            if (found := self._first_of(self._optuna.ask(self.space.distributions))) is not None:
+                return found
+            self._spent = self._sampler.spent
+            if not self._spent:  # another driver proposed it at the same time
+                time.sleep(random.uniform(0, _APART))
+        return None
 
     def _cut_off(self) -> bool:
         """Whether the next trial is one that an earlier run began."""
@@ -469,11 +509,19 @@ class StudySearch(Searcher):
                 if self._copy is not None:
                     self._copy.changed(trial)
                 continue
-            return self._first_of(trial)
+            if (found := self._first_of(trial)) is not None:
+                return found
         return None
 
-    def _first_of(self, trial: optuna.Trial) -> tuple[optuna.Trial, Replicate]:
-        """Give a new setting its number and put its further seeds into the queue."""
+    def _first_of(self, trial: optuna.Trial) -> tuple[optuna.Trial, Replicate] | None:
+        """Give a new setting its number and put its further seeds into the queue; None where it is known."""
+        self._unnamed = trial
+        if not self._claim(trial):
+            fail(self._optuna, trial, "is a setting that has been proposed before")
+            if self._copy is not None:
+                self._copy.changed(trial)
+            self._unnamed = None
+            return None
         number = trial.user_attrs.get("setting")
         if number is None:
             started = min(len(self.space.start), self.space.settings)
@@ -481,12 +529,22 @@ class StudySearch(Searcher):
         number = int(number)
         first, *others = self.study.seeds
         replicate = Replicate(number, dict(trial.params), first)
-        self._unnamed = trial
         self._label(trial, replicate)
         self._unnamed = None
         self._settings[number] = dict(trial.params)
         self._queue.extend(Replicate(number, replicate.parameters, seed) for seed in others)
         return trial, replicate
+
+    def _claim(self, trial: optuna.Trial) -> bool:
+        """Take a setting, unless it is known. Of two drivers that propose one at the same time neither gets it."""
+        mine = self._id_of(trial.params)
+        if self.driver:
+            trial.set_user_attr("setting_id", mine)  # before the look at what others have taken: one of two sees it
+            self._taken = self._taken_ids(but=trial.number)
+        if mine in self._taken:
+            return False
+        self._taken.add(mine)
+        return True
 
     def _label(self, trial: optuna.Trial, replicate: Replicate) -> None:
         for key, value in self._attributes(replicate).items():
@@ -795,9 +853,8 @@ def _compared(
     yield "the seed", frozen.user_attrs.get("seed"), config.seed
     yield "the fields", sorted(frozen.params), sorted(space.distributions)
     for key, distribution in space.distributions.items():
-        here = _as_proposed(distribution, lookup(config, key))
-        if here in getattr(distribution, "choices", (here,)):  # else the method filled in what was null
-            yield key, frozen.params[key], here
+        if frozen.params[key] is not None:  # else the method has filled it in
+            yield key, frozen.params[key], lookup(config, key)
         yield f"another range of {key}:", frozen.distributions[key], distribution
     yield "the state", frozen.state.name, "PRUNED" if outcome is Outcome.PRUNED else "COMPLETE"
     stable = -1.0 if outcome in (Outcome.COMPLETED, Outcome.PRUNED) else 1.0
@@ -811,13 +868,9 @@ def _compared(
 
 
 def _as_proposed(distribution: Any, value: Any) -> Any:
-    """A trial's setting as the search proposed it: YAML reads 1e-5 as text, a trial's configuration as a number."""
-    for choice in getattr(distribution, "choices", ()):
-        if isinstance(choice, str) and not isinstance(value, str):
-            with contextlib.suppress(ValueError):
-                if float(choice) == value:
-                    return choice
-    return value
+    """A trial's value as the search proposed it: where that was null the method has filled it in."""
+    choices = getattr(distribution, "choices", (value,))
+    return value if value in choices or None not in choices else None
 
 
 def _same(there: Any, here: Any) -> bool:

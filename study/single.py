@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from analysis.intact import with_checksum
@@ -18,6 +17,7 @@ from study.errors import RunError, UserError, nearest, one_line, shown
 from study.folder import MANIFEST_FILE, STUDY_FILE, commit, hardware, new_folder, versions
 from study.ledger import JOURNAL, Ledger, utc_now
 from study.space import build_space, known_fields, setting_id
+from study.yaml_input import write_yaml
 from trainables.config import TrialConfig
 from trainables.datasets import DataError
 from trainables.files import replacing, write_text
@@ -161,7 +161,7 @@ def _note(row: dict[str, Any]) -> str:
 
 
 def _write_folder(folder: Path, config: TrialConfig) -> None:
-    text = yaml.safe_dump({"trial": config.model_dump(mode="json")}, sort_keys=False)
+    text = write_yaml({"trial": config.model_dump(mode="json")})
     write_text(folder / STUDY_FILE, text)
     manifest = {
         "schema_version": SCHEMA_VERSION,

@@ -6,14 +6,16 @@ import hashlib
 import itertools
 import math
 import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import BaseModel
 
 from study.config import Range, Scalar, StudyConfig, assign, make_trial
-from study.errors import UserError, nearest
+from study.errors import UserError, nearest, shown
 from trainables.config import TrialConfig
 
 ID_DIGITS = 16
@@ -24,6 +26,8 @@ MOST_SETTINGS = 10_000
 """Of a grid: its queue in Optuna's storage takes some 5 ms for each before the first trial starts."""
 MOST_VALUES = 1000
 """Of one field's list: Optuna's storage holds the list once per trial."""
+_COUNTED = 1000
+"""Settings of a space that are counted one by one (some 0.3 ms for each): two choices can make an equal trial."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +37,17 @@ class Space:
     Attributes:
         distributions: Optuna distribution per searched field.
         start: settings to try first; of a grid, all of them.
-        settings: how many settings the study proposes in all.
+        settings: how many settings the study proposes in all, at most as many as differ.
+        different: how many settings differ, in words.
+        notes: what was taken once though it is there more often, and whether more settings are asked for than differ.
     """
 
     base: dict[str, Any]
     distributions: dict[str, BaseDistribution]
     start: tuple[dict[str, Scalar], ...]
     settings: int
+    different: str = ""
+    notes: tuple[str, ...] = ()
 
     def trial(self, values: dict[str, Any], seed: int, source: str = "study") -> TrialConfig:
         """The trial of a setting and a seed."""
@@ -109,10 +117,85 @@ def _check_field(key: str, base: dict[str, Any], source: str, place: str) -> Non
     raise UserError(f"{source}: {place}.{key}: is searched here and fixed under trial; remove one")
 
 
-def _distribution(key: str, spec: Range, source: str) -> BaseDistribution:
+def as_field(key: str, value: Any) -> Any:
+    """A value as its field holds it: a number that is written as text, such as "1e-5", and a whole one as a float.
+
+    What is no number is left for the field to refuse.
+    """
+    kind = field_type(key)
+    if kind not in (int, float) or isinstance(value, bool) or not isinstance(value, str | float):
+        return value
+    try:
+        number = float(value)
+    except ValueError:
+        return value
+    if kind is float or not number.is_integer():
+        return number
+    return int(value) if isinstance(value, str) and value.strip().lstrip("+-").isdecimal() else int(number)
+
+
+def snapped(distribution: BaseDistribution, value: Any) -> Any:
+    """A value of a range with a step as a decimal number has it: samplers say 0.3 and 0.30000000000000004."""
+    if not isinstance(distribution, FloatDistribution) or distribution.step is None:
+        return value
+    low, step = Decimal(str(distribution.low)), Decimal(str(distribution.step))
+    return float(low + round((value - distribution.low) / distribution.step) * step)
+
+
+def size_of(distribution: BaseDistribution) -> int | None:
+    """How many values a distribution has; None where they are continuous."""
+    if isinstance(distribution, CategoricalDistribution):
+        return len(distribution.choices)
+    if distribution.single():
+        return 1
+    if isinstance(distribution, IntDistribution):
+        return (distribution.high - distribution.low) // distribution.step + 1
+    assert isinstance(distribution, FloatDistribution)
+    return None if distribution.step is None else round((distribution.high - distribution.low) / distribution.step) + 1
+
+
+def value_at(distribution: Any, number: int) -> Any:
+    """The value of that number, from 0, of a distribution that is not continuous."""
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices[number]
+    return snapped(distribution, distribution.low + number * (distribution.step or 0))
+
+
+def points_of(distributions: Mapping[str, BaseDistribution], numbers: Iterable[int]) -> Iterator[dict[str, Any]]:
+    """Settings of a space without a continuous field by their numbers, from 0 to the product of its sizes."""
+    sizes = {key: size_of(d) or 1 for key, d in distributions.items()}
+    for number in numbers:
+        point, left = {}, number
+        for key, distribution in distributions.items():
+            left, place = divmod(left, sizes[key])
+            point[key] = value_at(distribution, place)
+        yield point
+
+
+def number_of_points(distributions: Mapping[str, BaseDistribution]) -> int | None:
+    """Product of the sizes; None where a field is continuous."""
+    sizes = [size_of(d) for d in distributions.values()]
+    return None if None in sizes else math.prod(size for size in sizes if size is not None)
+
+
+def _once(key: str, values: Sequence[Any], place: str, notes: list[str]) -> list[Any]:
+    """The values of a list, each once; 1 and 1.0 are one, 1 and true are two."""
+    kept: dict[tuple[bool, Any], Any] = {}
+    repeated: dict[Any, None] = {}
+    for value in (as_field(key, v) for v in values):
+        if (isinstance(value, bool), value) in kept:
+            repeated[value] = None
+        kept.setdefault((isinstance(value, bool), value), value)
+    if repeated:
+        named = ", ".join(shown(value, quoted=False) for value in repeated)
+        notes.append(f"{place}: {named} is there more than once and is taken once")
+    return list(kept.values())
+
+
+def _distribution(key: str, spec: Range, source: str, notes: list[str]) -> BaseDistribution:
     if spec.choices is not None:
         _refuse_many(len(spec.choices), f"search.space.{key}.choices", source)
-        return CategoricalDistribution(spec.choices)
+        return CategoricalDistribution(tuple(_once(key, spec.choices, f"search.space.{key}.choices", notes)))
     kind = field_type(key)
     if kind not in (int, float):
         raise UserError(f"{source}: search.space.{key}: has no order, give choices instead of low and high")
@@ -142,27 +225,61 @@ def build_space(study: StudyConfig, source: str = "study") -> Space:
 def _open_space(study: StudyConfig, base: dict[str, Any], source: str) -> Space:
     search = study.search
     distributions: dict[str, BaseDistribution] = {}
+    notes: list[str] = []
     for key, spec in search.space.items():
         _check_field(key, base, source, "search.space")
-        distributions[key] = _distribution(key, spec, source)
-        for value in spec.choices if spec.choices is not None else (spec.low, spec.high):
+        distributions[key] = distribution = _distribution(key, spec, source, notes)
+        for value in getattr(distribution, "choices", None) or (spec.low, spec.high):
             make_trial(assign(_some_setting(base, search.space, but=key), key, value), source, f"search.space.{key} ->")
-    for number, point in enumerate(search.start):
-        for key, value in point.items():
+    asked = search.trials or 0
+    bare = Space(base, distributions, (), asked)
+    start: list[dict[str, Scalar]] = []
+    seen: dict[str, int] = {}
+    for number, given in enumerate(search.start):
+        point = {}
+        for key, value in given.items():
             place = f"search.start[{number}].{key}"
             if key not in distributions:
                 raise UserError(f"{source}: {place}: is not in search.space{nearest(key, distributions)}")
-            if not _contains(distributions[key], value):
+            point[key] = as_field(key, value)
+            if not contains(distributions[key], point[key]):
                 raise UserError(f"{source}: {place} = {value!r}: is outside of search.space.{key}")
-    space = Space(base, distributions, search.start, search.trials or 0)
-    for point in search.start:
-        space.trial({**_flat_some(search.space), **point}, study.seeds[0], source)
-    return space
+            point[key] = snapped(distributions[key], point[key])
+        trial = bare.trial({**_flat_some(search.space), **point}, study.seeds[0], source)
+        # What a point leaves out is sampled, and differs.
+        if len(point) == len(distributions) and (first := seen.setdefault(setting_id(trial), number)) != number:
+            notes.append(f"search.start[{number}]: is the setting of search.start[{first}] and is taken once")
+            continue
+        start.append(point)
+    different, most = _different(bare, study.seeds[0], source)
+    if most is not None and asked > most:
+        notes.append(
+            f"search.trials asks for {asked} settings, but {most} differ: the study ends early, when those are done"
+        )
+    settings = asked if most is None else min(asked, most)
+    return Space(base, distributions, tuple(start), settings, different, tuple(notes))
 
 
-def _contains(distribution: BaseDistribution, value: Scalar) -> bool:
+def _settings(number: int) -> str:
+    return f"{number} setting{'s' if number != 1 else ''}"
+
+
+def _different(space: Space, seed: int, source: str) -> tuple[str, int | None]:
+    """How many settings of a space differ, in words, and as a number they do not exceed (None without one)."""
+    most = number_of_points(space.distributions)
+    if most is None:
+        continuous = [key for key, d in space.distributions.items() if size_of(d) is None]
+        return f"unbounded: {', '.join(continuous)} {'is' if len(continuous) == 1 else 'are'} continuous", None
+    if most > _COUNTED:
+        return f"at most {most:,} settings", most
+    ids = {setting_id(space.trial(p, seed, source)) for p in points_of(space.distributions, range(most))}
+    return _settings(len(ids)), len(ids)
+
+
+def contains(distribution: BaseDistribution, value: Any) -> bool:
+    """Whether a value is one of a distribution's."""
     if isinstance(distribution, CategoricalDistribution):
-        return value in distribution.choices
+        return any(value == c and isinstance(value, bool) == isinstance(c, bool) for c in distribution.choices)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return distribution._contains(distribution.to_internal_repr(value))
@@ -170,7 +287,7 @@ def _contains(distribution: BaseDistribution, value: Scalar) -> bool:
 
 def _flat_some(space: dict[str, Range]) -> dict[str, Scalar]:
     """One value of every searched field: fields can depend on each other, so none is checked alone."""
-    return {key: spec.choices[0] if spec.choices is not None else spec.high for key, spec in space.items()}
+    return {key: as_field(key, spec.choices[0] if spec.choices else spec.high) for key, spec in space.items()}
 
 
 def _some_setting(base: dict[str, Any], space: dict[str, Range], but: str) -> dict[str, Any]:
@@ -183,6 +300,7 @@ def _some_setting(base: dict[str, Any], space: dict[str, Range], but: str) -> di
 
 def _grid_space(study: StudyConfig, base: dict[str, Any], source: str) -> Space:
     points: list[dict[str, Any]] = []
+    notes: list[str] = []
     count = 0
     for number, block in enumerate(study.search.grid):
         place = f"search.grid[{number}]"
@@ -194,6 +312,7 @@ def _grid_space(study: StudyConfig, base: dict[str, Any], source: str) -> Space:
             bad = next((v for v in options if not isinstance(v, Scalar)), None)
             if bad is not None or not options:
                 raise UserError(f"{source}: {place}.{key}: must be a value or a list of values, but got {options!r}")
+        lists = [_once(key, options, f"{place}.{key}", notes) for key, options in zip(block, lists, strict=True)]
         count += math.prod(map(len, lists))
         if count > MOST_SETTINGS:
             raise UserError(
@@ -209,14 +328,16 @@ def _grid_space(study: StudyConfig, base: dict[str, Any], source: str) -> Space:
         trial = bare.trial(point, study.seeds[0], source)
         identity = setting_id(trial)
         if identity in seen:
-            raise UserError(f"{source}: search.grid: the setting {point} is there twice")
+            continue
         seen.add(identity)
         # Blocks may leave fields out; Optuna wants every field of every trial.
         complete.append({key: point.get(key, lookup(trial, key)) for key in keys})
     distributions: dict[str, BaseDistribution] = {
         key: CategoricalDistribution(tuple(dict.fromkeys(point[key] for point in complete))) for key in keys
     }
-    return Space(base, distributions, tuple(complete), len(complete))
+    if repeated := len(points) - len(complete):
+        notes.append(f"search.grid: {repeated} of {len(points)} settings are there more than once and are taken once")
+    return Space(base, distributions, tuple(complete), len(complete), _settings(len(complete)), tuple(notes))
 
 
 def lookup(trial: TrialConfig, key: str) -> Any:

@@ -1,10 +1,13 @@
 """YAML that somebody else may have written: of bounded size, depth and expansion, and wrong in one line.
 
-The one place where this project reads YAML.
+The one place where this project reads and writes YAML. PyYAML's is version 1.1, to which 1e-5 is a text, 0o17 too, 017 is
+15 and 1:30 is 90. Here the first two are the numbers they look like, as in version 1.2, wherever they stand; the others,
+which mean something else in each version, are refused.
 """
 
 from __future__ import annotations
 
+import re
 import stat
 from datetime import date
 from pathlib import Path
@@ -24,13 +27,32 @@ LARGEST = 2**63
 """Whole numbers are below it, as in every table."""
 
 
+_NUMBERS = {
+    "float": r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+",
+    "int": r"[-+]?0o[0-7_]+",
+}
+"""Numbers of YAML 1.2 that 1.1 takes for texts."""
+
+
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # libyaml's is ten times as fast
     """YAML's plain types."""
 
 
+class _Dumper(yaml.SafeDumper):
+    """Puts in quotes what `_Loader` would take for something else."""
+
+
+for _kind, _spelling in _NUMBERS.items():
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(
+            f"tag:yaml.org,2002:{_kind}", re.compile(f"^(?:{_spelling})$"), list("-+.0123456789")
+        )
+
+
 def _whole_number(loader: Any, node: yaml.ScalarNode) -> int:
     if len(node.value) <= 100:  # Python reads no decimal number of thousands of digits, and prints none
-        number = int(loader.construct_yaml_int(node))
+        octal = node.value.replace("_", "").partition("0o")  # Python's own reader takes no sign before it
+        number = int(octal[0] + octal[2], 8) if octal[1] else int(loader.construct_yaml_int(node))
         if abs(number) < LARGEST:
             return number
     raise yaml.constructor.ConstructorError(
@@ -61,6 +83,11 @@ def read_yaml(path: Path, source: str | None = None) -> Any:
     except ValueError as error:  # a NUL in the path
         raise UserError(f"{source}: cannot be read ({error})") from error
     return parse_yaml(data, source)
+
+
+def write_yaml(values: Any) -> str:
+    """Values as YAML that `parse_yaml` gives back."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def parse_yaml(data: bytes | str, source: str) -> Any:
@@ -107,32 +134,55 @@ def _load(text: str, source: str) -> Any:
         node = loader.get_single_node()
         if node is None:
             return None
-        _refuse_twice(node, source, set())
+        _check_nodes(node, source, "", set())
         return loader.construct_document(node)
     finally:
         loader.dispose()
 
 
-def _refuse_twice(node: yaml.Node, source: str, seen: set[int]) -> None:
-    """Refuse a key that a mapping has twice, of which YAML would take the last without a word."""
-    if id(node) in seen or isinstance(node, yaml.ScalarNode):
+def _check_nodes(node: yaml.Node, source: str, place: str, seen: set[int]) -> None:
+    """Refuse a key that a mapping has twice, of which YAML would take the last without a word, and odd numbers."""
+    if isinstance(node, yaml.ScalarNode):
+        _refuse_ambiguous(node, source, place)
+        return
+    if id(node) in seen:
         return
     seen.add(id(node))
     lines: dict[str, int] = {}
-    for item in node.value:
-        if isinstance(node, yaml.MappingNode):
-            key, inner = item
-            if isinstance(key, yaml.ScalarNode):
-                line = key.start_mark.line + 1
-                if key.value in lines:
-                    raise UserError(
-                        f"{source}: the key {shown(key.value)} stands twice in one mapping, "
-                        f"on line {lines[key.value]} and on line {line}"
-                    )
-                lines[key.value] = line
-            _refuse_twice(inner, source, seen)
+    for number, item in enumerate(node.value):
+        if not isinstance(node, yaml.MappingNode):
+            _check_nodes(item, source, f"{place}[{number}]", seen)
+            continue
+        key, inner = item
+        name = "?"
+        if isinstance(key, yaml.ScalarNode):
+            name, line = key.value, key.start_mark.line + 1
+            if name in lines:
+                raise UserError(
+                    f"{source}: the key {shown(name)} stands twice in one mapping, "
+                    f"on line {lines[name]} and on line {line}"
+                )
+            lines[name] = line
         else:
-            _refuse_twice(item, source, seen)
+            _check_nodes(key, source, place, seen)
+        _check_nodes(inner, source, f"{place}.{name}" if place else name, seen)
+
+
+def _refuse_ambiguous(node: yaml.ScalarNode, source: str, place: str) -> None:
+    """Refuse 1:30, which counts in sixties, and 017, which counts in eights or in tens."""
+    text = node.value.replace("_", "")
+    where = f"{source}: {shown(place, quoted=False)}" if place else source
+    if not node.tag.endswith((":int", ":float")):
+        return
+    if ":" in text:
+        remedy = "write the number that is meant, or quotes around a text"
+        raise UserError(f"{where}: {shown(node.value, quoted=False)} is a number to the base 60 in YAML 1.1; {remedy}")
+    digits = text.lstrip("+-")
+    if re.fullmatch("0[0-7]+", digits) and len(digits) <= 100 and int(digits, 8) != int(digits):
+        raise UserError(
+            f"{where}: {shown(node.value, quoted=False)} is {int(digits, 8)} in YAML 1.1 and {int(digits)} in YAML "
+            "1.2; write the number that is meant"
+        )
 
 
 def _check_size(text: str, source: str) -> None:

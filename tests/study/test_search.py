@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import sqlite3
+from dataclasses import replace
 
 import optuna
 import pytest
@@ -14,7 +15,17 @@ from sqlalchemy.exc import OperationalError
 from study.config import validate_study
 from study.errors import UserError
 from study.ledger import Ledger
-from study.search import STABLE, STORAGE, StudySearch, objective_values, open_storage, reconcile, set_right, shared_url
+from study.search import (
+    STABLE,
+    STORAGE,
+    StudySearch,
+    add_running,
+    objective_values,
+    open_storage,
+    reconcile,
+    set_right,
+    shared_url,
+)
 from study.space import OLD_ID_DIGITS, build_space
 from trainables.config import TrialConfig
 from trainables.schema import Outcome
@@ -125,6 +136,150 @@ def test_a_grid_proposes_each_point_once_per_seed(driver):
     assert len(points) == len(set(points))
     assert set(points) == expected
     assert [t.seed for t in trials] == [0] * 5 + [1] * 5  # every setting once before any twice
+
+
+SMALL = {"sampling_steps": {"choices": [1, 2]}, "initial": {"choices": ["gaussian", "uniform"]}}
+
+
+def settings_of(proposed):
+    return [(c["setting_id"], c["values"].seed) for c in proposed]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "nsga2", "gp"])
+@pytest.mark.parametrize("goals", [["fd_buffer"], ["fd_buffer", "seconds_per_iteration"]])
+def test_a_small_space_is_searched_once_and_no_further(driver, sampler, goals):
+    """12 settings are asked for and 4 differ: earlier each was trained three times, and counted as replicates."""
+    search = {"sampler": sampler, "trials": 12, "startup_trials": 2, "space": SMALL}
+    run = driver(make_study(search=search, objectives=[{"metric": m} for m in goals]))
+    proposed = run.run_all(lambda: {"fd_buffer_best": 1.0, "seconds_per_iteration": 0.1})
+    assert len(set(settings_of(proposed))) == len(proposed) == 8  # two seeds
+    assert run.search.remaining() == 0
+    assert [t.state for t in run.trials()] == [TrialState.COMPLETE] * 8  # no repetition is told, as what ever
+    assert run.space.notes == (
+        "search.trials asks for 12 settings, but 4 differ: the study ends early, when those are done",
+    )
+
+
+@pytest.mark.parametrize(
+    ("space", "different"),
+    [
+        ({"step_size": {"low": 0.1, "high": 0.7, "step": 0.1}}, 7),  # 0.1 + 2 * 0.1 is not 0.3
+        ({"step_size": {"low": 1, "high": 2, "step": 0.3}}, 4),
+        ({"sampling_steps": {"low": 1, "high": 6, "log": True}}, 6),
+        ({"sampling_steps": {"low": 1, "high": 8, "step": 3}}, 3),
+        ({"sampling_steps": {"low": 4, "high": 4}, "step_size": {"low": 1, "high": 1}}, 1),
+        ({"step_size": {"choices": [1, 1.0, "1e0", "1", 2]}}, 2),
+        ({"sampling_steps": {"choices": [5, 5.0, "5", "5e0", "+5"]}}, 1),
+        ({"iterations_per_epoch": {"choices": [None, 10, None, 10.0]}}, 2),
+        ({"norm": {"choices": ["none", "batch", "none"]}, "l2_weight": {"choices": [0, 0.0, 0.1]}}, 4),
+        ({"bad_images": {"choices": ["refuse", "skip"]}, "sampling_steps": {"choices": ["1_0", 10]}}, 2),
+    ],
+)
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
+def test_settings_that_mean_the_same_trial_are_one(driver, space, different, sampler):
+    start = [{"step_size": 0.3}, {"step_size": 0.1 + 2 * 0.1}] if space.get("step_size", {}).get("low") == 0.1 else []
+    search = {"sampler": sampler, "trials": 30, "startup_trials": 2, "space": space, "start": start}
+    run = driver(make_study(search=search, seeds=[3]))
+    assert run.space.different == f"{different} setting{'s' * (different > 1)}"
+    proposed = run.run_all()
+    assert len(set(settings_of(proposed))) == len(proposed) == different
+    assert run.search.remaining() == 0
+
+
+def test_starting_points_that_repeat_are_taken_once(driver):
+    """Whole ones by what they say; of one that leaves fields out the rest is drawn, so that it is another setting."""
+    start = [
+        {"sampling_steps": 1, "initial": "uniform"},
+        {"initial": "uniform", "sampling_steps": 1.0},
+        {"sampling_steps": "1"},
+        {"sampling_steps": 1},
+        {"initial": "gaussian"},
+    ]
+    run = driver(make_study(search={"sampler": "tpe", "trials": 12, "space": SMALL, "start": start}, seeds=[0]))
+    assert run.space.notes[0] == "search.start[1]: is the setting of search.start[0] and is taken once"
+    values = [(c["values"].sampling_steps, c["values"].initial) for c in run.run_all()]
+    assert values[:2] == [(1, "uniform"), (1, "gaussian")]
+    assert sorted(values) == [(1, "gaussian"), (1, "uniform"), (2, "gaussian"), (2, "uniform")]
+    # The fourth has no setting left, which is no failure of a machine's and starts nothing.
+    assert [t.user_attrs["reason"] for t in run.trials() if t.state is TrialState.FAIL] == [
+        "is a setting that has been proposed before"
+    ]
+    run.ledger.close()
+    again = driver(run.study)
+    assert set_right(run.study, again.space, again.folder, again.ledger) is None
+    assert again.propose() == "FINISHED"
+
+
+def test_a_study_goes_on_with_what_is_new_after_a_kill(driver):
+    run = driver(make_study(search={"sampler": "tpe", "trials": 12, "space": SMALL}, seeds=[0]))
+    run.end(first := run.propose())
+    cut_off = run.propose()
+    run.kill()
+    again = driver(run.study)
+    rest = again.run_all()
+    assert rest[0]["trial_id"] == cut_off["trial_id"]
+    proposed = settings_of([first, *rest])
+    assert len(set(proposed)) == len(proposed) == 4
+    assert again.search.remaining() == 0
+
+
+def test_more_settings_asked_for_later_are_new_ones(driver):
+    search = {"sampler": "random", "trials": 2, "space": SMALL}
+    run = driver(make_study(search=search, seeds=[0]))
+    before = run.run_all()
+    run.search.abandon("interrupted")
+    run.ledger.close()
+    after = driver(make_study(search={**search, "trials": 9}, seeds=[0])).run_all()
+    assert len(set(settings_of([*before, *after]))) == len(before) + len(after) == 4
+
+
+def test_a_study_of_an_earlier_version_that_repeated_itself_repeats_nothing_more(driver):
+    """Its repetitions stay what they are; those that have not started yet are left out."""
+    study = make_study(search={"sampler": "random", "trials": 6, "space": SMALL})
+    run = driver(study)
+    run.search._claim = lambda trial: True
+    run.search._sampler.known = lambda parameters: False
+    run.search.space = replace(run.search.space, settings=6)
+    run.search._left = lambda: 6 - len(run.search._settings)
+    first = [run.propose() for _ in range(12)]
+    for config in first[:7]:  # six settings with their first seed, one with its second
+        run.end(config)
+    assert len({c["setting_id"] for c in first}) < 6
+    started = settings_of(first)
+    run.kill()
+    rest = driver(study).run_all()
+    assert [c["trial_id"] for c in rest[:5]] == [c["trial_id"] for c in first[7:]]  # what was cut off is ended
+    new = settings_of(rest[5:])
+    assert len({*started, *new}) - len(set(started)) == len(new)
+    assert {*started, *new} == {(i, s) for i in {i for i, _ in started} for s in (0, 1)}
+
+
+def test_two_drivers_share_out_a_small_space(tmp_path):
+    """Each with a journal of its own and one storage: a setting is one driver's, and together they do all of it."""
+    search = {"sampler": "tpe", "trials": 12, "space": {**SMALL, "norm": {"choices": ["none", "batch"]}},
+              "storage": f"sqlite:///{tmp_path}/shared.db"}  # fmt: skip
+    study = make_study(search=search, seeds=[0])
+    one, two = (Driver(study, tmp_path / name, name) for name in ("aaa", "bbb"))
+    proposed = []
+    for run in (one, two) * 8:
+        if isinstance(config := run.propose(), dict):
+            proposed.append((run, config))
+    assert len({c["setting_id"] for _, c in proposed}) == len(proposed) == 8
+    assert {run.search.driver for run, _ in proposed} == {"aaa", "bbb"}
+    for run, config in proposed:
+        run.end(config)
+    assert one.search.remaining() == two.search.remaining() == 0
+
+
+def test_of_two_drivers_that_propose_the_same_setting_at_once_one_draws_again(tmp_path):
+    search = {"sampler": "random", "trials": 4, "space": SMALL, "storage": f"sqlite:///{tmp_path}/shared.db"}
+    study = make_study(search=search, seeds=[0])
+    one, two = (Driver(study, tmp_path / name, name) for name in ("aaa", "bbb"))
+    theirs = two.search._optuna.ask(two.space.distributions)
+    assert two.search._claim(theirs)  # and no name on it yet
+    same = add_running(one.search._optuna, one.space, theirs.params, {})  # as a draw of the same moment
+    assert one.search._first_of(same) is None
+    assert one.search._optuna.get_trials()[same.number].state is TrialState.FAIL
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "nsga2", "gp"])
@@ -535,10 +690,11 @@ CHANGES = {
 
 
 def test_a_choice_that_yaml_reads_as_text_is_what_a_trial_has_as_a_number(driver):
-    """YAML takes 1e-5 for text; a storage with it is no changed one, and can be made anew."""
+    """Text of a number is a number in Optuna's storage too, which is then no changed one and can be made anew."""
     space = {"weight_decay": {"choices": [0.001, "1e-05"]}}
-    study = make_study(search={"sampler": "random", "trials": 4, "space": space})
+    study = make_study(search={"sampler": "random", "trials": 2, "space": space})
     run = driver(study)
+    assert run.space.distributions["weight_decay"].choices == (0.001, 1e-5)
     for _ in range(4):
         run.end(run.propose(), "completed", fd_buffer_best=1.0)
     run.search.abandon("interrupted")

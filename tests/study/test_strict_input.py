@@ -87,6 +87,6 @@ def test_a_number_stays_a_number_and_a_truth_value_one(write_config):
     study = load_study(
         str(path), ("trial.learning_rate=1e-4", "trial.merge_bias=true", "seeds=[0, 1]", "budget.hours=2")
     )
-    assert study.trial == {**study.trial, "learning_rate": "1e-4", "merge_bias": True}  # YAML 1.1 reads 1e-4 as a word
+    assert study.trial == {**study.trial, "learning_rate": 1e-4, "merge_bias": True}
     assert study.seeds == (0, 1)
     assert study.budget.hours == 2
