@@ -159,8 +159,8 @@ def rate(trials: Iterable[Trial], at: int | None = None, *, events: frozenset[st
 
     Args:
         trials: Rows of `TRIAL_COLUMNS`; an equal setting and seed counts once (`distinct`).
-        at: Iteration at which the rate is stated; the planned iterations where not given. In any case not after the
-            last iteration of the trials.
+        at: Iteration at which the rate is stated, but not after the last one of the trials, which is taken where it is
+            not given: the planned iterations where a trial completed.
         events: Outcomes that are an event; any other censors the trial where it ended.
     """
     return rate_of(distinct(trials), at, events=events)
@@ -168,20 +168,21 @@ def rate(trials: Iterable[Trial], at: int | None = None, *, events: frozenset[st
 
 def rate_of(rows: Iterable[Trial], at: int | None = None, *, events: frozenset[str] = DIVERGED) -> Rate:
     """`rate` of trials without repeats."""
-    when, seen, outcomes, planned = [], [], [], []
+    when, seen, outcomes = [], [], []
     for trial in rows:
         event = trial["outcome"] in events
         time = trial.get("iteration") if event else None
         time = trial.get("iterations_done") if time is None else time
         if time is not None and (time or event):
+            if event and trial["outcome"] == Outcome.COLLAPSED and time == trial.get("iterations_planned"):
+                time -= 1  # found when its budget was over: it was in its last iteration then
             when.append(int(time))
             seen.append(event)
             outcomes.append(str(trial["outcome"]))
-            planned.append(int(trial.get("iterations_planned") or 0))
     if not when:
         return Rate(0, 0, at or 0, None, None, None, 0, 0)
-    ends = [at] if at is not None else [most] if (most := max(planned)) else []
-    return _rate(np.array(when), np.array(seen), outcomes, min([*ends, max(when)]))
+    last = max(when)
+    return _rate(np.array(when), np.array(seen), outcomes, last if at is None else min(at, last))
 
 
 def _rate(when: NDArray[np.int64], seen: NDArray[np.bool_], outcomes: Sequence[str], at: int) -> Rate:

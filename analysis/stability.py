@@ -38,6 +38,8 @@ MOST_BINS = 6
 LOOKS_ERROR = 0.025
 """Chance of a wrong verdict on either side of a limit, however often the seeds are looked at."""
 _MOST_SEEDS = 100_000
+_EACH = 200
+"""More seeds up to which every number of them is tried."""
 
 
 @dataclass(frozen=True)
@@ -126,8 +128,12 @@ def _times(trials: pd.DataFrame, *, collapse_is_event: bool = False) -> _Times:
     """Times of the trials that trained; a collapse is an event too, or it censors the trial."""
     outcomes = trials["outcome"].to_numpy(object)
     event = np.isin(outcomes, list(ENDED_BADLY) if collapse_is_event else [Outcome.DIVERGED.value])
-    at, done = (trials[c].to_numpy(np.float64, na_value=np.nan) for c in ("iteration", "iterations_done"))
+    at, done, planned = (
+        trials[c].to_numpy(np.float64, na_value=np.nan) for c in ("iteration", "iterations_done", "iterations_planned")
+    )
     when = np.where(event & np.isfinite(at), at, done)
+    # One that is found collapsed when its budget is over was in its last iteration then.
+    when = when - (event & (outcomes == Outcome.COLLAPSED.value) & (when == planned))
     rows = np.flatnonzero(np.isfinite(when) & ((when != 0) | event))
     return _Times(rows, when[rows].astype(np.int64), event[rows], outcomes[rows])
 
@@ -445,8 +451,8 @@ def seeds_needed(
         rate: The rate that is to hold; k/n where not given.
 
     Returns:
-        0 where it is decided already; None where even `most` seeds in all would not decide it: the rate is the limit or
-        so near it that nobody will.
+        The smallest number, beyond 200 to one in a hundred; 0 where it is decided already; None where even `most` seeds
+        in all would not decide it: the rate is the limit or so near it that nobody will.
     """
     if n == 0:
         return None
@@ -454,17 +460,25 @@ def seeds_needed(
         return 0
     # Whole numbers, as floor and ceil of a product of floats would miss them.
     part, whole = (k, n) if rate is None else (round(rate * 10**9), 10**9)
-    bar, start, size = -math.log(LOOKS_ERROR), 1, 64
-    while n + start <= most:
-        more = np.arange(start, min(start + size, most - n + 1))
+
+    def first(more: NDArray[np.int64]) -> int | None:
+        """Place of the first number of more seeds that decides."""
         new = (part * more // whole, -(-part * more // whole))
         below = np.minimum.reduce([_log_evidence(k + censored + e, n + more, limit)[0] for e in new])
         above = np.minimum.reduce([_log_evidence(k + e, n + more, limit)[1] for e in new])
-        decided = (below >= bar) | (above >= bar)
-        if decided.any():
-            return int(more[decided.argmax()])
-        start, size = start + size, 2 * size
-    return None
+        decided = (below >= -math.log(LOOKS_ERROR)) | (above >= -math.log(LOOKS_ERROR))
+        return int(decided.argmax()) if decided.any() else None
+
+    near = np.arange(1, min(_EACH, most - n) + 1)
+    if (place := first(near)) is not None:
+        return int(near[place])
+    # Of many more every one in a hundred, and then those between the last that does not decide and the first that does.
+    far = np.unique(np.geomspace(_EACH, max(most - n, _EACH), 1000).astype(np.int64))
+    if most - n <= _EACH or (place := first(far)) is None:
+        return None
+    between = np.arange(far[place - 1] + 1, far[place] + 1)
+    found = first(between)
+    return int(between[-1 if found is None else found])
 
 
 @lru_cache(maxsize=4096)
