@@ -141,10 +141,10 @@ def figures(
 @click.option(
     "--model", "which", type=click.Choice(["last", "best", "all"]), default="last", help="Of a study's trials."
 )
+@click.option("--confidence", is_flag=True, help="Also FID extrapolated to infinitely many samples.")
 @click.option(
-    "--confidence", is_flag=True, help="Also a 95% interval of FID and its extrapolation to infinite samples."
+    "--seed", type=click.IntRange(0, 2**63 - 1), help="Of fresh samples. Default: the trial's, as training scored them."
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of fresh samples.")
 @click.option("--steps", type=click.IntRange(min=0), help="Langevin steps of fresh chains. Default: the trial's.")
 @click.option("--outside", multiple=True, metavar="NAME[=DIR]", help="Another data set for the AUROC of hybrid.")
 @click.option("--norm", type=click.Choice(["eval", "train"]), default="eval", help="Batch norm's mode in hybrid.")
@@ -158,7 +158,7 @@ def evaluate(
     metrics: str,
     which: str,
     confidence: bool,
-    seed: int,
+    seed: int | None,
     steps: int | None,
     outside: tuple[str, ...],
     norm: str,
@@ -168,6 +168,9 @@ def evaluate(
     as_json: bool,
 ) -> None:
     """Score trained models again, under any protocol, without training; what has been scored is not scored again.
+
+    Under a protocol of the trial's own the number is the one training gave. 95%: of the score over draws of its samples
+    (jackknife); what another training run would give is not in it.
 
     \b
     Examples:

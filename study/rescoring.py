@@ -17,9 +17,9 @@ from study.errors import UserError, nearest, one_line, parse_choices
 from study.ledger import utc_now
 from trainables.datasets import DATASETS, DataError, ImageData, load_dataset, to_float
 from trainables.device import resolve_device
-from trainables.evaluation import most_confident
+from trainables.evaluation import confidences, most_confident
 from trainables.exhibits import load_data
-from trainables.features import small_extractor
+from trainables.features import JACKKNIFE_GROUPS, small_extractor
 from trainables.files import alone, making, within
 from trainables.hybrid import HybridScores, score_hybrid
 from trainables.inception import (
@@ -28,10 +28,10 @@ from trainables.inception import (
     NoFeaturesError,
     ReferenceCache,
     fid_infinity,
-    fid_interval,
     inception,
     inception_scores,
 )
+from trainables.learner import fresh_seed
 from trainables.protocols import PROTOCOLS, Protocol
 from trainables.sampling import Loaded, fresh_samples, initial_of, load_any
 from trainables.schema import EVALUATION_COLUMNS
@@ -62,8 +62,8 @@ class Request:
     Attributes:
         protocols: names of `PROTOCOLS`, and `hybrid`.
         metrics: of Inception's, for protocols that use it.
-        confidence: also the FID's interval and its extrapolation to infinitely many samples.
-        seed: of fresh samples.
+        confidence: also the FID's extrapolation to infinitely many samples.
+        seed: of fresh samples; None: the trial's own, which gives the samples that training scored.
         steps: Langevin steps of their chains; None: as many as the trial's evaluations took.
         outside: other data sets for `hybrid`: name, folder or None.
         norm_mode: batch norm's mode in `hybrid`.
@@ -73,7 +73,7 @@ class Request:
     protocols: tuple[str, ...]
     metrics: tuple[str, ...] = ("fid", "isc")
     confidence: bool = False
-    seed: int = 0
+    seed: int | None = None
     steps: int | None = None
     outside: tuple[tuple[str, str | None], ...] = ()
     norm_mode: str = "eval"
@@ -140,6 +140,9 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """Score models and append rows to a Parquet file as they come; what is in it already is not done again.
 
+    Under a protocol of the trial's own, with its seed and steps, a model file gives the number that training gave, to
+    the digit where it runs as it did then (the device, the arithmetic); what it does not hold is said in `remark`.
+
     Args:
         out: `evaluations.parquet`.
         on_done: called with words after each model and protocol.
@@ -161,13 +164,12 @@ def evaluate(
             done = [
                 r for r in kept if r["model_digest"] == digest and (r["protocol"], r["protocol_digest"]) == identity
             ]
-            done = [r for r in done if r["seed"] in (None, request.seed)]
-            if done and any(r["made_by"] for r in done):
-                try:  # chains of another length are another number
+            if any(r["made_by"] for r in done):
+                try:  # other draws, or chains of another length, are another number
                     scorer = scorer or _Scorer(target, request, where)
                 except (DataError, ValueError) as error:
                     raise UserError(one_line(error)) from error
-                done = [r for r in done if r["made_by"] == scorer.made_by]
+                done = [r for r in done if (r["made_by"], r["seed"]) == (scorer.made_by, scorer.seed)]
             if done and _complete(done, name, request):
                 asked += done
             else:
@@ -228,6 +230,8 @@ def _complete(rows: Sequence[dict[str, Any]], name: str, request: Request) -> bo
     """Every number asked for is among the rows; one that could not be had is asked for again."""
     if any(r["value"] is None and r["metric"] != "fid_infinity" for r in rows):
         return False  # such as Inception's weights, which may be there now
+    if any(r["se"] is None and r["metric"] in ("fd", "fid") and r["samples"] >= 2 * JACKKNIFE_GROUPS for r in rows):
+        return False  # of a version that scored other draws, and no errors
     if name == HYBRID:
         return True
     have = {r["metric"] for r in rows}
@@ -253,7 +257,7 @@ class _Scorer:
             "method": saved.config.method,
         }
         self._data: ImageData | None = None
-        self._fresh: Tensor | None = None
+        self._fresh: dict[int, Tensor] = {}
         self._features: dict[tuple[Any, ...], Features] = {}
 
     @property
@@ -282,14 +286,21 @@ class _Scorer:
         images, remark = self._images(protocol)
         base |= {"samples": len(images)}
         if protocol.source == "fresh":
-            base |= {"seed": self.request.seed, "made_by": self.made_by}
-        if protocol.features == "small":
+            base |= {"seed": self.seed, "made_by": self.made_by}
+        if len(images) < 2:
+            yield base | {"remark": f"{len(images)} image(s) to score: the file keeps no more of the {protocol.source}"}
+        elif protocol.features == "small":
             extractor = small_extractor(self.data)
-            value = extractor.frechet_distance(to_float(images))
+            value, error = extractor.score(images)
             reference = f"{extractor.id}, {len(self.data.images)} training images"
-            yield base | {"value": value, "reference": reference, "remark": remark}
-            return
-        yield from self._inception(protocol, images, base, remark)
+            yield base | {"value": value, "reference": reference, "remark": remark} | _bounds(value, error)
+        else:
+            yield from self._inception(protocol, images, base, remark)
+
+    @property
+    def seed(self) -> int:
+        """Of fresh samples."""
+        return self.loaded.saved.config.seed if self.request.seed is None else self.request.seed
 
     @property
     def made_by(self) -> str:
@@ -305,43 +316,49 @@ class _Scorer:
     def _images(self, protocol: Protocol) -> tuple[Tensor, str | None]:
         """uint8 images as the protocol chooses and rounds them, and what was done otherwise."""
         saved, remarks = self.loaded.saved, []
+        truncate = protocol.rounding == "truncate"
         if protocol.source == "fresh":
-            chosen = exact = self._fresh_samples(protocol.count or 10_000)
-            if protocol.rounding == "truncate":
+            kept = self._fresh_samples(protocol.count or 10_000)
+            if truncate:
                 remarks.append("fresh samples are rounded")
         else:
-            exact = saved.samples
-            if protocol.rounding == "truncate":
-                if saved.truncated is None:
-                    remarks.append("samples are rounded: truncated ones are not known")
-                else:
-                    exact = saved.truncated
-            chosen = exact if protocol.count is None else exact[: protocol.count]
+            kept = saved.samples
+            if truncate and saved.truncated is not None:
+                kept = saved.truncated
+            elif truncate:
+                remarks.append("samples are rounded: truncated ones are not known")
+            whole = saved.config.buffer_size
+            if protocol.count is None and saved.config.buffer == "replace" and len(kept) < whole:
+                remarks.append(f"{len(kept)} of the buffer's {whole} samples are in the file")
+        chosen = kept[: protocol.count]
         if protocol.count is not None and len(chosen) < protocol.count:
             remarks.append(f"{len(chosen)} samples in place of {protocol.count}")
-        if protocol.top_share is not None:
+        if protocol.top_share is not None and len(chosen):
             if not saved.model.has_class_head:
                 remarks.append("no class head: all images in place of the most confident")
             else:
-                on_device = to_float(chosen.to(self.device))
-                kept = most_confident(saved.model, on_device, protocol.top_share, saved.config.evaluation.batch_size)
-                chosen = ((kept + 1) * 127.5).round().to(torch.uint8).cpu()
-                remarks.append("confidence taken of 8-bit samples")
+                found = saved.confidences
+                if found is None or protocol.source == "fresh":
+                    on_device = to_float(chosen.to(self.device))
+                    found = confidences(saved.model, on_device, saved.config.evaluation.batch_size)
+                    remarks.append("confidence taken of 8-bit samples")
+                confidence, predicted = (values[: len(chosen)].cpu() for values in found)
+                chosen = chosen[most_confident(confidence, predicted, protocol.top_share)]
         return chosen, "; ".join(remarks) or None
 
     def _fresh_samples(self, count: int) -> Tensor:
-        if self._fresh is None or len(self._fresh) < count:
+        if count not in self._fresh:
             saved = self.loaded.saved
-            self._fresh = fresh_samples(
+            self._fresh[count] = fresh_samples(
                 saved,
                 count,
                 self._steps,
                 initial=initial_of(self.loaded),
-                seed=self.request.seed,
+                seed=fresh_seed(self.seed, count),
                 batch_size=saved.config.evaluation.batch_size,
                 generator=self.loaded.generator,
             )
-        return self._fresh[:count]
+        return self._fresh[count]
 
     def _inception(
         self, protocol: Protocol, images: Tensor, base: dict[str, Any], remark: str | None
@@ -355,10 +372,8 @@ class _Scorer:
                 yield base | {"metric": metric, "remark": f"no {metric}: {error}"}
             return
         base |= {"reference": scores.reference}
-        bounds: dict[str, float] = {}
         if self.request.confidence and "fid" in scores.values and features is not None:
             distance = ReferenceCache(self.data, protocol, network, self.device).frechet()
-            bounds["low"], bounds["high"] = fid_interval(features.pool, distance, seed=protocol.seed)
             extrapolated: dict[str, Any] = {"metric": "fid_infinity", "remark": remark}
             try:
                 extrapolated["value"] = fid_infinity(features.pool, distance, seed=protocol.seed)
@@ -369,7 +384,7 @@ class _Scorer:
         for metric in self.request.metrics:
             value = scores.values.get(metric)
             row = base | {"metric": metric, "value": value, "remark": remarks}
-            yield row | bounds if metric == "fid" else row
+            yield row | _bounds(value, scores.errors.get(metric))
             if metric in ("isc", "kid") and value is not None:
                 # Over splits or subsets, as torch-fidelity gives it: no interval of the number.
                 yield base | {"metric": f"{metric}_sd", "value": scores.values[f"{metric}_sd"], "remark": remarks}
@@ -398,6 +413,13 @@ class _Scorer:
             if found.auroc_confidence is not None:
                 row = {"metric": f"auroc_confidence_{name}", "value": found.auroc_confidence}
                 yield base | row | {"reference": found.confidence_id}
+
+
+def _bounds(value: float | None, error: float | None) -> Row:
+    """A score's standard error, and its 95% interval over draws of the samples."""
+    if value is None or error is None:
+        return {}
+    return {"se": error, "low": value - 1.96 * error, "high": value + 1.96 * error}
 
 
 def parse_outside(texts: Sequence[str]) -> tuple[tuple[str, str | None], ...]:

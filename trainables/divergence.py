@@ -7,13 +7,14 @@ L2 term turns many divergences into a collapse on its own trivial optimum, where
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from trainables.config import DivergenceConfig
+from trainables.config import DivergenceConfig, TrialConfig
 from trainables.schema import Cause, Outcome
 
 _CAUSES: tuple[Cause, ...] = tuple(Cause)
@@ -185,3 +186,31 @@ class DivergenceLatch:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continue where `state_dict` was taken."""
         self._state.copy_(state["state"])
+
+
+# ----------------------------------------------------------------------------------------------- collapse by quality
+
+FULL_RATE_SHARE = 0.5
+"""Training has begun in earnest once this share of its iterations came after the warm-up."""
+EARNEST_ITERATIONS = 1000
+"""Nor before one pass through the training images, or so many iterations (the published warm-up's) where one is longer,
+and not before the chains have renewed the buffer, which begins as p0, once on average."""
+BEYOND_ERRORS = 1.96
+"""Two scores differ when they are more than so many standard errors of their difference apart."""
+
+
+def begun(config: TrialConfig, iteration: int, images: int) -> bool:
+    """Whether a trial of so many iterations on so many training images can be judged by its samples' quality.
+
+    Before that a trial that ends is undertrained, whatever its samples score: a network that has hardly moved pushes
+    chains away from p0 as well.
+    """
+    full_rate = iteration - config.warmup_iterations
+    renewed = not config.buffered or iteration * config.batch_size >= config.buffer_size
+    passed = iteration >= min(EARNEST_ITERATIONS, -(-images // config.batch_size))
+    return full_rate >= FULL_RATE_SHARE * iteration and renewed and passed
+
+
+def beyond_error(value: float, limit: float, value_error: float, limit_error: float) -> bool:
+    """Whether a score is above a limit that is a score itself, by more than their sampling errors explain."""
+    return value - limit > BEYOND_ERRORS * math.hypot(value_error, limit_error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -41,11 +41,16 @@ def protocols_for(config: TrialConfig, shape: tuple[int, int, int]) -> tuple[Pro
 
 @dataclass(frozen=True)
 class Scores:
-    """What one protocol gave: numbers by metric name (`schema.METRICS`), the protocol's id, and what went wrong."""
+    """What one protocol gave: numbers by metric name (`schema.METRICS`), the protocol's id, and what went wrong.
+
+    Attributes:
+        errors: standard errors of the numbers over draws of the samples, of those where it was estimated.
+    """
 
     values: dict[str, float]
     protocol_id: str
     remark: str | None = None
+    errors: dict[str, float] = field(default_factory=dict)
 
 
 def to_uint8(images: Tensor, rounding: Literal["truncate", "round"]) -> Tensor:
@@ -97,81 +102,78 @@ def accuracy(model: EnergyModel, images: Tensor, labels: Tensor, batch_size: int
     return int(right) / len(labels)  # the host waits here alone
 
 
-def most_confident(model: EnergyModel, images: Tensor, share: float, batch_size: int) -> Tensor:
-    """Of each predicted class the `share` most confident images (eval_buffer.py:18-53), in class order.
+def confidences(model: EnergyModel, images: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
+    """The largest class probability of each image, float32 (N,), and its class, int64 (N,), in eval mode.
 
     Args:
         images: float (N, C, H, W) in [-1, 1].
-        share: in (0, 1); each class keeps floor(n_c * share).
     """
     with eval_mode(model):
-        probabilities = torch.cat([model.logits(part).softmax(1) for part in images.split(batch_size)])
-    confidence, predicted = probabilities.max(1)
-    counts = predicted.bincount(minlength=probabilities.shape[1]).tolist()  # the host waits here alone
-    classes = predicted.argsort(stable=True).split(counts)
-    kept = [members[confidence[members].topk(int(len(members) * share)).indices] for members in classes]
-    return images[torch.cat(kept)]
+        found = [model.logits(part).softmax(1).max(1) for part in images.split(batch_size)]
+    return torch.cat([confidence for confidence, _ in found]), torch.cat([predicted for _, predicted in found])
 
 
-def inception_scores(
-    images: Tensor,
-    data: ImageData,
-    device: torch.device,
-    protocol: Protocol = PROTOCOLS["buffer-all"],
-    *,
-    untrained: bool = False,
-) -> tuple[dict[str, float], str | None]:
-    """FID and IS of images under a protocol.
+def most_confident(confidence: Tensor, predicted: Tensor, share: float) -> Tensor:
+    """Of each predicted class the `share` most confident images (eval_buffer.py:39-53), by index, in class order.
 
     Args:
-        images: uint8 (N, C, H, W), chosen and rounded as the protocol says.
-        untrained: they are what trials of one p0 and seed begin with, and so are scored once on a machine.
-
-    Returns:
-        `fid` and `isc` where they could be taken, and one line that says why one could not.
+        confidence, predicted: (N,), see `confidences`.
+        share: in (0, 1); each class keeps floor(n_c * share).
     """
-    try:
-        take = inception.shared_scores if untrained else inception.inception_scores
-        found = take(images, data, device, protocol)
-    except inception.NoFeaturesError as error:
-        return {}, f"no FID: {error}"
-    return {name: found.values[name] for name in ("fid", "isc") if name in found.values}, found.remark
+    counts = predicted.bincount().tolist()  # the host waits here alone
+    classes = predicted.argsort(stable=True).split(counts)
+    kept = [members[confidence[members].topk(int(len(members) * share)).indices] for members in classes]
+    return torch.cat(kept) if kept else predicted
 
 
 def score(
     protocol: Protocol,
-    samples: Tensor,
-    model: EnergyModel,
+    images: Tensor,
     data: ImageData,
+    device: torch.device,
     *,
     made_by: str,
-    batch_size: int,
     untrained: bool = False,
 ) -> Scores:
-    """Score samples under a protocol.
+    """Score images under a protocol. Images in 8 bits and in one order give one number, in training and after it.
 
     Args:
-        samples: float (N, C, H, W) in [-1, 1], drawn from the protocol's source, at least `count`.
+        images: uint8 (N, C, H, W), those the protocol chose and rounded (`choose`), in random order.
+        device: where Inception runs.
         made_by: how fresh samples were made, such as `20steps` or `generator`; part of a fresh protocol's id.
-        untrained: see `inception_scores`.
+        untrained: they are what trials of one p0 and seed begin with, and so are scored once on a machine.
     """
-    chosen = samples[: protocol.count] if protocol.count is not None else samples
-    if protocol.top_share is not None:
-        chosen = most_confident(model, chosen, protocol.top_share, batch_size)
     suffix = protocol.source
-    length = f"{made_by}-" if suffix == "fresh" else ""
     if protocol.features == "small":
         extractor = small_extractor(data)
-        identity = f"{extractor.id}-{suffix}-{length}n{len(chosen)}"
-        if not bool(torch.isfinite(chosen).all()):
-            return Scores({}, identity, "no FD: the samples are not finite")
-        distance = extractor.frechet_distance(chosen)
+        length = f"{made_by}-" if suffix == "fresh" else ""
+        identity = f"{extractor.id}-{suffix}-{length}n{len(images)}"
+        if len(images) < 2:
+            return Scores({}, identity, f"no FD: {len(images)} image(s) to score")
+        distance, error = extractor.score(images)
         if not math.isfinite(distance):
             return Scores({}, identity, "no FD: the samples' features are not finite")
-        return Scores({f"fd_{suffix}": distance}, identity)
+        return Scores({f"fd_{suffix}": distance}, identity, None, {} if error is None else {f"fd_{suffix}": error})
     identity = f"{protocol.name}-{made_by}" if suffix == "fresh" else protocol.name
+    try:
+        take = inception.shared_scores if untrained else inception.inception_scores
+        found = take(images, data, device, protocol)
+    except inception.NoFeaturesError as error:
+        return Scores({}, identity, f"no FID: {error}")
+    values = {f"{name}_{suffix}": found.values[name] for name in ("fid", "isc") if name in found.values}
+    return Scores(values, identity, found.remark, {f"{name}_{suffix}": error for name, error in found.errors.items()})
+
+
+def choose(protocol: Protocol, samples: Tensor, model: EnergyModel, batch_size: int) -> Tensor | None:
+    """The images that a protocol scores, uint8 (n, C, H, W); None where the samples are not finite.
+
+    Args:
+        samples: float (N, C, H, W) in [-1, 1], drawn from the protocol's source in random order, at least `count`.
+    """
+    chosen = samples[: protocol.count]
     if not bool(torch.isfinite(chosen).all()):
-        return Scores({}, identity, "no FID: the samples are not finite")
+        return None
     images = to_uint8(chosen, protocol.rounding)
-    values, remark = inception_scores(images, data, samples.device, protocol, untrained=untrained)
-    return Scores({f"{name}_{suffix}": value for name, value in values.items()}, identity, remark)
+    if protocol.top_share is None:
+        return images
+    return images[most_confident(*confidences(model, chosen, batch_size), protocol.top_share)]

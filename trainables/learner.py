@@ -562,3 +562,8 @@ def subset(data: ImageData, config: TrialConfig) -> ImageData:
 def derive_seed(seed: int, purpose: str) -> int:
     """An independent seed per purpose: equal for equal arguments on every machine."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:8], "big") >> 1
+
+
+def fresh_seed(seed: int, count: int) -> int:
+    """Seed of the draws of a set of fresh samples: a trial's seed and how many there are, not where training stands."""
+    return derive_seed(seed, f"fresh {count}")

@@ -60,9 +60,14 @@ def _finite(value: Any) -> float | None:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Quality numbers of one moment, and the first images of each sample set, uint8 (<=64, C, H, W) on the CPU."""
+    """Quality numbers of one moment, and the first images of each sample set, uint8 (<=64, C, H, W) on the CPU.
+
+    Attributes:
+        errors: standard errors of the numbers over draws of the samples, of those where it was estimated.
+    """
 
     values: dict[str, float]
+    errors: dict[str, float]
     protocols: dict[str, str]
     remarks: tuple[str, ...]
     grids: dict[str, Tensor]

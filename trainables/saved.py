@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from trainables.config import TrialConfig
-from trainables.evaluation import to_uint8
+from trainables.evaluation import confidences, to_uint8
 from trainables.learner import build_model
 from trainables.networks import EnergyModel
 from trainables.pixels import RANGES, PixelRange
@@ -28,7 +28,7 @@ from trainables.trainer import Trainer
 FORMAT = 2
 """Raised when the content of a model file changes."""
 SAMPLES = 10_000
-"""Most samples kept: the whole buffer of the published settings."""
+"""Most samples kept: the whole buffer of the published settings. More where a protocol scores a larger one whole."""
 FRESH_SAMPLES = 2_000
 """Kept of a method without a buffer, whose samples cost a chain each."""
 
@@ -45,6 +45,8 @@ class SavedModel:
         classes: classes of the data set.
         epoch, iteration: how many were finished.
         truncated: the same samples truncated to 8 bits, as the released code scores them; None where not known.
+        confidences: of the same samples before that, as `evaluation.confidences` gave them on the way; None where no
+            protocol of the trial chose by them.
     """
 
     config: TrialConfig
@@ -55,6 +57,7 @@ class SavedModel:
     epoch: int
     iteration: int
     truncated: Tensor | None = None
+    confidences: tuple[Tensor, Tensor] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -76,10 +79,17 @@ def model_state(trainer: Trainer) -> dict[str, Any]:
     """What a model file holds: plain values and CPU tensors, so that `torch.load(weights_only=True)` reads it."""
     c = trainer.config
     samples = truncated = torch.empty(0, *trainer.data.shape, dtype=torch.uint8)
+    chosen: dict[str, Tensor] = {}
     if c.samples:
         chains = c.sampler == "chains" and not c.buffered
-        pool = trainer.sample_pool(FRESH_SAMPLES if chains else SAMPLES)
+        scored = [p for p in trainer.protocols if p.source == "buffer"]
+        pool = trainer.sample_pool(
+            FRESH_SAMPLES if chains else None if any(p.count is None for p in scored) else SAMPLES
+        )
         samples, truncated = to_grid(pool), to_uint8(pool.nan_to_num(-1), "truncate").cpu()
+        if any(p.top_share is not None for p in scored):
+            found = confidences(trainer.scored_model, pool, c.evaluation.batch_size)
+            chosen = {"confidence": found[0].cpu(), "predicted": found[1].cpu()}
     return {
         "format": FORMAT,
         "config": c.to_json(),
@@ -91,6 +101,7 @@ def model_state(trainer: Trainer) -> dict[str, Any]:
         "model": {name: value.detach().cpu() for name, value in trainer.scored_model.state_dict().items()},
         "samples": samples.contiguous(),
         "truncated": truncated.contiguous(),
+        **chosen,
     }
 
 
@@ -139,6 +150,14 @@ def _rebuilt(state: dict[str, Any], device: str | torch.device) -> SavedModel:
             raise ValueError("damaged (its samples are no images of its shape)")
     if truncated is not None and len(truncated) != len(samples):
         raise ValueError("damaged (its samples, rounded and truncated, differ in number)")
+    chosen = None
+    if "confidence" in state:
+        chosen = state["confidence"], state["predicted"]
+        kinds = [(v.dtype, tuple(v.shape)) for v in chosen]
+        if kinds != [(torch.float32, (len(samples),)), (torch.int64, (len(samples),))] or not bool(
+            ((chosen[1] >= 0) & (chosen[1] < max(classes, 1))).all()
+        ):
+            raise ValueError("damaged (the confidence of its samples)")
     if not isinstance(state["data_source"], str):
         raise ValueError("damaged (its data source)")
     model = model_of(config, (shape[0], shape[1], shape[2]), classes, state["model"])
@@ -151,6 +170,7 @@ def _rebuilt(state: dict[str, Any], device: str | torch.device) -> SavedModel:
         state["epoch"],
         state["iteration"],
         truncated,
+        chosen,
     )
 
 

@@ -18,9 +18,9 @@ from trainables.chain_graph import run_new_chains
 from trainables.config import TrialConfig
 from trainables.datasets import ImageData
 from trainables.device import cpu_name, wait
-from trainables.evaluation import Scores, accuracy, protocols_for, score
+from trainables.evaluation import accuracy, choose, protocols_for, score
 from trainables.execution import Passes
-from trainables.learner import Learner, derive_seed
+from trainables.learner import Learner, derive_seed, fresh_seed
 from trainables.networks import EnergyModel
 from trainables.reports import GRID_IMAGES, EpochReport, Evaluation, absent_signals, to_grid
 from trainables.schema import SIGNAL_NAMES
@@ -88,9 +88,14 @@ class Trainer(Learner):
         return self.model
 
     def evaluate(self) -> Evaluation:
-        """Score the run as it stands. Training goes on exactly as if this had not been called."""
+        """Score the run as it stands. Training goes on exactly as if this had not been called.
+
+        What is scored hangs on the trial's seed and its state alone, so that the model file (`saved.model_state`) gives
+        the same numbers again.
+        """
         c, size, model = self.config, self.config.evaluation.batch_size, self.scored_model
         values: dict[str, float] = {}
+        errors: dict[str, float] = {}
         protocols: dict[str, str] = {}
         remarks: list[str] = []
         grids: dict[str, Tensor] = {}
@@ -100,52 +105,74 @@ class Trainer(Learner):
                 assert self.data.held_images is not None
                 assert self.data.held_labels is not None
                 images, labels = self.data.held_images, self.data.held_labels
-            values["accuracy"] = accuracy(model, images, labels, size)
+            share = values["accuracy"] = accuracy(model, images, labels, size)
+            errors["accuracy"] = (share * (1 - share) / len(labels)) ** 0.5
             protocols["accuracy"] = f"{c.evaluation.accuracy_on}-{len(labels)}-eval-norm"
         if c.samples:
-            # Its own generator, fixed by seed and epoch: an evaluation neither disturbs nor depends on the past.
-            generator = torch.Generator(self.device).manual_seed(derive_seed(c.seed, f"evaluation {self.epoch}"))
-            sets: dict[str, Tensor] = {}
+            sets: dict[int, Tensor] = {}  # the buffer as 0, fresh samples by their number
             if c.buffered:
-                sets["buffer"] = self._shuffled_buffer(generator)
-            fresh_count = max([p.count or 0 for p in self.protocols if p.source == "fresh"], default=0)
-            if fresh_count:
-                sets["fresh"] = self.fresh_samples(fresh_count, c.evaluation.fresh_steps, generator)
-            grids = {name: to_grid(images[:GRID_IMAGES]) for name, images in sets.items()}
+                sets[0] = self._shuffled_buffer()
+                grids["buffer"] = to_grid(sets[0][:GRID_IMAGES])
             for protocol in self.protocols:
-                scores: Scores = score(
-                    protocol,
-                    sets[protocol.source],
-                    model,
-                    self.data,
-                    made_by="generator" if self.generator else f"{c.evaluation.fresh_steps}steps",
-                    batch_size=size,
-                    untrained=self.iteration == 0 and protocol.source == "buffer",
-                )
-                values |= scores.values
-                protocols |= dict.fromkeys(scores.values, scores.protocol_id)
-                if scores.remark and scores.remark not in remarks:
-                    remarks.append(scores.remark)
-        return Evaluation(values, protocols, tuple(remarks), grids)
+                source, key = protocol.source, 0
+                if source == "fresh":
+                    assert protocol.count is not None
+                    key = protocol.count
+                    if key not in sets:
+                        sets[key] = self._fresh_set(key)
+                    grids.setdefault("fresh", to_grid(sets[key][:GRID_IMAGES]))
+                chosen = choose(protocol, sets[key], model, size)
+                if chosen is None:
+                    name = "FD" if protocol.features == "small" else "FID"
+                    remark: str | None = f"no {name}: the samples are not finite"
+                else:
+                    scores = score(
+                        protocol,
+                        chosen,
+                        self.data,
+                        self.device,
+                        made_by="generator" if self.generator else f"{c.evaluation.fresh_steps}steps",
+                        untrained=self.iteration == 0 and source == "buffer",
+                    )
+                    remark = scores.remark
+                    values |= scores.values
+                    errors |= scores.errors
+                    protocols |= dict.fromkeys(scores.values, scores.protocol_id)
+                if remark and remark not in remarks:
+                    remarks.append(remark)
+        return Evaluation(values, errors, protocols, tuple(remarks), grids)
 
-    def _shuffled_buffer(self, generator: torch.Generator) -> Tensor:
-        """The buffer's images in random order, in [-1, 1]; one that has none yet stands for p0, where it starts."""
+    def _fresh_set(self, count: int) -> Tensor:
+        generator = torch.Generator(self.device).manual_seed(fresh_seed(self.config.seed, count))
+        return self.fresh_samples(count, self.config.evaluation.fresh_steps, generator)
+
+    def _shuffled_buffer(self) -> Tensor:
+        """The buffer's images in random order, in [-1, 1]; one that has none yet stands for p0, where it starts.
+
+        The order is the same on every device (`sampling` makes it again from a checkpoint).
+        """
         assert self.buffer is not None and self.initial is not None
         images = self.buffer.pool()
+        seed = derive_seed(self.config.seed, f"pool {self.epoch}")
         if len(images) < self.config.batch_size:
-            images = self.initial.sample(self.config.buffer_size, generator)
-        return images[torch.randperm(len(images), generator=generator, device=images.device)]
+            draws = torch.Generator(self.device).manual_seed(seed)
+            images = self.initial.sample(self.config.buffer_size, draws)
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+        return images[order.to(images.device)]
 
-    def sample_pool(self, count: int) -> Tensor:
+    def sample_pool(self, count: int | None) -> Tensor:
         """Up to `count` samples of the model as it stands, float (n, C, H, W) in [-1, 1].
 
-        Images of the replay buffer where there is one, else fresh chains of `evaluation.fresh_steps` steps, or the
-        generator's. Training goes on as if this had not been called.
+        Images of the replay buffer where there is one, in the order in which `evaluate` takes them; else fresh chains
+        of `evaluation.fresh_steps` steps, or the generator's. Training goes on as if this had not been called.
+
+        Args:
+            count: None: all of the buffer.
         """
-        generator = torch.Generator(self.device).manual_seed(derive_seed(self.config.seed, f"pool {self.epoch}"))
         if self.buffer is not None:
-            return self._shuffled_buffer(generator)[:count]
-        return self.fresh_samples(count, self.config.evaluation.fresh_steps, generator)
+            return self._shuffled_buffer()[:count]
+        assert count is not None
+        return self._fresh_set(count)
 
     def to_model_range(self, x: Tensor) -> Tensor:
         """Images in [-1, 1] to the range the model sees."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from trainables.config import TrialConfig
 from trainables.datasets import ImageData
-from trainables.divergence import LatchReading
+from trainables.divergence import LatchReading, begun, beyond_error
 from trainables.energy import EnergyMeter
 from trainables.recorder import Recorder
 from trainables.reports import GRID_IMAGES, EpochReport, Evaluation, absent_signals, to_grid
@@ -75,8 +75,11 @@ class Trial:
             recorder.absent = absent_signals(config)
         self._evaluated_at = -1
         self._best: dict[str, tuple[float, int]] = {}
+        self._best_errors: dict[str, float] = {}
         self._last: dict[str, float] = {}
+        self._last_errors: dict[str, float] = {}
         self._initial: dict[str, float] = {}
+        self._initial_errors: dict[str, float] = {}
         self._protocols: dict[str, str] = {}
         self._remarks: list[str] = []
         if skipped := self.trainer.data.skipped_count:
@@ -152,17 +155,20 @@ class Trial:
         started = time.perf_counter()
         evaluation: Evaluation = self.trainer.evaluate()
         epoch = self._evaluated_at = self.trainer.epoch
-        self._last = evaluation.values
+        self._last, self._last_errors = evaluation.values, evaluation.errors
         self._protocols |= evaluation.protocols
         self._remarks += [r for r in evaluation.remarks if r not in self._remarks]
         if epoch == 0:
-            self._initial = evaluation.values
+            self._initial, self._initial_errors = evaluation.values, evaluation.errors
         else:
             for name, value in evaluation.values.items():
                 best = self._best.get(name)
                 sign = 1 if METRIC_BY_NAME[name].direction == "minimize" else -1
                 if best is None or sign * value < sign * best[0]:
                     self._best[name] = (value, epoch)
+                    self._best_errors.pop(name, None)
+                    if name in evaluation.errors:
+                        self._best_errors[name] = evaluation.errors[name]
             self._keep_best()
         if self.recorder:
             self.recorder.write_grids(evaluation.grids)
@@ -195,11 +201,23 @@ class Trial:
         self._evaluation_seconds += seconds
         return seconds
 
+    def _begun(self) -> bool:
+        """Whether training had begun in earnest, so that its samples tell anything of it."""
+        trainer = self.trainer
+        return begun(self.config, trainer.iteration, len(trainer.data.images))
+
     def _worse_than_p0(self) -> bool:
         """Samples of the buffer score worse than p0's own, which filled the buffer before training."""
+        if not self._begun():
+            return False
         for name in ("fd_buffer", "fid_buffer"):
             if name in self._last and name in self._initial:
-                return self._last[name] > self.config.divergence.collapse_ratio * self._initial[name]
+                return beyond_error(
+                    self._last[name],
+                    self.config.divergence.collapse_ratio * self._initial[name],
+                    self._last_errors.get(name, 0.0),
+                    self.config.divergence.collapse_ratio * self._initial_errors.get(name, 0.0),
+                )
         return False
 
     def _row(
@@ -225,6 +243,7 @@ class Trial:
         for metric in METRICS:
             value = self._last.get(metric.name) if fresh else None
             row[metric.name] = value
+            row[metric.error_column] = self._last_errors.get(metric.name) if value is not None else None
             row[metric.protocol_column] = self._protocols.get(metric.name) if value is not None else None
         return row
 
@@ -242,6 +261,7 @@ class Trial:
             "alarm_iteration": latch.alarm_iteration,
             "alarm_cause": latch.alarm_cause.value if latch.alarm_cause else None,
             "loss_limit_iteration": latch.loss_limit_iteration,
+            "undertrained": not self._begun() if outcome is Outcome.COMPLETED and self.config.samples else None,
             "epochs_done": trainer.epoch,
             "iterations_done": trainer.iteration,
             "iterations_planned": trainer.iterations_planned,
@@ -266,6 +286,7 @@ class Trial:
         for metric in METRICS:
             best = self._best.get(metric.name)
             values[f"{metric.name}_best"] = best[0] if best else None
+            values[metric.best_error_column] = self._best_errors.get(metric.name)
             values[f"{metric.name}_best_epoch"] = best[1] if best else None
             values[f"{metric.name}_last"] = self._last.get(metric.name)
             values[f"{metric.name}_initial"] = self._initial.get(metric.name)
@@ -293,6 +314,7 @@ class Trial:
             "best": {name: list(best) for name, best in self._best.items()},
             "last": dict(self._last),
             "initial": dict(self._initial),
+            "errors": {"best": self._best_errors, "last": self._last_errors, "initial": self._initial_errors},
             "protocols": dict(self._protocols),
             "remarks": list(self._remarks),
             "model": list(self._model) if self._model else None,
@@ -320,6 +342,9 @@ class Trial:
         self._evaluated_at = int(state["evaluated_at"])
         self._best = {name: (float(value), int(epoch)) for name, (value, epoch) in state["best"].items()}
         self._last, self._initial = dict(state["last"]), dict(state["initial"])
+        errors = state.get("errors", {})  # a checkpoint from before they were estimated has none
+        self._best_errors, self._last_errors = dict(errors.get("best", {})), dict(errors.get("last", {}))
+        self._initial_errors = dict(errors.get("initial", {}))
         self._protocols, self._remarks = dict(state["protocols"]), list(state["remarks"])
         self._model = (str(state["model"][0]), int(state["model"][1])) if state["model"] else None
         self._train_seconds = float(state["train_seconds"])

@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
 
-from analysis.load import read_evaluations, records
+from analysis.load import read_evaluations, records, typed_frame, write_parquet
 from study.cli import cli
 from study.console import StudyConsole
 from study.errors import UserError
@@ -18,8 +19,11 @@ from study.rescoring import Request, default_out, evaluate, find_targets, parse_
 from study.single import load_trial, train_one
 from trainables.datasets import load_dataset, to_float
 from trainables.features import small_extractor
+from trainables.methods import build_trial
 from trainables.protocols import PROTOCOLS
 from trainables.saved import load_model
+from trainables.schema import EVALUATION_COLUMNS
+from trainables.trainer import Trainer
 
 FIELDS = ("network=conv-4", "epochs=2", "iterations_per_epoch=6", "buffer_size=400", "device=cpu",
           "evaluation.every=1", "evaluation.fresh_steps=2")  # fmt: skip
@@ -41,8 +45,68 @@ def run(*arguments: Any) -> Any:
     return CliRunner().invoke(cli, ["evaluate", *map(str, arguments)])
 
 
-def test_the_trials_own_number_comes_back(folders: dict[str, Path], tmp_path: Path) -> None:
-    """The buffer's score from the kept model is the trial's own last one: the same images, in 8 bits."""
+@pytest.mark.parametrize(
+    "fields",
+    [
+        (),
+        ("buffer_size=3000", "seed=7"),  # 1,000 of the buffer's images are scored
+        ("buffer_size=64", "batch_size=32"),
+        ("network=wrn-10-1", "norm=batch", "evaluation.batch_size=70"),
+        ("method=m-jem", "evaluation.weights=ema", "ema_decay=0.5"),
+        ("method=shortrun", "network=shortrun-8", "sampling_steps=3"),
+        ("method=kl-ebm", "network=multiscale-8", "sampling_steps=3", "buffer_size=1100"),
+        ("method=igebm", "network=igebm-8", "sampling_steps=3", "buffer_size=300"),
+    ],
+    ids=lambda fields: "-".join(f.partition("=")[2] for f in fields) or "plain",
+)
+def test_the_trials_own_numbers_come_back(tmp_path: Path, fields: tuple[str, ...]) -> None:
+    """The same model under the same protocol: the same number to the digit, of the last and of the best model."""
+    method = next((f.removeprefix("method=") for f in fields if f.startswith("method=")), "m-ebm")
+    rest = tuple(f for f in fields if not f.startswith("method="))
+    given = {f.partition("=")[0] for f in rest}
+    base = tuple(f for f in FIELDS if f.partition("=")[0] not in given)
+    folder = tmp_path / "run"
+    with (tmp_path / "console").open("w", encoding="utf-8") as stream:
+        train_one(load_trial(method, (*base, *rest)), folder, StudyConsole(stream))
+    epochs = records(pd.read_parquet(folder / "epochs.parquet"))
+    for which, path in (("all", folder), ("last", folder / "checkpoint.pt")):
+        request = Request(("small-fresh", "small-buffer"))
+        rows = evaluate(find_targets(path, which), request, tmp_path / f"{which}.parquet", device="cpu")
+        assert rows
+        for row in rows:
+            trained = next(e for e in epochs if e["epoch"] == row["epoch"])
+            name = f"fd_{row['source']}"
+            assert row["value"] == trained[name], (row["model"], name)
+            if row["value"] is None:
+                assert "no buffer samples" in row["remark"]
+                continue
+            assert row["se"] == trained[f"{name}_se"] > 0
+            assert (row["low"], row["high"]) == (row["value"] - 1.96 * row["se"], row["value"] + 1.96 * row["se"])
+
+
+def test_a_number_is_the_same_whatever_is_scored_beside_it(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Fresh samples are drawn by their number: ten thousand made first do not lend a thousand."""
+    targets = find_targets(folders["m-ebm"])
+    found = []
+    for number, protocols in enumerate((("small-fresh",), ("kl-ebm-10k-ref", "small-fresh"))):
+        rows = evaluate(targets, Request(protocols), tmp_path / f"{number}.parquet", device="cpu")
+        found.append(rows[-1]["value"])
+    assert found[0] == found[1]
+
+
+def test_rows_of_an_earlier_version_are_taken_again(folders: dict[str, Path], tmp_path: Path) -> None:
+    """They were of other draws and say no error."""
+    out, targets = tmp_path / "e.parquet", find_targets(folders["m-ebm"])
+    (row,) = evaluate(targets, Request(("small-fresh",)), out, device="cpu")
+    old = {name: value for name, value in row.items() if name != "se"} | {"value": 0.123}
+    columns = [c for c in EVALUATION_COLUMNS if c.name != "se"]
+    write_parquet(typed_frame([old], columns), columns, out)
+    (again,) = evaluate(targets, Request(("small-fresh",)), out, device="cpu")
+    assert again["value"] == row["value"] and again["se"] == row["se"]
+    assert len(read_evaluations(out)) == 1
+
+
+def test_a_row_says_what_was_scored(folders: dict[str, Path], tmp_path: Path) -> None:
     result = run(folders["m-ebm"], "-p", "small-buffer", "-p", "small-fresh", "--json", "--out", tmp_path / "e.parquet")
     assert result.exit_code == 0, result.output
     rows = json.loads(result.stdout)["rows"]
@@ -50,17 +114,14 @@ def test_the_trials_own_number_comes_back(folders: dict[str, Path], tmp_path: Pa
         ("small-buffer", "fd", "buffer"),
         ("small-fresh", "fd", "fresh"),
     ]
-    import pandas as pd
-
-    trial = pd.read_parquet(folders["m-ebm"] / "trials.parquet").iloc[0]
     saved = load_model(folders["m-ebm"] / "models" / "t0001.pt")
     assert rows[0]["value"] == small_extractor(load_dataset("digits")).frechet_distance(to_float(saved.samples))
-    # The trial drew another order of its 400 images, all of which are scored, in float.
-    assert rows[0]["value"] == pytest.approx(trial["fd_buffer_last"], rel=0.02)
     assert rows[0]["samples"] == 400 and "400 samples in place of 1000" in rows[0]["remark"]
-    assert rows[1]["samples"] == 1000 and rows[1]["made_by"] == "2steps" and rows[1]["seed"] == 0
+    assert rows[1]["samples"] == 1000 and rows[1]["made_by"] == "2steps" and rows[1]["seed"] == saved.config.seed == 0
     assert rows[0]["protocol_digest"] == PROTOCOLS["small-buffer"].digest
     assert rows[0]["epoch"] == 2 and rows[0]["model"] == "last" and rows[0]["study"] == "m-ebm"
+    shown = run(folders["m-ebm"], "-p", "small-buffer", "--out", tmp_path / "e.parquet").stdout
+    assert f"{rows[0]['low']:.4g} to {rows[0]['high']:.4g}" in shown
 
 
 def test_what_is_there_is_not_done_again(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -172,3 +233,42 @@ def test_the_confident_part_is_chosen_by_class(folders: dict[str, Path], tmp_pat
     assert len(seen[0]) == sum(int(n * 0.1) for n in predicted.bincount().tolist())
     rows = {image.numpy().tobytes() for image in saved.truncated}
     assert {image.numpy().tobytes() for image in seen[0]} <= rows
+
+
+@pytest.mark.parametrize("name", ["paper-mjem", "buffer-all"])
+def test_what_inception_would_see_is_what_training_showed_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The same images in the same order: all of a buffer larger than a file holds by default, and the confident ones.
+
+    Their confidence was taken before they were 8-bit, so it is in the file.
+    """
+    from study import rescoring
+    from trainables import saved
+    from trainables.evaluation import choose
+
+    monkeypatch.setattr(saved, "SAMPLES", 100)
+    monkeypatch.setenv("MEBM_INCEPTION_WEIGHTS", str(tmp_path / "none.pth"))
+    values = {"network": "conv-4", "epochs": 1, "iterations_per_epoch": 6, "buffer_size": 400, "device": "cpu"}
+    trainer = Trainer(build_trial({"method": "m-jem", "evaluation": {"protocols": (name,)}} | values))
+    trainer.train_epoch()
+    wanted = choose(PROTOCOLS[name], trainer.sample_pool(None), trainer.model, 100)
+    assert wanted is not None
+    assert len(wanted) == 400 if name == "buffer-all" else len(wanted) < 60
+    path = tmp_path / "models" / "t0001.pt"
+    path.parent.mkdir()
+    torch.save(saved.model_state(trainer), path)
+    (target,) = find_targets(path)
+    images, remark = rescoring._Scorer(target, Request((name,)), torch.device("cpu"))._images(PROTOCOLS[name])
+    assert torch.equal(images, wanted) and remark is None
+    state = torch.load(path, weights_only=True)
+    state |= {"samples": state["samples"][:100], "truncated": state["truncated"][:100]}
+    if "confidence" in state:
+        state["predicted"] = state["predicted"] + 10**15
+        torch.save(state, path)
+        with pytest.raises(ValueError, match="the confidence of its samples"):
+            load_model(path)
+        del state["confidence"], state["predicted"]
+    torch.save(state, path)  # as an earlier version left it
+    _, remark = rescoring._Scorer(target, Request((name,)), torch.device("cpu"))._images(PROTOCOLS[name])
+    assert remark is not None and "100 of the buffer's 400 samples are in the file" in remark

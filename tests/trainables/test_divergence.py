@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainables.config import DivergenceConfig
 from trainables.critic import F_DIVERGENCES
-from trainables.divergence import DivergenceLatch, LatchReading
+from trainables.divergence import DivergenceLatch, LatchReading, begun, beyond_error
 from trainables.methods import build_trial
 from trainables.schema import Cause, Outcome
 
@@ -393,3 +393,27 @@ def test_recorded_runs(recorded: Callable[[], list[tuple[Any, Any]]]) -> None:
         else:
             assert reading.verdict is None, run
     assert seen["completed"] >= 6 and seen["diverged"] >= 6 and seen["collapsed"] >= 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "images", "first"),
+    [
+        ({"warmup_iterations": 0, "buffer_size": 100}, 640, 10),  # one pass through the images
+        ({"warmup_iterations": 0, "buffer_size": 100}, 641, 11),
+        ({"warmup_iterations": 0, "buffer_size": 100}, 1_281_167, 1000),  # which on ImageNet-32 takes 20,000
+        ({"warmup_iterations": 30, "buffer_size": 100}, 640, 60),  # as many iterations after the warm-up as in it
+        ({"warmup_iterations": 0, "buffer_size": 6400}, 640, 100),  # |B| chains have been written
+        ({"warmup_iterations": 0, "buffer_size": 6400, "buffer": "none"}, 640, 10),
+        ({"warmup_iterations": 1000, "buffer_size": 10_000}, 50_000, 2000),  # the published settings
+    ],
+)
+def test_when_training_has_begun_in_earnest(fields: dict[str, Any], images: int, first: int) -> None:
+    config = build_trial({"method": "m-ebm", "batch_size": 64, "network": "conv-8", "norm": "none"} | fields)
+    assert [begun(config, first + i, images) for i in (-1, 0, 1)] == [False, True, True]
+
+
+def test_beyond_the_error() -> None:
+    assert beyond_error(2.749, 2.707, 0.0, 0.0), "without errors the numbers alone count"
+    assert not beyond_error(2.749, 2.707, 0.03, 0.03)
+    assert beyond_error(2.9, 2.7, 0.06, 0.08) and not beyond_error(2.89, 2.7, 0.06, 0.08)  # 1.96 * 0.1 = 0.196
+    assert not beyond_error(2.0, 2.7, 0.01, 0.01)

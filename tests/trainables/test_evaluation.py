@@ -22,16 +22,18 @@ from trainables.config import TrialConfig
 from trainables.datasets import ImageData, load_dataset, to_float
 from trainables.evaluation import (
     PROTOCOLS,
+    Scores,
     accuracy,
+    choose,
+    confidences,
     eval_mode,
     frozen_statistics,
-    inception_scores,
     most_confident,
     protocols_for,
     score,
     to_uint8,
 )
-from trainables.features import small_extractor
+from trainables.features import frechet_distance, sampling_error, small_extractor, statistics
 from trainables.inception import INCEPTION_VARIABLE
 from trainables.initial import build_initial
 from trainables.networks import EnergyModel, build_network
@@ -153,8 +155,9 @@ def test_most_confident(digits: ImageData, share: float, batch_size: int) -> Non
         model.class_head.weight.mul_(20)
     x = to_float(digits.images[:233])
     model.train()
-    got = most_confident(model, x, share, batch_size)
+    confidence, predicted = confidences(model, x, batch_size)
     assert model.training
+    got = x[most_confident(confidence, predicted, share)]
     model.eval()
     with torch.no_grad():
         probabilities = model.logits(x).double().softmax(1).numpy()
@@ -167,8 +170,8 @@ def test_most_confident(digits: ImageData, share: float, batch_size: int) -> Non
 def test_most_confident_of_next_to_nothing(digits: ImageData) -> None:
     model = build_network("conv-8", digits.shape, 10)
     x = to_float(digits.images[:3])
-    assert most_confident(model, x, 0.1, 100).shape == (0, 1, 8, 8)
-    assert most_confident(model, x[:0], 0.5, 100).shape[0] == 0 if len(x[:0].split(100)[0]) else True
+    assert x[most_confident(*confidences(model, x, 100), 0.1)].shape == (0, 1, 8, 8)
+    assert len(most_confident(torch.empty(0), torch.empty(0, dtype=torch.int64), 0.5)) == 0
 
 
 def test_rounding() -> None:
@@ -250,25 +253,99 @@ def test_protocols(quick: Quick, digits: ImageData, make_data: Callable[..., Ima
         names(digits, "m-ebm", ("small-bufer",))
 
 
+def _score(name: str, samples: Tensor, data: ImageData, made_by: str = "20steps") -> Scores:
+    images = choose(PROTOCOLS[name], samples, build_network("conv-8", data.shape, 10), 100)
+    assert images is not None
+    return score(PROTOCOLS[name], images, data, torch.device("cpu"), made_by=made_by)
+
+
 def test_scores_carry_their_protocol(digits: ImageData, p0: dict[str, Tensor]) -> None:
-    model = build_network("conv-8", digits.shape, 10)
-    buffer = score(PROTOCOLS["small-buffer"], p0["gaussian"], model, digits, made_by="20steps", batch_size=100)
-    fresh = score(PROTOCOLS["small-fresh"], p0["gaussian"], model, digits, made_by="20steps", batch_size=100)
-    longer = score(PROTOCOLS["small-fresh"], p0["gaussian"], model, digits, made_by="50steps", batch_size=100)
-    fewer = score(PROTOCOLS["small-buffer"], p0["gaussian"][:300], model, digits, made_by="20steps", batch_size=100)
+    buffer = _score("small-buffer", p0["gaussian"], digits)
+    fresh = _score("small-fresh", p0["gaussian"], digits)
+    longer = _score("small-fresh", p0["gaussian"], digits, "50steps")
+    fewer = _score("small-buffer", p0["gaussian"][:300], digits)
     assert set(buffer.values) == {"fd_buffer"} and set(fresh.values) == {"fd_fresh"}
     assert len({s.protocol_id for s in (buffer, fresh, longer, fewer)}) == 4
     assert "fid" not in buffer.protocol_id.lower()
-    same_extractor = small_extractor(digits).frechet_distance(p0["gaussian"])
+    eight_bits = to_float(to_uint8(p0["gaussian"], "round"))
+    same_extractor = small_extractor(digits).frechet_distance(eight_bits)
     assert buffer.values["fd_buffer"] == fresh.values["fd_fresh"] == same_extractor
+    assert same_extractor == pytest.approx(small_extractor(digits).frechet_distance(p0["gaussian"]), rel=2e-3)
+    assert set(buffer.errors) == {"fd_buffer"} and set(fresh.errors) == {"fd_fresh"}
+    assert fewer.errors["fd_buffer"] > 1.3 * buffer.errors["fd_buffer"]
+
+
+def test_too_few_samples_have_no_error(digits: ImageData, p0: dict[str, Tensor]) -> None:
+    few = _score("small-buffer", p0["gaussian"][:39], digits)
+    assert few.values and not few.errors
+    assert _score("small-buffer", p0["gaussian"][:40], digits).errors
+    one = _score("small-buffer", p0["gaussian"][:1], digits)
+    assert one.values == {} and one.remark == "no FD: 1 image(s) to score"
+
+
+# -------------------------------------------------------------------------------------------------- sampling errors
+
+
+def test_the_error_is_the_jackknife_literally() -> None:
+    rng = np.random.default_rng(0)
+    x, reference = rng.normal(size=(107, 6)) + 0.3, rng.normal(size=(500, 6))
+    mean, covariance = statistics(reference)
+    left = []
+    for group in np.array_split(np.arange(107), 20):
+        kept = np.delete(x, group, axis=0)
+        left.append(frechet_distance(*statistics(kept), mean, covariance))
+    wanted = math.sqrt(19 / 20 * sum((d - np.mean(left)) ** 2 for d in left))
+    assert sampling_error(x, mean, covariance) == pytest.approx(wanted, rel=1e-9)
+    assert sampling_error(np.full((60, 6), np.nan), mean, covariance) is None
+
+
+def _coverage(freedom: float | None, draws: int, seed: int) -> float:
+    """How often the distance -+ 1.96 errors holds the mean of such distances, of 400 samples in 8 dimensions.
+
+    Args:
+        freedom: of Student's t in every direction at once; None: Gaussian.
+    """
+    rng = np.random.default_rng(seed)
+    mix, size, count = rng.normal(size=(8, 8)) / 8**0.5, 8, 400
+    mean, covariance = np.full(size, 0.2), mix.T @ mix * 1.3
+    found = []
+    for _ in range(draws):
+        z = rng.normal(size=(count, size))
+        if freedom is not None:
+            z /= np.sqrt(rng.chisquare(freedom, size=(count, 1)) / freedom)
+        x = z @ mix
+        error = sampling_error(x, mean, covariance)
+        assert error is not None
+        found.append((frechet_distance(*statistics(x), mean, covariance), error))
+    values, errors = np.array(found).T
+    return float((np.abs(values - values.mean()) < 1.96 * errors).mean())
+
+
+def test_coverage_of_the_error() -> None:
+    assert 0.91 < _coverage(None, draws=400, seed=1) < 0.985
+
+
+@pytest.mark.long
+def test_coverage_of_the_error_in_many_draws() -> None:
+    """95% nominal: that for Gaussian features; with heavy tails 94% (t with 8 degrees of freedom) and 85% (with 5)."""
+    assert 0.935 < _coverage(None, draws=6000, seed=2) < 0.975
+    assert 0.92 < _coverage(8, draws=6000, seed=3) < 0.96
+    assert 0.82 < _coverage(5, draws=6000, seed=3) < 0.89
+
+
+def test_the_error_is_as_large_as_subsets_differ(digits: ImageData) -> None:
+    """Twelve sets of 1,000 draws of p0, as in review.md B10."""
+    g, initial = torch.Generator().manual_seed(4), build_initial("gaussian", digits, 1e-4)
+    scores = [small_extractor(digits).score(to_uint8(initial.sample(1000, g), "round")) for _ in range(12)]
+    spread = float(np.std([value for value, _ in scores], ddof=1))
+    errors = [error for _, error in scores if error is not None]
+    assert len(errors) == 12 and 0.5 * spread < np.mean(errors) < 2 * spread
 
 
 def test_samples_that_are_not_finite_get_no_score(digits: ImageData, p0: dict[str, Tensor]) -> None:
-    model = build_network("conv-8", digits.shape, 10)
     x = p0["gaussian"].clone()
     x[5, 0, 0, 0] = math.nan
-    scores = score(PROTOCOLS["small-buffer"], x, model, digits, made_by="20steps", batch_size=100)
-    assert scores.values == {} and scores.remark and "\n" not in scores.remark
+    assert choose(PROTOCOLS["small-buffer"], x, build_network("conv-8", digits.shape, 10), 100) is None
 
 
 @pytest.mark.parametrize(
@@ -281,8 +358,7 @@ def test_samples_that_are_not_finite_get_no_score(digits: ImageData, p0: dict[st
 )
 def test_huge_samples_get_a_finite_score_or_none(digits: ImageData, p0: dict[str, Tensor], size: float) -> None:
     """Without the sample clamp chains may be anywhere; a score that is not a number would break the report."""
-    model = build_network("conv-8", digits.shape, 10)
-    scores = score(PROTOCOLS["small-buffer"], p0["gaussian"] * size, model, digits, made_by="20steps", batch_size=100)
+    scores = _score("small-buffer", p0["gaussian"] * size, digits)
     assert all(math.isfinite(v) for v in scores.values.values())
     assert scores.values or scores.remark
 
@@ -301,13 +377,18 @@ def cifar(tmp_path_factory: pytest.TempPathFactory) -> ImageData:
     return load_dataset("cifar10", str(folder))
 
 
+def _inception_scores(data: ImageData) -> tuple[dict[str, float], str | None]:
+    scores = score(PROTOCOLS["buffer-all"], data.images, data, torch.device("cpu"), made_by="20steps")
+    return scores.values, scores.remark
+
+
 def test_missing_weights_file(
     make_data: Callable[..., ImageData], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = make_data(20, (3, 32, 32))
     missing = tmp_path / "nowhere.pth"
     monkeypatch.setenv(INCEPTION_VARIABLE, str(missing))
-    values, remark = inception_scores(data.images, data, torch.device("cpu"))
+    values, remark = _inception_scores(data)
     assert values == {} and remark is not None and "\n" not in remark
     assert INCEPTION_VARIABLE in remark and str(missing) in remark
 
@@ -319,7 +400,7 @@ def test_weights_file_that_is_none(
     broken = tmp_path / "broken.pth"
     broken.write_bytes(b"not weights")
     monkeypatch.setenv(INCEPTION_VARIABLE, str(broken))
-    values, remark = inception_scores(data.images, data, torch.device("cpu"))
+    values, remark = _inception_scores(data)
     assert values == {} and remark is not None and "\n" not in remark
     assert str(broken) in remark or INCEPTION_VARIABLE in remark
 
@@ -338,7 +419,7 @@ def test_offline_without_weights(
     monkeypatch.setattr(inception, "_MISSING", {})
     monkeypatch.setattr(inception, "_LOADED", {})
     for _ in range(2):
-        values, remark = inception_scores(data.images, data, torch.device("cpu"))
+        values, remark = _inception_scores(data)
         assert values == {} and remark is not None and "\n" not in remark
         assert INCEPTION_VARIABLE in remark and "pt_inception-2015-12-05-6726825d.pth" in remark
 
@@ -352,9 +433,9 @@ def test_fid_is_torch_fidelitys(cifar: ImageData, tmp_path: Path, monkeypatch: p
     from torch_fidelity import calculate_metrics
 
     monkeypatch.setenv("MEBM_CACHE", str(tmp_path / "cache"))
-    model = build_network("wrn-10-1", cifar.shape, 10, norm="none")
     x = to_float(cifar.test_images)
-    scores = score(PROTOCOLS["buffer-all"], x, model, cifar, made_by="20steps", batch_size=50)
+    scores = _score("buffer-all", x, cifar)
+    assert scores.errors["fid_buffer"] > 0
     truncated = ((x + 1) * 127.5).to(torch.uint8)
     for name, images in (("a", truncated), ("b", cifar.images)):
         (tmp_path / name).mkdir()

@@ -29,7 +29,6 @@ from trainables.inception import (
     NoWeightsError,
     ReferenceCache,
     fid_infinity,
-    fid_interval,
     inception_scores,
     reference_images,
 )
@@ -181,7 +180,8 @@ def test_no_memory_at_all_is_no_fid_and_no_error(
 ) -> None:
     data = make_data(12, (3, 32, 32))
     monkeypatch.setattr(inception, "_LOADED", {os.environ[INCEPTION_VARIABLE]: inception.Inception(_Greedy(0), "x")})
-    values, remark = evaluation.inception_scores(data.test_images, data, CPU)
+    scores = evaluation.score(PROTOCOLS["buffer-all"], data.test_images, data, CPU, made_by="20steps")
+    values, remark = scores.values, scores.remark
     assert values == {} and remark == "no FID: no memory left on cpu for Inception's features"
 
 
@@ -199,10 +199,11 @@ def test_a_distance_that_the_device_does_not_hold_is_taken_elsewhere(
     pool = torch.rand(40, 3, generator=torch.Generator().manual_seed(0))
     network = inception.Inception(_Greedy(100), "short")
     cache = ReferenceCache(make_data(12, (3, 32, 32)), PROTOCOLS["buffer-all"], network, CPU)
-    wanted = cache.distance(pool)
+    wanted = cache.measure(pool)
     monkeypatch.setattr(inception, "_DISTANCES", {})
     monkeypatch.setattr(inception, "FrechetToReference", Short)
-    assert cache.distance(pool) == wanted
+    assert cache.measure(pool) == wanted
+    assert wanted[1] is not None
 
 
 def test_references_that_alternate_are_decomposed_once(make_data: Callable[..., ImageData], with_random: Path) -> None:
@@ -387,7 +388,7 @@ def test_infinity_takes_the_bias_away(gaussians: tuple[Tensor, dict[str, Any]]) 
         fid_infinity(pool[:79], reference, seed=0)
 
 
-def test_the_interval_is_as_wide_as_fresh_samples_differ(gaussians: tuple[Tensor, dict[str, Any]]) -> None:
+def test_the_error_is_as_large_as_fresh_samples_differ(gaussians: tuple[Tensor, dict[str, Any]]) -> None:
     """The spread over many independent sets of samples against the standard error told from one set."""
     _, statistics = gaussians
     reference, g = FrechetToReference(statistics), torch.Generator().manual_seed(5)
@@ -396,10 +397,35 @@ def test_the_interval_is_as_wide_as_fresh_samples_differ(gaussians: tuple[Tensor
     spread = float(np.std([reference.distance(x) for x in sets], ddof=1))
     errors = []
     for x in sets[:10]:
-        low, high = fid_interval(x, reference, seed=0)
-        assert low < reference.distance(x) < high
-        errors.append((high - low) / (2 * 1.96))
+        distance, error = reference.measure(x)
+        assert distance == pytest.approx(reference.distance(x), rel=1e-9) and error is not None
+        errors.append(error)
     assert 0.7 * spread < np.mean(errors) < 1.7 * spread
+
+
+@pytest.mark.parametrize(("count", "most"), [(1250, 1.35), (600, 1.7), (200, 2.0)])
+def test_the_quick_error_is_the_grouped_jackknifes(count: int, most: float) -> None:
+    """At n / d as for 10,000 samples, for 5,000, and below d: never under the true spread, and over it with few."""
+    size, groups, rng = 256, 20, np.random.default_rng(0)
+    spectrum = 1 / np.arange(1, size + 1)
+    turn = np.linalg.qr(np.eye(size) + 0.15 * rng.normal(size=(size, size)) / size**0.5)[0]
+    mix, shift = turn * np.sqrt(spectrum * 1.2), rng.normal(0, 0.03, size)
+    reference = FrechetToReference({"mu": np.zeros(size), "sigma": np.diag(spectrum)})
+    sets = [torch.from_numpy(rng.normal(size=(count, size)) @ mix.T + shift) for _ in range(40)]
+    spread = float(np.std([reference.distance(x) for x in sets], ddof=1))
+    errors = [error for _, error in (reference.measure(x) for x in sets[:10]) if error is not None]
+    assert 0.8 * spread < np.mean(errors) < most * spread
+    keep = torch.arange(count) % groups
+    left = [reference.distance(sets[0][keep != group]) for group in range(groups)]
+    assert errors[0] == pytest.approx(np.std(left) * (groups - 1) ** 0.5, rel=0.5)
+
+
+def test_the_error_of_an_inception_score(make_data: Callable[..., ImageData], with_random: Path) -> None:
+    data = make_data(20, (3, 32, 32))
+    found = inception.inception_scores(data.images, data, CPU, PROTOCOLS["buffer-all"], ("isc",))
+    assert found.errors["isc"] == pytest.approx(found.values["isc_sd"] / 3)  # the standard error over ten splits
+    one = inception.inception_scores(data.images, data, CPU, PROTOCOLS["kl-ebm-10k-ref"], ("isc",))
+    assert "isc" in one.values and "isc" not in one.errors
 
 
 # --------------------------------------------------------------------------------------------------------- protocols

@@ -16,6 +16,7 @@ from PIL import Image
 
 from trainables.config import TrialConfig
 from trainables.datasets import ImageData
+from trainables.methods import build_trial
 from trainables.recorder import Recorder, save_grid
 from trainables.saved import load_model
 from trainables.schema import (
@@ -186,6 +187,76 @@ def test_worse_than_p0_is_a_collapse(quick: Quick, digits: ImageData) -> None:
     assert last.trial["saved_seconds"] == 0
     tolerant = _run(Trial(quick(**fields, divergence={"collapse_ratio": 50.0}), digits))[-1]
     assert tolerant.outcome is Outcome.COMPLETED and tolerant.trial["cause"] is None
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"iterations_per_epoch": 3},  # no pass through the images yet
+        {"warmup_iterations": 21},  # the larger part of the 40 iterations was warm-up
+    ],
+    ids=["images", "warm-up"],
+)
+def test_too_short_a_training_is_undertrained(quick: Quick, digits: ImageData, fields: dict[str, Any]) -> None:
+    """Samples as ruined as those of `test_worse_than_p0_is_a_collapse`, and no verdict on them."""
+    base = {"noise_std": 2.0, "learning_rate": 1e-6, "iterations_per_epoch": 20, "epochs": 2}
+    last = _run(Trial(quick(**base | fields, evaluation={"protocols": ("small-buffer",)}), digits))[-1]
+    _check(last)
+    assert last.outcome is Outcome.COMPLETED and last.trial["cause"] is None
+    assert last.trial["undertrained"] is True
+    assert last.trial["fd_buffer_last"] > last.trial["fd_buffer_initial"]  # type: ignore[operator]
+
+
+def test_table1_shrunk_to_its_warm_up_has_not_collapsed(digits: ImageData) -> None:
+    """review.md B12: five of five were called collapsed at iteration 6, with FD 2.707 untrained and 2.749 after."""
+    for steps in (1, 5, 20):
+        config = build_trial(
+            {"method": "m-ebm", "network": "wrn-10-1", "sampling_steps": steps, "warmup_iterations": 1000}
+            | {"epochs": 1, "iterations_per_epoch": 6, "buffer_size": 500, "device": "cpu", "norm": "batch"}
+            | {"evaluation": {"protocols": ("small-buffer",)}}
+        )
+        last = _run(Trial(config, digits))[-1]
+        assert (last.outcome, last.trial["undertrained"]) == (Outcome.COMPLETED, True), steps
+
+
+def test_a_long_training_is_judged(quick: Quick, digits: ImageData) -> None:
+    last = _run(Trial(quick(iterations_per_epoch=20, evaluation={"protocols": ("small-buffer",)}), digits))[-1]
+    assert (last.outcome, last.trial["undertrained"]) == (Outcome.COMPLETED, False)
+    plain = _run(Trial(quick(method="softmax"), digits))[-1]
+    assert plain.trial["undertrained"] is None, "it has no samples to judge"
+
+
+def test_a_score_within_its_error_of_p0_is_no_collapse(
+    quick: Quick, digits: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same two scores, with errors that explain their difference and with errors that do not."""
+    config = quick(epochs=1, iterations_per_epoch=40, evaluation={"protocols": ("small-buffer",)})
+    for error, outcome in ((0.10, Outcome.COMPLETED), (0.05, Outcome.COLLAPSED)):
+        trial = Trial(config, digits)
+        found = trial.trainer.evaluate()
+        scores = iter((2.7, 2.9))  # 2.9 - 2.7 > 1.96 * sqrt(2) * 0.05, but not at 0.10
+        monkeypatch.setattr(
+            trial.trainer,
+            "evaluate",
+            lambda found=found, scores=scores, error=error: replace(
+                found, values={"fd_buffer": next(scores)}, errors={"fd_buffer": error}
+            ),
+        )
+        assert _run(trial)[-1].outcome is outcome, error
+
+
+def test_every_distance_has_its_error(quick: Quick, digits: ImageData) -> None:
+    config = quick(method="m-jem", epochs=3, evaluation={"protocols": "auto", "every": 1, "fresh_steps": 1})
+    reports = _run(Trial(config, digits))
+    for name in ("fd_buffer", "fd_fresh", "accuracy"):
+        rows = [r.row for r in reports if r.row]
+        assert all(0 < row[f"{name}_se"] < 1 for row in rows)  # type: ignore[operator]
+        last = reports[-1].trial
+        assert last[f"{name}_best_se"] == rows[int(last[f"{name}_best_epoch"])][f"{name}_se"]  # type: ignore[arg-type]
+    share, test = reports[-1].trial["accuracy_last"], len(digits.test_labels)
+    assert isinstance(share, float)
+    assert reports[-1].row is not None
+    assert reports[-1].row["accuracy_se"] == pytest.approx((share * (1 - share) / test) ** 0.5)
 
 
 def test_collapse_report(quick: Quick, digits: ImageData) -> None:
@@ -362,7 +433,7 @@ def test_only_a_completed_trial_leaves_a_model(quick: Quick, digits: ImageData, 
     assert report.outcome is Outcome.DIVERGED
     assert not path.exists()
     worse = {"divergence": {"collapse_ratio": 1e-6}, "evaluation": {"protocols": ("small-buffer",)}}
-    report, path = run("collapsed", **worse)
+    report, path = run("collapsed", **worse, iterations_per_epoch=20)
     assert report.outcome is Outcome.COLLAPSED
     assert not path.exists()
     # The best epoch before the end is kept as well: of the good one that is its end, of the collapsed one an earlier.
