@@ -19,6 +19,7 @@ from analysis.aggregate import ENDED_BADLY, JUDGED, Trial, identifier, joined
 from analysis.epoch_rows import EpochRows, epoch_rows, floats
 from analysis.lines import LINE_COLUMNS, line_points
 from analysis.load import Results, records, typed_frame
+from analysis.rates import distinct
 from analysis.tradeoff import mean_interval
 from trainables.schema import SETTING_NAMES, Column, Metric, Outcome
 
@@ -247,9 +248,13 @@ def time_to_quality(courses: Sequence[Anytime], metric: Metric, targets: Sequenc
 
 
 def _settings(courses: Sequence[Anytime]) -> list[list[Anytime]]:
-    """Courses by setting and protocol; one that ended before it had a value goes with its setting's first protocol."""
+    """Courses by setting and protocol; one that ended before it had a value goes with its setting's first protocol.
+
+    An equal setting and seed counts once.
+    """
     keyed: dict[tuple[Any, ...], list[Anytime]] = {}
-    for c in courses:
+    once = {id(t) for t in distinct(c.trial for c in courses)}
+    for c in (c for c in courses if id(c.trial) in once):
         keyed.setdefault((c.trial["setting_id"], *(c.trial[f] for f in SETTING_NAMES)), []).append(c)
     groups = []
     for same in keyed.values():

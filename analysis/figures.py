@@ -183,7 +183,8 @@ def tradeoff_figure(results: Results, study: str, metric: str) -> go.Figure:
     """Quality against time per iteration, coloured by K, with the Pareto front; the paper's points beside where it has.
 
     Diverged trials stand at their best value before they diverged and are never on the front; those that had none yet
-    stand in a band of their own above the plot.
+    stand in a band of their own above the plot. Bars are two standard errors of the score's own sampling, where they
+    were recorded.
     """
     trials = results.trials[results.trials["study"] == study]
     frame = tradeoff(trials, metric)
@@ -196,11 +197,13 @@ def tradeoff_figure(results: Results, study: str, metric: str) -> go.Figure:
         if len(part):
             name = f"{outcome.value} ({len(part)})"
             _add_legend(figure, name, shape, 10)
-            columns = [plain(part[c]) for c in ("trial_id", "quality", "protocol", "seconds_per_iteration")]
+            names = ("trial_id", "quality", "protocol", "seconds_per_iteration", "quality_se")
+            columns = [plain(part[c]) for c in names]
             figure.add_scatter(
                 x=unchecked(1000 * s for s in columns[3]),
                 y=unchecked(columns[1]),
                 ids=unchecked(columns[0]),
+                error_y=_bars([(q, *_two_errors(q, e)) for q, e in zip(columns[1], columns[4], strict=True)]),
                 mode="markers",
                 name=name,
                 legendgroup=name,
@@ -208,8 +211,9 @@ def tradeoff_figure(results: Results, study: str, metric: str) -> go.Figure:
                 marker=_marker([_log2(k) for k in plain(part["sampling_steps"])], shape, 10)
                 | {"coloraxis": "coloraxis"},
                 hovertext=unchecked(
-                    f"{said[trial]}<br>{info.label} {quality:.3g} ({protocol}), {1000 * s:.3g} ms per iteration"
-                    for trial, quality, protocol, s in zip(*columns, strict=True)
+                    f"{said[trial]}<br>{info.label} {quality:.3g}{_error_text(error)} ({protocol}), "
+                    f"{1000 * s:.3g} ms per iteration"
+                    for trial, quality, protocol, s, error in zip(*columns, strict=True)
                 ),
                 hoverinfo="text",
             )
@@ -628,6 +632,15 @@ def _by_survival(rows: list[dict[str, Any]]) -> list[tuple[str, str, list[dict[s
     return [(name, _SURVIVAL_SHAPES[name], part) for name, part in groups.items() if part]
 
 
+def _error_text(error: float | None) -> str:
+    return "" if error is None else f" ± {error:.2g}"
+
+
+def _two_errors(value: float, error: float | None) -> tuple[float | None, float | None]:
+    """Ends of two standard errors around a score; None where it has none."""
+    return (None, None) if error is None else (value - 2 * error, value + 2 * error)
+
+
 def _shown_quality(row: dict[str, Any]) -> float | None:
     value = row["quality"] if row["quality"] is not None else row["quality_before"]
     return None if value is None else float(value)
@@ -637,6 +650,7 @@ def _front_hover(row: dict[str, Any], named: dict[str, str], info: Metric) -> st
     first = row["trial_ids"].split(", ")[0]
     value = _shown_quality(row)
     bounds = "" if row["quality_low"] is None else f" [{row['quality_low']:.3g}, {row['quality_high']:.3g}]"
+    bounds += "" if row["quality_se"] is None else f", sampling error {row['quality_se']:.2g}"
     before = "*" if row["quality"] is None else ""
     time = "" if row["cost"] is None else f", {1000 * row['cost']:.3g} ms per iteration"
     return (

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from analysis.aggregate import ENDED_BADLY, JUDGED, Trial, configuration, differing, spread, wilson
+from scipy import stats
+
+from analysis.aggregate import ENDED_BADLY, JUDGED, Spread, Trial, configuration, differing, spread, wilson
 from analysis.load import Results, ResultsError, records, typed_frame
 from analysis.words import symbol, text
 from trainables.schema import METRICS, Column
@@ -30,6 +33,7 @@ PAIR_COLUMNS: tuple[Column, ...] = (
     Column("metric", "string", "the metric compared: the first of the schema's that both have"),
     Column("reference_metric", "float64", "its last value of the first"),
     Column("metric_value", "float64", "its last value of the second"),
+    Column("metric_se", "float64", "standard error of their difference by the sampling of both trials' best scores"),
     Column("speedup", "float64", "time per iteration of the first / of the second"),
 )
 
@@ -77,7 +81,10 @@ class Parity:
             for metric in dict.fromkeys(r["metric"] for r in scored):
                 change = spread(r["metric_value"] - r["reference_metric"] for r in scored if r["metric"] == metric)
                 sd = "" if change.sd is None else f", sd {change.sd:.2g}"
-                found.append(f"  {metric}, second minus first: mean {change.mean:+.2g}{sd} ({change.n} pairs)")
+                found.append(
+                    f"  {metric}, second minus first: mean {change.mean:+.2g}{sd} ({change.n} pairs)"
+                    f"{_told(change, [r['metric_se'] for r in scored if r['metric'] == metric])}"
+                )
             paces = spread(r["speedup"] for r in of)
             if paces.mean is not None:
                 found.append(f"  speed: {paces.mean:.2f} times the first ({paces.n} pairs)")
@@ -134,10 +141,24 @@ def parity(results: Results, field: str, reference: str | None = None) -> Parity
     return Parity(field, reference, typed_frame(rows, PAIR_COLUMNS), len(having) - paired)
 
 
+def _told(change: Spread, errors: list[float | None]) -> str:
+    """Whether a mean difference is told from none: by its 95% t interval over pairs, of one pair by twice its error."""
+    assert change.mean is not None
+    if change.sd is not None:
+        half = float(stats.t.ppf(0.975, change.n - 1)) * change.sd / math.sqrt(change.n)
+        bounds = f": {change.mean - half:+.2g} to {change.mean + half:+.2g} at 95%"
+    elif errors[0] is not None:
+        half, bounds = 2 * errors[0], f", standard error {errors[0]:.2g} by the scores' own sampling"
+    else:
+        return ", sampling error not recorded"
+    return bounds if abs(change.mean) > half else f"{bounds}, not told from 0"
+
+
 def _pair(first: Trial, other: Trial, setting: str, seed: Any, value: Any, reference: str) -> dict[str, Any]:
     metric = next(
         (m.name for m in METRICS if first[f"{m.name}_last"] is not None and other[f"{m.name}_last"] is not None), None
     )
+    one, two = (t.get(f"{metric}_best_se") for t in (first, other))
     paces = first["seconds_per_iteration"], other["seconds_per_iteration"]
     healthy = first["outcome"] not in ENDED_BADLY and other["outcome"] not in ENDED_BADLY
     return {
@@ -157,5 +178,6 @@ def _pair(first: Trial, other: Trial, setting: str, seed: Any, value: Any, refer
         "metric": metric if healthy else None,
         "reference_metric": first[f"{metric}_last"] if metric and healthy else None,
         "metric_value": other[f"{metric}_last"] if metric and healthy else None,
+        "metric_se": math.hypot(one, two) if healthy and one is not None and two is not None else None,
         "speedup": paces[0] / paces[1] if paces[0] and paces[1] else None,
     }

@@ -126,12 +126,13 @@ def _drawings(part: Results, study: str, metric: Metric | None) -> dict[str, lis
         figures["tradeoff"] = [
             Drawing(
                 tradeoff_figure(part, study, m.name),
-                f"{m.label} of every trial against time per iteration and K",
+                f"{m.label} of every trial against time per iteration and K{_front_text(frame)}",
                 f"{study}_tradeoff_{m.name}",
-                tradeoff(part.trials, m.name),
+                frame,
                 f"{place}\nanalysis.tradeoff.tradeoff(trials, {m.name!r})",
             )
             for m in measured_metrics(part.trials)
+            for frame in [tradeoff(part.trials, m.name)]
         ]
         if curves := training_curves(part, study, metric):
             which = f"METRIC_BY_NAME[{metric.name!r}]" if metric is not None else "None"
@@ -151,6 +152,19 @@ def _drawings(part: Results, study: str, metric: Metric | None) -> dict[str, lis
 
 
 _TRIAL = ("study", "trial_id", "setting_id", "seed", "outcome", "cause", "iteration", "iterations_done")
+
+
+def _front_text(frame: pd.DataFrame) -> str:
+    """What a caption says of scores that the front cannot rank."""
+    tied, unknown = int(frame["tied"].fillna(False).sum()), not frame["quality_se"].notna().any()
+    if unknown:
+        return (
+            "; sampling errors of the scores were not recorded, so close ones are not ranked by it"
+            if len(frame)
+            else ""
+        )
+    bars = "; bars are two standard errors of the score's own sampling"
+    return bars + (f", by which {tied} more cannot be told from the Pareto front" if tied else "")
 
 
 def _settings_figures(part: Results, study: str, metric: Metric, place: str) -> dict[str, list[Drawing]]:

@@ -14,6 +14,7 @@ from analysis.aggregate import ENDED_BADLY, JUDGED, Trial, identifier, joined, s
 from analysis.grouping import alike
 from analysis.load import plain, records, typed_frame
 from analysis.published import published_results
+from analysis.rates import distinct
 from trainables.schema import METRIC_BY_NAME, METRICS, SETTING_NAMES, Column, Metric, Outcome
 
 if TYPE_CHECKING:
@@ -31,18 +32,22 @@ COLUMNS: tuple[str, ...] = (
     "method",
     "sampling_steps",
     "quality",
+    "quality_se",
     "quality_last",
     "protocol",
     "seconds_per_iteration",
     "train_seconds",
     "hardware",
     "on_front",
+    "tied",
 )
 
 Cost = Literal["seconds_per_iteration", "train_seconds"]
 DRAWS = 2000
 """Bootstrap draws behind a probability to be on the front; its own error is at most 0.011 (one standard error)."""
 
+_FURTHEST = 6.0
+"""Standard errors beyond which no sampling error is drawn."""
 _DRAWS_AT_ONCE = 100
 """Draws whose fronts are found together: what that takes must stay small beside the draws themselves."""
 
@@ -53,6 +58,7 @@ FRONT_COLUMNS: tuple[Column, ...] = (
     Column("setting_id", "string", "the setting"),
     Column("sampling_steps", "int64", "K"),
     Column("quality", "float64", "mean over its completed trials of the best value; null where none completed"),
+    Column("quality_se", "float64", "standard error of that mean by its scores' own sampling; null if not recorded"),
     Column("quality_low", "float64", "lower end of the 95% t interval of that mean; null below two trials"),
     Column("quality_high", "float64", "upper end of it"),
     Column("quality_before", "float64", "mean of the best values that its other judged trials had before they ended"),
@@ -63,7 +69,11 @@ FRONT_COLUMNS: tuple[Column, ...] = (
     Column("ended_badly", "int64", "trials that diverged or collapsed"),
     Column("on_front", "bool", "no other setting's means are better in both"),
     Column("front_probability", "float64", "share of bootstrap draws over seeds with the setting on the front"),
-    Column("spread_from", "string", "what the draws vary by: own seeds, other settings (it has one seed), or nothing"),
+    Column(
+        "spread_from",
+        "string",
+        "what the draws vary by: own seeds, other settings (it has one seed), sampling error (all have one), nothing",
+    ),
     Column("trial_ids", "string", "its trials as STUDY/TRIAL"),
 )
 """Columns of `settings_front`."""
@@ -79,7 +89,10 @@ def tradeoff(trials: pd.DataFrame, metric: str, cost: Cost = "seconds_per_iterat
 
     `quality` is the best value, of a diverged trial the best before it diverged. `on_front` marks trials that no other
     beats in both quality and `cost`. Only completed trials can be on a front, and each data set, protocol and device
-    has a front of its own: numbers of different protocols or machines have no order.
+    has a front of its own: numbers of different protocols or machines have no order. `quality_se` is the standard error
+    of the score's own sampling, null where it was not recorded, and `tied` marks a completed trial off the front that
+    no cheaper one beats in quality by twice the standard error of their difference: the scores do not rank them. It is
+    null where a score that decides has no recorded error.
 
     Raises:
         KeyError: `metric` is not the name of a metric.
@@ -87,16 +100,42 @@ def tradeoff(trials: pd.DataFrame, metric: str, cost: Cost = "seconds_per_iterat
     direction = METRIC_BY_NAME[metric].direction
     having = trials[trials[f"{metric}_best"].notna()]
     taken = {"quality": f"{metric}_best", "quality_last": f"{metric}_last", "protocol": f"{metric}_protocol"}
-    columns = {name: plain(having[taken.get(name, name)]) for name in COLUMNS if name != "on_front"}
+    taken["quality_se"] = METRIC_BY_NAME[metric].best_error_column
+    columns = {name: plain(having[taken.get(name, name)]) for name in COLUMNS if name not in ("on_front", "tied")}
     eligible = (having["outcome"] == Outcome.COMPLETED).to_numpy(bool, na_value=False) & having[cost].notna().to_numpy()
     places = np.flatnonzero(eligible)
     points = having[[taken["quality"], cost]].to_numpy(np.float64, na_value=np.nan)
+    errors = having[taken["quality_se"]].to_numpy(np.float64, na_value=np.nan)
     on_front = np.zeros(len(having), dtype=bool)
+    tied: list[bool | None] = [None] * len(having)
     of_front = alike(having, ("dataset", taken["protocol"], "hardware"))[places]
     for number in np.unique(of_front):
         group = places[of_front == number]
         on_front[group] = pareto(points[group], (direction, "minimize"))
-    return _frame(columns | {"on_front": on_front.tolist()})
+        better = points[group] * (1.0 if direction == "minimize" else -1.0, 1.0)
+        for i, verdict in zip(group, _tied(better, errors[group], on_front[group]), strict=True):
+            tied[i] = verdict
+    return _frame(columns | {"on_front": on_front.tolist(), "tied": tied})
+
+
+def _tied(points: NDArray[np.float64], errors: NDArray[np.float64], on_front: NDArray[np.bool_]) -> list[bool | None]:
+    """Whether each point off the front is told from the front's by its score.
+
+    Args:
+        points: Score and cost, less being better, shape (n, 2).
+        errors: Standard errors of the scores, NaN where not recorded.
+        on_front: Which points are on the front.
+    """
+    front, of_front = points[on_front], errors[on_front]
+    verdicts: list[bool | None] = []
+    for (score, cost), error, is_on in zip(points, errors, on_front, strict=True):
+        # A front point that dominates costs no more; if the scores do not rank it before this one, nothing does.
+        cheaper = (front[:, 1] <= cost) & (front[:, 0] <= score)
+        apart = score - front[cheaper, 0] > 2 * np.hypot(error, of_front[cheaper])
+        known = np.isfinite(of_front[cheaper]) & math.isfinite(error)
+        told = is_on or bool((apart & known).any())
+        verdicts.append(False if told else True if bool(known.all()) else None)
+    return verdicts
 
 
 def without_value(trials: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -190,11 +229,14 @@ def settings_front(
 ) -> pd.DataFrame:
     """One row per setting with its means, and how sure its place on the Pareto front is (`FRONT_COLUMNS`).
 
+    An equal setting and seed counts once.
+
     A draw takes, of every setting, as many of its judged trials as it has, with replacement; a setting of whose draw
     none completed is not on that draw's front, so one that often diverges is seldom on it. Deviations from a setting's
     mean are stretched by sqrt(n / (n - 1)): the bootstrap of n values is too narrow by that factor (Davison and
     Hinkley, Bootstrap Methods and their Application, 1997, section 2.3). A setting with one completed trial borrows
-    the deviations of the others on its front; where no setting has two, nothing varies and `spread_from` says so.
+    the deviations of the others on its front. Where no setting has two, scores are drawn with their own sampling error,
+    which leaves out how seeds differ; where that was not recorded either nothing varies, and `spread_from` says so.
 
     Args:
         trials: `TRIAL_COLUMNS`, of one or many studies; a setting is one across studies.
@@ -210,8 +252,11 @@ def settings_front(
     best, protocol = f"{metric}_best", f"{metric}_protocol"
     judged = trials[trials["outcome"].isin(JUDGED)]
     setting = alike(judged, ("setting_id", *SETTING_NAMES))
-    names = ("study", "trial_id", "setting_id", "outcome", "dataset", "hardware", "sampling_steps")
-    rows = records(judged[[*names, best, protocol, cost]])
+    names = ("study", "trial_id", "setting_id", "seed", "config", "ended_at", "outcome", "dataset", "hardware")
+    error = METRIC_BY_NAME[metric].best_error_column
+    rows = records(judged[[*names, "sampling_steps", best, error, protocol, cost]])
+    once = {id(t) for t in distinct(rows)}
+    setting, rows = setting[[id(t) in once for t in rows]], [t for t in rows if id(t) in once]
     # A trial that ended badly before it had a value has no protocol; it belongs to its setting all the same.
     protocols: dict[int, list[str | None]] = {}
     for own, t in zip(setting.tolist(), rows, strict=True):
@@ -227,13 +272,14 @@ def settings_front(
     found = []
     for (dataset, of_protocol, hardware), settings in fronts.items():
         scored = [_scored(group, metric, cost) for group in settings.values()]
-        probability, source = _front_draws(scored, [len(g) for g in settings.values()], maximise, draws, rng)
+        errors = [_sampling_error(group, metric, cost) for group in settings.values()]
+        probability, source = _front_draws(scored, [len(g) for g in settings.values()], maximise, draws, rng, errors)
         means = [(v[:, 0].mean(), v[:, 1].mean()) if len(v) else (math.nan, math.nan) for v in scored]
         there = [i for i, v in enumerate(scored) if len(v)]
         members = pareto([means[i] for i in there], ("maximize" if maximise else "minimize", "minimize"))
         on_front = {i for i, member in zip(there, members, strict=True) if member}
         for i, group in enumerate(settings.values()):
-            row = _front_row(group, scored[i], metric, cost)
+            row = _front_row(group, scored[i], metric, cost) | {"quality_se": errors[i]}
             row |= {"dataset": dataset, "protocol": of_protocol, "hardware": hardware, "on_front": i in on_front}
             found.append(row | {"front_probability": probability[i], "spread_from": source[i]})
     return typed_frame(found, FRONT_COLUMNS)
@@ -247,6 +293,17 @@ def _scored(group: Sequence[Trial], metric: str, cost: str) -> NDArray[np.float6
         if t["outcome"] == Outcome.COMPLETED and t[f"{metric}_best"] is not None and t[cost] is not None
     ]
     return np.array(values, dtype=np.float64).reshape(-1, 2)
+
+
+def _sampling_error(group: Sequence[Trial], metric: str, cost: str) -> float | None:
+    """Standard error of a setting's mean score by the scores' own sampling; None where one was not recorded."""
+    used = [
+        t[METRIC_BY_NAME[metric].best_error_column]
+        for t in group
+        if t["outcome"] == Outcome.COMPLETED and t[f"{metric}_best"] is not None and t[cost] is not None
+    ]
+    known = [e for e in used if e is not None]
+    return math.sqrt(math.fsum(e**2 for e in known)) / len(used) if known and len(known) == len(used) else None
 
 
 def _front_row(group: Sequence[Trial], scored: NDArray[np.float64], metric: str, cost: str) -> dict[str, object]:
@@ -276,6 +333,7 @@ def _front_draws(
     maximise: bool,
     draws: int,
     rng: np.random.Generator,
+    errors: Sequence[float | None],
 ) -> tuple[list[float], list[str]]:
     """Share of draws in which each setting is on the front, and what its draws vary by.
 
@@ -285,6 +343,7 @@ def _front_draws(
         maximise: Whether a larger quality is better.
         draws: How many.
         rng: Of the draws.
+        errors: Standard error of each setting's mean by its scores' own sampling, where recorded.
     """
     means = [v.mean(axis=0) if len(v) else np.full(2, np.inf) for v in scored]
     own = [(v - m) * math.sqrt(len(v) / (len(v) - 1)) for v, m in zip(scored, means, strict=True) if len(v) > 1]
@@ -294,10 +353,15 @@ def _front_draws(
     better = np.array([-1.0 if maximise else 1.0, 1.0])
     of_own = iter(own)
     sources, ends = [], []
-    for values, mean in zip(scored, means, strict=True):
+    sampled = [len(v) == 1 and not len(residuals) and bool(e) for v, e in zip(scored, errors, strict=True)]
+    for values, mean, error, is_sampled in zip(scored, means, errors, sampled, strict=True):
         n = len(values)
-        sources.append("own seeds" if n > 1 else "other settings" if n == 1 and len(residuals) else "nothing")
+        alone = "sampling error" if is_sampled else "nothing"
+        sources.append("own seeds" if n > 1 else "other settings" if n == 1 and len(residuals) else alone)
         low, high = ((d := next(of_own)).min(axis=0), d.max(axis=0)) if n > 1 else reach
+        if is_sampled:
+            high = np.array([_FURTHEST * (error or 0.0), 0.0])
+            low = -high
         ends.append((better * (mean + low), better * (mean + high)))
     always = np.array([len(v) == n for v, n in zip(scored, trials, strict=True)])
     drawable = _not_always_beaten(np.array(ends), always)
@@ -310,11 +374,14 @@ def _front_draws(
         # Drawn for every setting, so that no number depends on which settings are left out.
         chosen = rng.integers(0, trials[i], size=(draws, trials[i]))
         others = rng.integers(0, len(residuals), size=draws) if n == 1 and len(residuals) else None
+        noise = rng.standard_normal(draws).clip(-_FURTHEST, _FURTHEST) if sampled[i] else None
         if not drawable[i]:
             continue
         counted = (chosen < n).sum(axis=1)
         if others is not None:
             deviations = residuals[others]
+        elif noise is not None:
+            deviations = np.stack([noise * (errors[i] or 0.0), np.zeros(draws)], axis=1)
         else:
             # A trial that ended badly is no value: it adds nothing to the sum and is not counted.
             deviations = np.concatenate([values - means[i], np.zeros((trials[i] - n, 2))])[chosen].sum(axis=1)

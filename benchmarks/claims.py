@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -109,7 +110,8 @@ def main() -> None:
     for trials in options.trials:
         for truth in TRUE:
             lines.append(json.dumps(named(truth, trials, options.replicates)))
-            print(lines[-1], flush=True)
+            sys.stdout.write(f"{lines[-1]}\n")
+            sys.stdout.flush()
     if options.out is not None:
         options.out.write_text("\n".join([*lines, ""]), encoding="utf-8")
 

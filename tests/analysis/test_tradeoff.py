@@ -252,3 +252,48 @@ def test_along_a_line_of_equal_cost_the_cost_is_equal_and_inside_the_frame():
     assert iso_cost([], (1.0, 2.0), (1.0, 2.0)) == []
     with pytest.raises(ValueError, match="> 0"):
         iso_cost([1.0], (0.0, 2.0), (1.0, 2.0))
+
+
+def scored(row, name, quality, pace, error, **values):
+    return row(name, setting_id=name, fd_buffer_best=quality, fd_buffer_best_se=error, seconds_per_iteration=pace,
+               fd_buffer_protocol="p", **values)  # fmt: skip
+
+
+def test_a_score_that_cannot_be_told_from_the_front_is_tied_with_it(make_results, row):
+    trials = [
+        scored(row, "front", 0.175, 1.0, 0.02),
+        # 0.024 apart with a standard error of 0.028, and 0.1 apart with one of 0.028.
+        scored(row, "close", 0.199, 2.0, 0.02),
+        scored(row, "far", 0.275, 2.0, 0.02),
+        scored(row, "unknown", 0.199, 2.0, None),
+        scored(row, "gone", 0.1, 1.0, 0.02, outcome="diverged"),
+    ]
+    frame = tradeoff(make_results(trials).trials, "fd_buffer")
+    found = {r["trial_id"]: (r["on_front"], r["tied"], r["quality_se"]) for r in records(frame)}
+    assert found["front"] == (True, False, 0.02)
+    assert found["close"] == (False, True, 0.02)
+    assert found["far"] == (False, False, 0.02)
+    assert found["unknown"] == (False, None, None)
+    assert found["gone"] == (False, None, 0.02)
+
+
+def test_settings_of_one_seed_vary_by_the_sampling_of_their_scores(make_results, row):
+    trials = [scored(row, "a", 0.175, 1.0, 0.02), scored(row, "b", 0.199, 1.0, 0.02)]
+    front = {r["setting_id"]: r for r in records(settings_front(make_results(trials).trials, "fd_buffer"))}
+    assert [front[s]["spread_from"] for s in "ab"] == ["sampling error"] * 2
+    assert front["a"]["quality_se"] == 0.02
+    # The difference is normal with sd 0.0283, and a is first where it is above -0.024.
+    assert front["a"]["front_probability"] == pytest.approx(stats.norm.cdf(0.024 / 0.02 / 2**0.5), abs=0.04)
+    bare = [scored(row, "a", 0.175, 1.0, None), scored(row, "b", 0.199, 1.0, None)]
+    front = {r["setting_id"]: r for r in records(settings_front(make_results(bare).trials, "fd_buffer"))}
+    assert (front["a"]["spread_from"], front["a"]["front_probability"], front["a"]["quality_se"]) == (
+        "nothing",
+        1,
+        None,
+    )
+
+
+def test_an_equal_setting_and_seed_counts_once_on_the_front(make_results, row):
+    same = [scored(row, f"t{i}", 0.2, 1.0, 0.02) | {"setting_id": "a", "seed": 0} for i in range(6)]
+    (only,) = records(settings_front(make_results(same).trials, "fd_buffer"))
+    assert (only["completed"], only["quality_low"]) == (1, None)
