@@ -93,12 +93,17 @@ class DivergenceConfig(_Model):
         description="with an L2 term: iterations in a row with the gap within 50% of -1/lambda that mean 'collapsed'",
     )
     collapse_ratio: PositiveFloat = Field(
-        1.0, description="a trial that ends with quality worse than this multiple of p0's own has collapsed"
+        1.0,
+        description="a trial that ends with its buffer's quality worse than this multiple of p0's own has collapsed: "
+        "by more than the sampling error of the two scores, and with at least half of its iterations after the "
+        "warm-up, one pass through the images (or 1,000 iterations) and |B| chains written; before that it is "
+        "undertrained",
     )
     action: Literal["stop", "record"] = Field(
         "stop",
-        description="stop: end the trial at the verdict. record: note the alarm and train on until the released check "
-        "or a non-finite value ends it (to compare the detector with it)",
+        description="stop: end the trial at the verdict, which ends runs that the released code would continue. "
+        "record: note the alarm and train on until the released check or a non-finite value ends it (to compare the "
+        "two)",
     )
     read_every: int = Field(
         50, ge=1, le=100_000, description="iterations between the host's looks at the device-side latch (CUDA; CPU: 1)"
@@ -120,7 +125,12 @@ class EvaluationConfig(_Model):
     """Which quality numbers are taken, how often, under which protocol."""
 
     every: int = Field(
-        5, ge=1, le=100_000, description="epochs between evaluations; the last epoch is always evaluated"
+        5,
+        ge=1,
+        le=100_000,
+        description="epochs between evaluations, of samples and accuracy; the last epoch is always evaluated. The best "
+        "epoch is one of these. Released M-EBM: FID after epochs 0, 5, 10, ... counted from 0 and the last, accuracy "
+        "after every epoch",
     )
     protocols: tuple[str, ...] | Literal["auto", "none"] = Field(
         "auto",
@@ -180,7 +190,13 @@ class GeneratorConfig(_Model):
 
 
 class TrialConfig(_Model):
-    """One training run. Defaults are the released CIFAR-10 scripts of M-EBM (scripts/maebm_cifar10.sh)."""
+    """One training run. Defaults are M-EBM's on CIFAR-10 with K = 5, on the digits.
+
+    They are no single command of the release: its script (scripts/maebm_cifar10.sh) runs K = 2 with lambda 0.1 and
+    sigma 0 and says lambda 0.5 and sigma 0.001 for K >= 5; the commands of its readme run K = 5 with sigma 0. Every
+    field that differs between paper, script and readme says what each has and which its default is. The presets of
+    `methods` take lambda and sigma by K, as the script does.
+    """
 
     method: MethodName = Field("m-ebm", description="training method")
 
@@ -189,7 +205,8 @@ class TrialConfig(_Model):
         "digits",
         min_length=1,
         max_length=200,
-        description="digits, cifar10, cifar100, celeba_hq_128, imagenet32, or a name of your own data",
+        description="digits (this package's default), cifar10, cifar100, celeba_hq_128, imagenet32, or a name of your "
+        "own data",
     )
     data_dir: str | None = Field(
         None,
@@ -284,7 +301,13 @@ class TrialConfig(_Model):
     covariance_jitter: NonNegativeFloat = Field(
         1e-4, description="added to Sigma's diagonal (released; not in the paper)"
     )
-    sampling_steps: int = Field(5, ge=1, le=100_000, description="K: Langevin steps per iteration")
+    sampling_steps: int = Field(
+        5,
+        ge=1,
+        le=100_000,
+        description="K: Langevin steps per iteration. Default 5: M-JEM's script and the readme's commands; M-EBM's "
+        "script has 2, the paper's tables 1 to 20",
+    )
     step_size: PositiveFloat = Field(1.0, description="alpha: Langevin step size")
     inner_steps: int = Field(
         1,
@@ -294,7 +317,9 @@ class TrialConfig(_Model):
         "its own clamps; 1: plain SGLD",
     )
     noise_std: NonNegativeFloat = Field(
-        0.001, description="sigma of the Langevin noise. Paper: 0.001; released scripts: 0 at K=2, 0.001 at K>=5"
+        0.001,
+        description="sigma of the Langevin noise. Default 0.001: the paper at every K, the released scripts at K>=5. "
+        "At K=2 the script has 0, and so have the readme's commands at K=5 and the CelebA script",
     )
     noise_placement: Literal["after", "before"] = Field(
         "after", description="noise after the gradient step, or before the gradient is taken (IGEBM, f-EBM, KL-EBM)"
@@ -319,7 +344,8 @@ class TrialConfig(_Model):
     # Objective
     l2_weight: NonNegativeFloat = Field(
         0.5,
-        description="lambda of the L2 term on the energies. Released: 0.1 at K=2, 0.5 at K>=5; no value in the paper",
+        description="lambda of the L2 term on the energies. Default 0.5: the released scripts at K>=5. At K=2 the "
+        "script has 0.1, the CelebA script 0; the paper gives no value",
     )
     l2_form: Literal["paper", "released", "batch_means"] = Field(
         "released",
@@ -341,12 +367,20 @@ class TrialConfig(_Model):
 
     # Optimisation
     optimiser: Literal["sgd", "adam"] = Field("sgd", description="SGD with momentum, or Adam")
-    learning_rate: PositiveFloat = Field(0.1, description="base learning rate (M-EBM: 0.1, and 0.02 for CIFAR-100)")
-    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="momentum of SGD")
+    learning_rate: PositiveFloat = Field(
+        0.1,
+        description="base learning rate. Default 0.1: the released CIFAR-10 scripts. 0.02 for CIFAR-100, CelebA-HQ and "
+        "ImageNet-32 is the paper's (Appendix A); for CIFAR-100 the release has no command",
+    )
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.9, description="momentum of SGD (released: 0.9; not in the paper)"
+    )
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
         (0.9, 0.999), description="decay rates of Adam's moments"
     )
-    weight_decay: NonNegativeFloat = Field(5e-4, description="weight decay of every parameter that gets a gradient")
+    weight_decay: NonNegativeFloat = Field(
+        5e-4, description="weight decay of every parameter that gets a gradient (released: 5e-4; not in the paper)"
+    )
     clip_norm: PositiveFloat | None = Field(None, description="bound on the gradient's norm (KL-EBM: 0.5)")
     clip_sigma: PositiveFloat | None = Field(
         None, description="bound on every gradient element: this many of Adam's standard deviations + 0.1 (IGEBM: 3)"
@@ -355,13 +389,25 @@ class TrialConfig(_Model):
         None, description="decay per iteration of a moving average of the weights (KL-EBM: 0.99); null: none"
     )
     warmup_iterations: int = Field(
-        1000, ge=0, le=10**12, description="lr = base * it / warmup for the first iterations; it 0 has lr 0"
+        1000,
+        ge=0,
+        le=10**12,
+        description="lr = base * it / warmup for the first iterations; it 0 has lr 0 (released: 1000; not in the "
+        "paper)",
     )
     decay_epochs: tuple[Annotated[int, Field(ge=1, le=10**9)], ...] = Field(
-        (60, 120, 180), description="epochs where lr decays"
+        (60, 120, 180),
+        description="epochs where lr decays (the released CIFAR-10 scripts; not in the paper). One inside the warm-up "
+        "holds from its end on; in the release the warm-up overwrites it",
     )
     decay_factor: PositiveFloat = Field(0.2, description="factor of each decay")
-    epochs: int = Field(200, ge=1, le=1_000_000, description="epochs to train")
+    epochs: int = Field(
+        200,
+        ge=1,
+        le=1_000_000,
+        description="epochs to train. Default 200: the scripts and Appendix A; section 5 of the paper has 150 at most, "
+        "and 50 on ImageNet-32",
+    )
     iterations_per_epoch: int | None = Field(
         None,
         ge=1,
@@ -377,7 +423,10 @@ class TrialConfig(_Model):
         "fp32", description="arithmetic of convolutions and products; tf32 means fp32 on a CPU"
     )
     memory_format: Literal["channels-last", "contiguous"] = Field(
-        "channels-last", description="how images and convolution weights lie in memory; speed only"
+        "channels-last",
+        description="how images and convolution weights lie in memory; for speed, equal but for rounding. Against the "
+        "released code, on a CPU in fp32, running statistics differ by 4e-6 with channels-last, by 2e-7 with "
+        "contiguous",
     )
     execution: Literal["eager", "compiled", "graphed", "compiled-graphed"] = Field(
         "eager",
@@ -413,7 +462,7 @@ class TrialConfig(_Model):
         False, description="cuDNN tries its algorithms for every shape and keeps the fastest (CUDA); speed only"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train; auto: CUDA where there is one")
-    seed: int = Field(0, ge=0, lt=2**63, description="seed of every random draw")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of every random draw (released scripts: 1)")
     signal_every: int = Field(1, ge=1, le=10**9, description="record the signals of every n-th iteration")
 
     @field_validator("evaluation")

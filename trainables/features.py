@@ -125,9 +125,10 @@ def sampling_error(
     """Standard error of the Frechet distance over draws of the samples: a grouped jackknife (Efron and Tibshirani
     1993, ch. 11), each of the groups left out once.
 
-    The distance -+ 1.96 errors covers the mean of such distances in 95% of draws, of features with tails of
-    Student's t in 94% (8 degrees of freedom) or 85% (5), simulated in `tests/trainables/test_evaluation.py`. Neither the bias at finite n nor another training run is in it. A bootstrap
-    would not do: its repeated samples raise the distance and its spread several times over.
+    The distance -+ 1.96 errors covers the mean of such distances in 95% of draws; of features with tails of Student's t
+    in 94% (8 degrees of freedom) or 85% (5), simulated in `tests/trainables/test_evaluation.py`. Neither the bias at
+    finite n nor another training run is in it. A bootstrap would not do: its repeated samples raise the distance and
+    its spread several times over.
 
     Args:
         features: (n, d), in random order: a group is a run of them, so that what a batch has in common stays together.

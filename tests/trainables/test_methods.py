@@ -527,3 +527,39 @@ def test_every_method_names_its_source_and_rows() -> None:
         assert all(line and "\n" not in line for line in method.departures)
         unknown = (set(method.settings) | set(method.small)) - set(TrialConfig.model_fields)
         assert not unknown
+
+
+def test_deviations_that_every_method_has() -> None:
+    """review.md A2-A4: what moves a best epoch or ends a run is in the list of the method it applies to."""
+    for name, method in METHODS.items():
+        text = " | ".join(method.departures)
+        assert ("ends runs that the released code would continue" in text) == (name != "softmax"), name
+        family = name in ("m-ebm", "m-jem", "lse-jem")
+        for words, has in (
+            ("moves the best epoch", family or name in ("softmax", "jem", "jem++")),
+            ("a decay epoch inside the warm-up", family or name in ("softmax", "jem", "jem++")),
+            ("channels-last memory", family or name in ("softmax", "jem++")),
+            ("CIFAR-100: the learning rate of 0.02 is the paper's", family or name == "softmax"),
+            ("scripts and readme of the release disagree", family),
+            ("650 of a WRN-10-1", name == "jem"),
+        ):
+            assert (words in text) == has, (name, words)
+
+
+def test_a_default_says_where_it_is_from() -> None:
+    """review.md A1: the defaults are no single command of the release."""
+    fields = TrialConfig.model_fields
+    assert (fields["sampling_steps"].default, fields["l2_weight"].default, fields["noise_std"].default) == (
+        5,
+        0.5,
+        0.001,
+    )
+    for name, words in (
+        ("sampling_steps", "M-EBM's script has 2"),
+        ("noise_std", "At K=2 the script has 0, and so have the readme's commands at K=5"),
+        ("l2_weight", "At K=2 the script has 0.1"),
+        ("learning_rate", "0.02 for CIFAR-100, CelebA-HQ and ImageNet-32 is the paper's"),
+    ):
+        assert words in (fields[name].description or ""), name
+    script = build_trial({"method": "m-ebm", "dataset": "cifar10", "sampling_steps": 2})
+    assert (script.l2_weight, script.noise_std) == (0.1, 0.0)
