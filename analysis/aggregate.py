@@ -20,9 +20,10 @@ from analysis.rates import JUDGED as JUDGED
 from analysis.rates import Interval as Interval
 from analysis.rates import Trial as Trial
 from analysis.rates import distinct as distinct
+from analysis.rates import rate_of
 from analysis.rates import wilson as wilson
 from analysis.words import symbol, text
-from trainables.schema import METRICS, SETTING_FIELDS, SETTING_NAMES, Column, Outcome
+from trainables.schema import METRICS, SETTING_FIELDS, SETTING_NAMES, TRIAL_COLUMNS, Column, Outcome
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,12 @@ def identifier(trial: Trial) -> str:
     return f"{trial['study']}/{trial['trial_id']}"
 
 
+TRIAL_NAMES: frozenset[str] = frozenset(c.name for c in TRIAL_COLUMNS)
+_RATED_BY = (
+    *("study", "setting_id", "seed", "config", "ended_at"),
+    *("outcome", "iteration", "iterations_done", "iterations_planned"),
+)
+
 SETTINGS_COLUMNS: tuple[Column, ...] = (
     Column("study", "string", "name of the study"),
     Column("setting_id", "string", "the setting; unique in its study"),
@@ -137,9 +144,18 @@ SETTINGS_COLUMNS: tuple[Column, ...] = (
         )
     ),
     Column("unfinished", "int64", "of which pending or running"),
-    Column("divergence_rate", "float64", "diverged / (completed + diverged + collapsed)", "fraction"),
-    Column("divergence_low", "float64", "lower bound of its 95% Wilson interval", "fraction"),
-    Column("divergence_high", "float64", "upper bound of its 95% Wilson interval", "fraction"),
+    Column(
+        "divergence_rate",
+        "float64",
+        "share of distinct seeds that diverge by divergence_at: 1 - Kaplan-Meier, or diverged / seeds where none was "
+        "cut off before; null where none trained",
+        "fraction",
+    ),
+    Column("divergence_low", "float64", "lower bound of its 95% interval (analysis.rates.rate)", "fraction"),
+    Column("divergence_high", "float64", "upper bound of it", "fraction"),
+    Column("divergence_at", "int64", "iteration at which the rate is stated; null where none trained"),
+    Column("divergence_n", "int64", "distinct seeds that trained"),
+    Column("divergence_censored", "int64", "of which were cut off before divergence_at"),
     Column("divergence_iteration_median", "float64", "median iteration of divergence of those that diverged"),
     *(
         c
@@ -149,16 +165,31 @@ SETTINGS_COLUMNS: tuple[Column, ...] = (
             ("last", "last value"),
         )
         for c in (
-            Column(f"{m.name}_{kind}_mean", "float64", f"mean over trials: {words} of {m.name}", m.unit),
+            Column(
+                f"{m.name}_{kind}_mean",
+                "float64",
+                f"mean over completed, diverged and collapsed trials of distinct seeds: {words} of {m.name}",
+                m.unit,
+            ),
             Column(f"{m.name}_{kind}_sd", "float64", "its sample standard deviation; null below two values", m.unit),
             Column(f"{m.name}_{kind}_n", "int64", "trials with a value"),
         )
     ),
+    *(
+        Column(
+            f"{m.name}_best_se",
+            "float64",
+            f"standard error of {m.name}_best_mean from the scores' own sampling alone; null where one has none",
+            m.unit,
+        )
+        for m in METRICS
+        if m.best_error_column in TRIAL_NAMES
+    ),
     *(Column(m.protocol_column, "string", f"protocol ids of {m.name}, comma-separated") for m in METRICS),
-    Column("seconds_mean", "float64", "mean wall time of a trial", "s"),
+    Column("seconds_mean", "float64", "mean wall time of completed, diverged and collapsed trials", "s"),
     Column("seconds_sd", "float64", "its sample standard deviation", "s"),
     Column("seconds_sum", "float64", "wall time of all trials", "s"),
-    Column("seconds_per_iteration_mean", "float64", "mean over trials of the time per iteration", "s"),
+    Column("seconds_per_iteration_mean", "float64", "mean over these of the time per iteration", "s"),
     Column("seconds_per_iteration_sd", "float64", "its sample standard deviation", "s"),
     Column("saved_seconds_sum", "float64", "training time that early stops saved", "s"),
     Column("hardware", "string", "devices it trained on, comma-separated"),
@@ -169,6 +200,8 @@ SETTINGS_COLUMNS: tuple[Column, ...] = (
 
 def settings_table(trials: pd.DataFrame) -> pd.DataFrame:
     """One row per measured setting of any data set (`SETTINGS_COLUMNS`), in order of study and first trial.
+
+    Counts by outcome, sums and ids are of all trials; means, deviations and rates of distinct seeds.
 
     Args:
         trials: `TRIAL_COLUMNS`.
@@ -194,10 +227,17 @@ def settings_table(trials: pd.DataFrame) -> pd.DataFrame:
         return {f"{as_name}_{part}": [getattr(s, part) for s in found] for part in parts}
 
     counts = {o: [of.count(o.value) for of in (columns["outcome"][s] for s in slices)] for o in Outcome}
-    judged = [sum(of) for of in zip(*(counts[Outcome(o)] for o in JUDGED), strict=True)]
-    divergence = [wilson(k, n) for k, n in zip(counts[Outcome.DIVERGED], judged, strict=True)]
-    when = zip(columns["outcome"], columns["iteration"], strict=True)
-    columns["diverged_at"] = [at if outcome == Outcome.DIVERGED else None for outcome, at in when]
+    rows = [{"place": i} | row for i, row in enumerate(records(together[[*_RATED_BY]]))]
+    kept = [distinct(rows[s]) for s in slices]
+    divergence = [rate_of(group) for group in kept]
+    judged = {row["place"] for group in kept for row in group if row["outcome"] in JUDGED}
+    columns["diverged_at"] = [
+        row["iteration"] if row["outcome"] == Outcome.DIVERGED and row["place"] in judged else None for row in rows
+    ]
+    averaged = [c for m in METRICS for c in (f"{m.name}_best", f"{m.name}_last", m.best_error_column) if c in columns]
+    columns["seconds_whole"] = columns["seconds"]
+    for name in (*averaged, "seconds", "seconds_per_iteration"):
+        columns[name] = [v if i in judged else None for i, v in enumerate(columns[name])]
     studies, configs, texts = first("study"), [], []
     for config in first("config"):
         parsed = _parsed(config)
@@ -213,9 +253,12 @@ def settings_table(trials: pd.DataFrame) -> pd.DataFrame:
         "divergence_rate": [i.rate for i in divergence],
         "divergence_low": [i.low for i in divergence],
         "divergence_high": [i.high for i in divergence],
+        "divergence_at": [i.at if i.trials else None for i in divergence],
+        "divergence_n": [i.trials for i in divergence],
+        "divergence_censored": [i.censored for i in divergence],
         "divergence_iteration_median": each("diverged_at", _median),
         **spreads("seconds", "seconds", "mean", "sd"),
-        "seconds_sum": each("seconds", total),
+        "seconds_sum": each("seconds_whole", total),
         **spreads("seconds_per_iteration", "seconds_per_iteration", "mean", "sd"),
         "saved_seconds_sum": each("saved_seconds", total),
         "hardware": each("hardware", joined),
@@ -226,6 +269,10 @@ def settings_table(trials: pd.DataFrame) -> pd.DataFrame:
         for name in (f"{metric.name}_best", f"{metric.name}_last"):
             table |= spreads(name, name, "mean", "sd", "n")
         table[metric.protocol_column] = each(metric.protocol_column, joined)
+        errors = metric.best_error_column
+        if errors in TRIAL_NAMES:
+            known = zip(each(errors, list), table[f"{metric.name}_best_n"], strict=True)
+            table[errors] = [_error_of_mean(found, n) for found, n in known]
     dtypes = empty_frame(SETTINGS_COLUMNS).dtypes
     return pd.DataFrame({c.name: pd.array(table[c.name], dtype=dtypes[c.name]) for c in SETTINGS_COLUMNS})
 
@@ -240,6 +287,12 @@ def _differences(studies: Sequence[str], configs: Sequence[Mapping[str, Any]]) -
         ", ".join(f"{symbol(f)} {text(config.get(f))}" for f in fields[study]) or None
         for study, config in zip(studies, configs, strict=True)
     ]
+
+
+def _error_of_mean(errors: Sequence[float | None], n: int) -> float | None:
+    """Standard error of the mean of n scores from their own errors; None where one has none."""
+    known = [e for e in errors if e is not None]
+    return math.hypot(*known) / n if n and len(known) == n else None
 
 
 def _median(values: Sequence[Any]) -> float | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pandas.api.types import is_numeric_dtype
 
-from analysis.aggregate import configuration, differing, wilson
+from analysis.aggregate import configuration, differing
 from analysis.load import records
 from analysis.words import brief, cell, printable, symbol, text
 from trainables.schema import METRICS, SETTING_NAMES
@@ -118,9 +118,7 @@ def _paper_table(name: str, rows: list[dict[str, Any]]) -> Display:
     if any(_STAR in cell for _, body in groups for cells in body for cell in cells):
         notes.append(f"{_STAR} diverged; best value before it diverged.")
     if any(row.get("trials") for row in rows):
-        notes.append(
-            "Measured: mean ± standard deviation (trials)" + ("." if runtime else "; diverged k/n [95% Wilson].")
-        )
+        notes.append("Measured: mean ± standard deviation (trials)" + ("." if runtime else f"; diverged {_RATE_NOTE}"))
     if different:
         notes.append(
             "Difference: measured less published [95% t interval over the trials]; the published number counts as "
@@ -199,7 +197,23 @@ def _diverged(row: dict[str, Any]) -> str:
     if not row["trials"]:
         return NOTHING
     collapsed = f", {row['collapsed']} collapsed" if row["collapsed"] else ""
-    return f"{row['diverged']}/{row['trials']} [{row['divergence_low']:.2f}, {row['divergence_high']:.2f}]{collapsed}"
+    return f"{_rate(row)}{collapsed}"
+
+
+_RATE_NOTE = (
+    "k/n of distinct seeds [95% Wilson interval]; where some were cut off, 1 - Kaplan-Meier [95% log-log interval]."
+)
+
+
+def _rate(row: dict[str, Any]) -> str:
+    """A divergence rate as k/n, or as a number where trials were cut off; with its interval."""
+    rate, n = row["divergence_rate"], row["divergence_n"]
+    if rate is None:
+        return NOTHING
+    interval = f"[{row['divergence_low']:.2f}, {row['divergence_high']:.2f}]"
+    if not row["divergence_censored"]:
+        return f"{round(rate * n)}/{n} {interval}"
+    return f"{rate:.2f} {interval} of {n}, {row['divergence_censored']} cut off"
 
 
 def _comparable(row: dict[str, Any], reasons: dict[str, int]) -> str:
@@ -263,7 +277,6 @@ def _settings(rows: list[dict[str, Any]], caption: str) -> Display:
     header += [f"{m.label} best" for m in metrics] + ["Time/it. [ms]", "Saved [s]"]
     body = []
     for row, config in zip(rows, configs, strict=True):
-        judged = row["completed"] + row["diverged"] + row["collapsed"]
         cells = [row["study"]] if studies else []
         cells += [
             row["setting_id"],
@@ -271,10 +284,7 @@ def _settings(rows: list[dict[str, Any]], caption: str) -> Display:
             *(NOTHING if config.get(f) is None else brief(config[f]) for f in others),
             str(row["trials"]),
         ]
-        interval = wilson(row["diverged"], judged)
-        rate = "" if interval.low is None else f" [{interval.low:.2f}, {interval.high:.2f}]"
-        cells += [f"{row['diverged']}/{judged}{rate}" if judged else NOTHING]
-        cells += [_number(row["divergence_iteration_median"], 0), str(row["collapsed"])]
+        cells += [_rate(row), _number(row["divergence_iteration_median"], 0), str(row["collapsed"])]
         for m in metrics:
             mean, sd, n = (row[f"{m.name}_best_{k}"] for k in ("mean", "sd", "n"))
             cells.append(spread_text(mean, sd, n, 3 if m.name == "accuracy" else 2))
@@ -286,7 +296,7 @@ def _settings(rows: list[dict[str, Any]], caption: str) -> Display:
         protocols = sorted({row[m.protocol_column] for row in rows if row[m.protocol_column]})
         notes.append(f"{m.label}: {m.meaning}; protocol {', '.join(protocols) or 'not recorded'}.")
     if rows:
-        notes.append("Diverged: k/n of the completed, diverged and collapsed trials [95% Wilson interval].")
+        notes.append(f"Diverged: {_RATE_NOTE}")
     return Display(caption, header, [("", body)], notes)
 
 

@@ -1,8 +1,9 @@
 """The paper's Tables 1-6 with the measured values beside the published ones, and the table of measured settings.
 
 Every table is there whatever was measured: all published rows in the paper's order, null where nothing was measured.
-Diverged and collapsed trials are in every mean with their best value, as the paper's starred rows are; their share is
-in the counts beside it. Distances on small classifiers' features (`fd_*`) never fill a FID column.
+Diverged and collapsed trials are in every mean with their best value, as the paper's starred rows are; their rate, in
+which trials that were cut off are censored, stands beside it. An equal setting and seed counts once, whatever studies
+ran it. Distances on small classifiers' features (`fd_*`) never fill a FID column.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from analysis.aggregate import (
     SETTINGS_COLUMNS,
     Trial,
     count,
+    distinct,
     group_by,
     identifier,
     joined,
@@ -40,11 +42,12 @@ from analysis.compare import (
 )
 from analysis.load import Results, empty_frame, records, typed_frame, write_parquet
 from analysis.published import published_hyperparameters, published_results
+from analysis.rates import Rate, rate_of
 from analysis.render import csv_text, html_page, latex, markdown
 from analysis.runtime import RUNTIME_COLUMNS, runtime_table
 from analysis.words import text
 from trainables.files import write_text
-from trainables.schema import METRIC_BY_NAME, TRIAL_COLUMNS, Column, Outcome
+from trainables.schema import METRIC_BY_NAME, SETTING_NAMES, TRIAL_COLUMNS, Column, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -86,9 +89,12 @@ def quality_columns(table: int) -> tuple[Column, ...]:
         Column("diverged", "int64", "of these trials diverged"),
         Column("trials", "int64", "trials that count: completed, diverged and collapsed"),
         Column("collapsed", "int64", "of these trials collapsed"),
-        Column("divergence_rate", "float64", "diverged / trials", "fraction"),
-        Column("divergence_low", "float64", "lower bound of its 95% Wilson interval", "fraction"),
-        Column("divergence_high", "float64", "upper bound of its 95% Wilson interval", "fraction"),
+        Column("divergence_rate", "float64", "1 - Kaplan-Meier at divergence_at, of divergence_n trials", "fraction"),
+        Column("divergence_low", "float64", "lower bound of its 95% interval (analysis.rates.rate)", "fraction"),
+        Column("divergence_high", "float64", "upper bound of it", "fraction"),
+        Column("divergence_at", "int64", "iteration at which the rate is stated"),
+        Column("divergence_n", "int64", "trials of the setting that trained, those cut off included"),
+        Column("divergence_censored", "int64", "of which were cut off before divergence_at"),
         Column("best_before_divergence", "bool", "a diverged trial's best value before it diverged is in a mean"),
         Column("protocol", "string", "protocol ids of the measured values, comma-separated"),
         Column("comparable", "bool", "same protocol and settings as the paper's; null where nothing was measured"),
@@ -143,7 +149,7 @@ def build_tables(results: Results | None, merge: Merge = "all") -> dict[str, pd.
     trials = records(frame)
     tables = {f"table_{n}": quality_table(n, trials, merge) for n in (1, 2, 3, 4)}
     tables["table_5"] = hyperparameter_table(trials)
-    tables["table_6"] = runtime_table(trials, records(results.bench) if results is not None else ())
+    tables["table_6"] = runtime_table(distinct(trials), records(results.bench) if results is not None else ())
     tables["settings"] = settings_table(frame)
     return tables
 
@@ -199,12 +205,16 @@ def quality_table(table: int, trials: Sequence[Trial], merge: Merge = "all") -> 
         candidates = matching(of_method.get((published["dataset"], published["method"]), ()), published)
         group, settings = nearest_setting([t for t in candidates if t["outcome"] in JUDGED])
         group, merged = _merged(group, merge, numbers_of(table))
+        alike = ("setting_id", *SETTING_NAMES)
+        studies = {t["study"] for t in group}
+        begun = distinct(t for t in candidates if t["study"] in studies and all(t[f] == group[0][f] for f in alike))
+        group = distinct(group)
         row = {k: published[k] for k in ("table", "row", "dataset", "group", "model", "method", "sampling_steps")}
         row["published_note"] = published["note"]
         row |= {f"{name}_published": published[name] for name in numbers_of(table)}
         known = row_differences(table, published["method"])
         row |= (
-            _measured(group, settings, numbers_of(table), known, published)
+            _measured(group, rate_of(begun), settings, numbers_of(table), known, published)
             if group
             else _nothing(candidates, numbers_of(table))
         )
@@ -247,9 +257,14 @@ def _nothing(candidates: Sequence[Trial], names: Sequence[str]) -> dict[str, Any
 
 
 def _measured(
-    trials: list[Trial], settings: int, names: Sequence[str], known: Sequence[str], published: Mapping[str, Any]
+    trials: list[Trial],
+    divergence: Rate,
+    settings: int,
+    names: Sequence[str],
+    known: Sequence[str],
+    published: Mapping[str, Any],
 ) -> dict[str, Any]:
-    counts, interval = count(trials), count(trials).divergence
+    counts = count(trials)
     reasons = [*known, *dict.fromkeys(reason for t in trials for reason in differences(t))]
     notes = list(dict.fromkeys(note for t in trials for note in remarks(t)))
     if settings > 1:
@@ -257,6 +272,8 @@ def _measured(
     seeds = {t["seed"] for t in trials}
     if len(seeds) < len(trials):
         notes.append(f"{len(trials)} trials share {len(seeds)} seeds")
+    if Outcome.PRUNED.value in dict(divergence.informative):  # collapsed trials have a count of their own
+        notes.append(f"divergence rate: {divergence.remark}")
     row: dict[str, Any] = {}
     used: list[str | None] = []
     starred = False
@@ -286,9 +303,12 @@ def _measured(
         "diverged": counts[Outcome.DIVERGED],
         "trials": counts.judged,
         "collapsed": counts[Outcome.COLLAPSED],
-        "divergence_rate": interval.rate,
-        "divergence_low": interval.low,
-        "divergence_high": interval.high,
+        "divergence_rate": divergence.rate,
+        "divergence_low": divergence.low,
+        "divergence_high": divergence.high,
+        "divergence_at": divergence.at,
+        "divergence_n": divergence.trials,
+        "divergence_censored": divergence.censored,
         "best_before_divergence": starred,
         "protocol": joined(used),
         "comparable": not reasons,

@@ -83,8 +83,10 @@ def test_one_row_aggregated_by_hand(make_results, paper_row):
     assert row["fid_sd"] == pytest.approx(6.0)
     assert (row["inception_score_mean"], row["inception_score_n"]) == (6.5, 2)
     assert (row["seeds"], row["diverged"], row["collapsed"], row["trials"]) == (4, 1, 1, 4)
-    assert row["divergence_rate"] == 0.25
-    assert (row["divergence_low"], row["divergence_high"]) == pytest.approx(by_formula(1, 4))
+    # One of the five that trained iteration 150; the collapsed one had ended, the failed and the running one had not.
+    assert row["divergence_rate"] == pytest.approx(1 / 5)
+    assert (row["divergence_at"], row["divergence_n"], row["divergence_censored"]) == (78_000, 6, 3)
+    assert 0 < row["divergence_low"] < 0.2 < row["divergence_high"] < 1
     assert row["best_before_divergence"] is True
     assert row["protocol"] == "paper-mebm"
     assert row["comparable"] is True
@@ -287,13 +289,58 @@ def test_settings_have_one_row_each_by_hand(make_results, row):
     first, second = records(build_tables(make_results(trials))["settings"])
     assert (first["setting_id"], first["trials"], first["completed"], first["diverged"]) == ("s1", 4, 1, 2)
     assert (first["stopped"], first["failed"], first["unfinished"]) == (1, 0, 0)
-    assert first["divergence_rate"] == pytest.approx(2 / 3)
+    # Two of four diverge at 10 and 20; the stopped one leaves after 200 of 600 iterations.
+    assert [first[f"divergence_{c}"] for c in ("rate", "at", "n", "censored")] == [0.5, 600, 4, 1]
     assert first["divergence_iteration_median"] == 15.0
     assert (first["fd_buffer_best_mean"], first["fd_buffer_best_n"], first["fd_buffer_last_n"]) == (2.0, 2, 1)
     assert first["fd_buffer_best_sd"] == pytest.approx(math.sqrt(2))
     assert first["fd_buffer_protocol"] == "p"
     assert (first["saved_seconds_sum"], first["seconds_sum"]) == (12.0, 40.0)
     assert (second["sampling_steps"], second["trial_ids"], second["divergence_rate"]) == (9, "t5", 0.0)
+
+
+def test_settings_average_judged_trials_of_distinct_seeds(make_results, row):
+    trials = [
+        row("t1", seed=0, fd_buffer_best=0.2, fd_buffer_last=0.3, seconds=10.0),
+        row("t2", "interrupted", seed=1, fd_buffer_best=2.5, fd_buffer_last=2.5, seconds=1.0),
+        row("t3", "pruned", seed=2, fd_buffer_best=2.0, fd_buffer_last=2.0, seconds=2.0),
+        row("t4", seed=0, fd_buffer_best=0.2, fd_buffer_last=0.3, seconds=10.0),
+    ]
+    (only,) = records(build_tables(make_results(trials))["settings"])
+    assert [only[f"fd_buffer_best_{c}"] for c in ("mean", "sd", "n")] == [0.2, None, 1]
+    assert [only[f"fd_buffer_last_{c}"] for c in ("mean", "sd", "n")] == [0.3, None, 1]
+    assert (only["seconds_mean"], only["seconds_sd"], only["seconds_sum"]) == (10.0, None, 23.0)
+    assert (only["trials"], only["seeds"], only["completed"], only["pruned"]) == (4, 3, 2, 1)
+    assert (only["divergence_n"], only["divergence_censored"], only["divergence_rate"]) == (3, 2, 0.0)
+    assert only["divergence_high"] == pytest.approx(0.793, abs=1e-3)  # Wilson of none of the one that went on
+
+
+def test_settings_of_pruned_trials_state_the_rate_by_kaplan_meier(make_results, row):
+    trials = (
+        [row(f"d{i}", "diverged", iteration=20) for i in range(4)]
+        + [row(f"p{i}", "pruned", iterations_done=300) for i in range(20)]
+        + [row(f"c{i}") for i in range(3)]
+    )
+    table = build_tables(make_results(trials))["settings"]
+    (only,) = records(table)
+    assert only["divergence_rate"] == pytest.approx(4 / 27)
+    assert (round(only["divergence_low"], 2), round(only["divergence_high"], 2)) == (0.06, 0.35)
+    shown = display("settings", table)
+    assert shown.groups[0][1][0][shown.header.index("Diverged")] == "0.15 [0.06, 0.35] of 27, 20 cut off"
+
+
+def test_a_row_of_the_paper_counts_pruned_trials_in_its_rate_and_repeats_once(make_results, paper_row):
+    trials = (
+        [paper_row(f"d{i}", "diverged", iteration=20, seed=i) for i in range(4)]
+        + [paper_row(f"p{i}", "pruned", iterations_done=300, seed=10 + i) for i in range(20)]
+        + [paper_row(f"c{i}", seed=40 + i, fid_buffer_best=20.0 + i) for i in range(3)]
+        + [paper_row("again", seed=40, fid_buffer_best=20.0)]
+    )
+    got = cells(make_results(trials), "table_1", "M-EBM(K=5)")
+    assert (got["trials"], got["diverged"], got["seeds"], got["fid_n"]) == (7, 4, 7, 3)
+    assert (got["divergence_n"], got["divergence_censored"]) == (27, 20)
+    assert got["divergence_rate"] == pytest.approx(4 / 27)
+    assert "20 pruned: censored for doing badly (informative censoring)" in got["comparable_reason"]
 
 
 def test_settings_that_differ_in_a_field_without_a_column_are_told_apart(make_results, row):
@@ -353,7 +400,7 @@ def test_differences_from_published_values_have_an_interval(make_results, paper_
 )
 def test_which_of_many_studies_fills_a_row(study, paper_row, merge, expected, said):
     folders = [
-        study([paper_row("t1", fid_buffer_best=fid, ended_at=f"2025-01-0{day}T00:00:00Z")], name=name)
+        study([paper_row("t1", seed=day, fid_buffer_best=fid, ended_at=f"2025-01-0{day}T00:00:00Z")], name=name)
         for name, fid, day in (("old", 20.0, 1), ("new", 26.0, 3), ("middle", 23.0, 2))
     ]
     tables = build_tables(load(*folders), merge)
