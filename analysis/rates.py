@@ -170,19 +170,26 @@ def rate_of(rows: Iterable[Trial], at: int | None = None, *, events: frozenset[s
     """`rate` of trials without repeats."""
     when, seen, outcomes = [], [], []
     for trial in rows:
-        event = trial["outcome"] in events
-        time = trial.get("iteration") if event else None
-        time = trial.get("iterations_done") if time is None else time
-        if time is not None and (time or event):
-            if event and trial["outcome"] == Outcome.COLLAPSED and time == trial.get("iterations_planned"):
-                time -= 1  # found when its budget was over: it was in its last iteration then
-            when.append(int(time))
-            seen.append(event)
+        if (time := end_of(trial, events)) is not None:
+            when.append(time)
+            seen.append(trial["outcome"] in events)
             outcomes.append(str(trial["outcome"]))
     if not when:
         return Rate(0, 0, at or 0, None, None, None, 0, 0)
     last = max(when)
     return _rate(np.array(when), np.array(seen), outcomes, last if at is None else min(at, last))
+
+
+def end_of(trial: Trial, events: frozenset[str] = DIVERGED) -> int | None:
+    """Iteration of a trial's event, or the iterations it trained without one; None where it did not train."""
+    event = trial["outcome"] in events
+    time = trial.get("iteration") if event else None
+    time = trial.get("iterations_done") if time is None else time
+    if time is None or not (time or event):
+        return None
+    # One that is found collapsed when its budget is over was in its last iteration then.
+    late = event and trial["outcome"] == Outcome.COLLAPSED and time == trial.get("iterations_planned")
+    return int(time) - late
 
 
 def _rate(when: NDArray[np.int64], seen: NDArray[np.bool_], outcomes: Sequence[str], at: int) -> Rate:

@@ -153,23 +153,28 @@ def _add_edge(figure: go.Figure, diagram: PhaseDiagram) -> None:
 
 
 def _add_cells(figure: go.Figure, diagram: PhaseDiagram) -> None:
-    """The count of every cell that has judged trials, in its corner."""
-    cells = [c for c in records(diagram.cells) if c["judged"]]
+    """The count of every cell whose trials trained, in its corner; the rate where some were cut off."""
+    cells = [c for c in records(diagram.cells) if c["rate"] is not None]
     figure.add_scatter(
         x=[c["x_high"] - 0.03 * (c["x_high"] - c["x_low"]) for c in cells],
         y=[c["y_high"] - 0.03 * (c["y_high"] - c["y_low"]) for c in cells],
         mode="text",
-        text=[f"{c['bad']}/{c['judged']}" for c in cells],
+        text=[_cell_text(c) for c in cells],
         textposition="bottom left",
         textfont={"size": 11},
-        name="bad / judged",
+        name="bad / trials",
         showlegend=False,
         hovertext=[
-            f"{c['bad']} of {c['judged']} diverged or collapsed, {c['low']:.0%} to {c['high']:.0%} at 95%"
+            f"{c['bad']} of {c['seeds']} diverged or collapsed, {c['censored']} cut off before: {c['rate']:.0%}, "
+            f"{c['low']:.0%} to {c['high']:.0%} at 95%"
             for c in cells
         ],
         hoverinfo="text",
     )
+
+
+def _cell_text(cell: dict[str, Any]) -> str:
+    return f"{cell['rate']:.0%} of {cell['seeds']}" if cell["censored"] else f"{cell['bad']}/{cell['seeds']}"
 
 
 def hazard_figure(trials: pd.DataFrame, by: str | None = None) -> go.Figure:

@@ -12,6 +12,7 @@ from analysis.phase import (
     PRIOR_SD,
     Encoder,
     Logistic,
+    fit_censored,
     likelihood_ratio_p,
     phase,
     phase_caption,
@@ -137,6 +138,63 @@ def test_cells_account_for_every_trial_and_tell_unexplored_from_good(make_result
     assert cells["5", "2"]["rate"] is None
     assert diagram.refusal == "too few trials for a region: 4 judged, 10 needed"
     assert diagram.surface is None and len(diagram.edge) == 0
+
+
+def pruned_rows(row, rng, n, chance, late=False):
+    """Trials over K and alpha that end badly with a chance by K, and of whose rest half is pruned, and half again."""
+    rows = []
+    for i in range(n):
+        k, alpha = (1, 2, 5, 10)[i % 4], (0.5, 1.0, 2.0)[i // 4 % 3]
+        values = {"sampling_steps": k, "step_size": alpha, "setting_id": f"s{i}"}
+        cut = next((at for at in (150, 300) if rng.random() < 0.5), 600)
+        when = int(rng.integers(0, 600 if late else 120))
+        if rng.random() < chance[k] and when < cut:
+            rows.append(row(f"t{i}", "diverged", iteration=when, **values))
+        else:
+            rows.append(row(f"t{i}", "completed" if cut == 600 else "pruned", iterations_done=cut, **values))
+    return rows
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_the_region_of_pruned_trials_is_near_the_truth(make_results, row, late):
+    chance = {1: 0.6, 2: 0.4, 5: 0.2, 10: 0.1}
+    truth = np.array(list(chance.values()))
+    surfaces, judged = [], []
+    for seed in range(12):
+        rows = pruned_rows(row, np.random.default_rng(seed), 300, chance, late)
+        trials = make_results(rows).trials
+        diagram = phase(trials, "sampling_steps", "step_size")
+        surfaces.append(diagram.surface)
+        judged.append(phase(trials[trials["outcome"] != "pruned"], "sampling_steps", "step_size").surface)
+        assert "pruned: censored for doing badly (informative censoring)" in " ".join(diagram.lines())
+    mean = np.mean([s.probability for s in surfaces], axis=0)
+    # Of trials that end badly late three in four are cut off, and twelve studies leave an error of some percent.
+    assert np.abs(mean - truth).max() < (0.12 if late else 0.08)
+    assert np.abs(mean - truth).mean() < 0.06
+    covered = np.mean([(s.low < truth) & (truth < s.high) for s in surfaces])
+    assert covered > 0.85
+    # Without the pruned trials a third or more would be added to the rate.
+    assert (np.mean([s.probability for s in judged], axis=0) - truth).mean() > 0.15
+
+
+def test_censored_trials_are_counted_by_kaplan_meier_where_fields_say_nothing(make_results, row):
+    rng = np.random.default_rng(9)
+    trials = make_results(pruned_rows(row, rng, 400, dict.fromkeys((1, 2, 5, 10), 0.3), late=True)).trials
+    rate = phase(trials, "sampling_steps", "step_size").rate
+    bad = (trials["outcome"] == "diverged").to_numpy()
+    known = (trials["outcome"] != "pruned").to_numpy()
+    when = trials["iteration"].fillna(trials["iterations_done"]).to_numpy(dtype=float) + 0.5 * bad
+    model, share = fit_censored(np.zeros((len(bad), 1)), bad, known, when)
+    assert expit(model.odds(np.zeros((1, 1))))[0] == pytest.approx(rate.rate, abs=0.005)
+    assert share[known].tolist() == [1.0] * int(known.sum()) and 0 < share[~known].min() < share[~known].max() < 1
+
+
+def test_the_test_of_both_fields_holds_its_level_under_pruning(make_results, row):
+    rng = np.random.default_rng(10)
+    chance = dict.fromkeys((1, 2, 5, 10), 0.3)
+    shown = [phase(make_results(pruned_rows(row, rng, 60, chance)).trials, "sampling_steps", "step_size").surface
+             for _ in range(40)]  # fmt: skip
+    assert sum(s is not None for s in shown) <= 5
 
 
 def test_bins_of_many_values_hold_every_trial(steep):
