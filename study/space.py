@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import math
 import typing
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -205,8 +206,19 @@ def _distribution(key: str, spec: Range, source: str, notes: list[str]) -> BaseD
         numbers = [n for n in (spec.low, spec.high, spec.step) if n is not None]
         if any(n != int(n) for n in numbers):
             raise UserError(f"{source}: search.space.{key}: is an integer field, but got {numbers}")
-        return IntDistribution(int(spec.low), int(spec.high), log=spec.log, step=int(spec.step or 1))
-    return FloatDistribution(float(spec.low), float(spec.high), log=spec.log, step=spec.step)
+    distribution: IntDistribution | FloatDistribution
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that Optuna lowers the upper end is said below
+        if kind is int:
+            distribution = IntDistribution(int(spec.low), int(spec.high), log=spec.log, step=int(spec.step or 1))
+        else:
+            distribution = FloatDistribution(float(spec.low), float(spec.high), log=spec.log, step=spec.step)
+    if distribution.high != spec.high:
+        notes.append(
+            f"search.space.{key}: steps of {spec.step:g} from {spec.low:g} end at {distribution.high:g} "
+            f"below {spec.high:g}"
+        )
+    return distribution
 
 
 def build_space(study: StudyConfig, source: str = "study") -> Space:

@@ -1,8 +1,8 @@
 """YAML that somebody else may have written: of bounded size, depth and expansion, and wrong in one line.
 
-The one place where this project reads and writes YAML. PyYAML's is version 1.1, to which 1e-5 is a text, 0o17 too, 017 is
-15 and 1:30 is 90. Here the first two are the numbers they look like, as in version 1.2, wherever they stand; the others,
-which mean something else in each version, are refused.
+The one place where this project reads and writes YAML. PyYAML's is version 1.1, to which 1e-5 and 0o17 are texts, 017
+is 15 and 1:30 is 90. Here the first two are the numbers they look like, as in version 1.2, wherever they stand; the
+others, which mean something else in each version, are refused.
 """
 
 from __future__ import annotations

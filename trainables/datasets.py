@@ -92,6 +92,7 @@ class ImageData:
         classes: number of classes.
         source: where the images came from and a fingerprint of them, for example `torchvision:cifar10#1f0c...`.
         skipped: the first few images that were left out, with the reason; `skipped_count` is their whole number.
+        passed_over: names of what lies beside the images that are read and looks like images or labels too.
         held_images, held_labels: training images that are not trained on, for validation; None where there are none.
     """
 
@@ -104,6 +105,7 @@ class ImageData:
     source: str
     skipped: tuple[str, ...] = ()
     skipped_count: int = 0
+    passed_over: tuple[str, ...] = ()
     held_images: Tensor | None = None
     held_labels: Tensor | None = None
 
@@ -117,6 +119,19 @@ class ImageData:
     def fingerprint(self) -> str:
         """Hash of the training images and labels; equal for equal data."""
         return self.source.rpartition("#")[2]
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a user should know of the images that are not there: a line each."""
+        found = []
+        if self.skipped_count:
+            what = "bad image" if self.skipped_count == 1 else "bad images"
+            found.append(f"{self.skipped_count} {what} left out ({self.skipped[0]})")
+        if self.passed_over:
+            names = ", ".join(shown(name) for name in self.passed_over[:5])
+            more = f" and {len(self.passed_over) - 5} more" if len(self.passed_over) > 5 else ""
+            found.append(f"beside the images of {self.name}, not read: {names}{more}")
+        return tuple(found)
 
     def to(self, device: torch.device) -> ImageData:
         """The same data with its tensors on `device`."""
@@ -229,7 +244,7 @@ def load_dataset(
         classes=known.classes if known and known.classes > 1 else None,
         bad_images=bad_images,
     )
-    return _make(name, images.train, images.test, found.reader, images)
+    return replace(_make(name, images.train, images.test, found.reader, images), passed_over=found.passed_over)
 
 
 def _make(

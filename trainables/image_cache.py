@@ -29,9 +29,20 @@ from PIL import Image
 from torch import Tensor
 
 from trainables.files import PART, replacing
-from trainables.readers import HELD_OUT_EVERY, MOST_CLASSES, BadImageError, DataError, Found, Item, Pixels, shown
+from trainables.readers import (
+    HELD_OUT_EVERY,
+    MOST_CLASSES,
+    BadImageError,
+    DataError,
+    Found,
+    Item,
+    Pixels,
+    printable,
+    shown,
+)
 
-MAGIC = b"MEBMIMG2"
+MAGIC = b"MEBMIMG3"
+"""Its last digit counts ways of decoding: a cache of another is made again."""
 CHUNK = 200
 """Images decoded at a time, and the first ones that settle the shape of a set; 600 MB at 1024 pixels unscaled."""
 MOST_SIDE = 2048
@@ -67,18 +78,22 @@ def fingerprint(*tensors: Tensor) -> str:
 
 
 def signature(files: Sequence[Path | str]) -> str:
-    """Hash of places, sizes and times of files: changes when one of them does, without reading them."""
+    """Hash of places, sizes and times of files: changes when one of them does, without reading them.
+
+    Archives give every file one time, and raw images have one size: of two that change places, only the time of that
+    change (ctime) says so.
+    """
     digest = hashlib.sha256()
     folders: dict[str, Path] = {}
     for file in files:
         folder, _, name = str(file).rpartition("/")
         if folder not in folders:
             folders[folder] = Path(folder).resolve()
-        size, time = -1, -1
+        size, time, change = -1, -1, -1
         with suppress(OSError):  # a broken link is named as a bad image when it is opened
             status = os.stat(file)  # noqa: PTH116 (of a million files, Path takes twice as long)
-            size, time = status.st_size, status.st_mtime_ns
-        digest.update(os.fsencode(f"{folders[folder]}/{name}\0{size}\0{time}\n"))
+            size, time, change = status.st_size, status.st_mtime_ns, status.st_ctime_ns
+        digest.update(os.fsencode(f"{folders[folder]}/{name}\0{size}\0{time}\0{change}\n"))
     return digest.hexdigest()[:16]
 
 
@@ -256,8 +271,15 @@ def _write(found: Found, file: IO[bytes], reading: _Reading, bad_images: str) ->
     if bad and bad_images == "refuse":
         more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
         raise DataError(f"{'; '.join(bad[:NAMED])}{more} ({len(bad)} bad in all; bad_images: skip leaves them out)")
+    if found.test is None and splits["test"]["count"] == 1 and not splits["train"]["count"]:
+        held = f"one of every {HELD_OUT_EVERY} is held out for tests: at least 2 are needed"
+        raise DataError(f"{printable(found.files[0])}: is the only usable image, and {held}")
     if shape.size is None or not splits["train"]["count"]:
-        raise DataError(f"{found.files[0]}: no usable image" + (f" ({bad[0]})" if bad else ""))
+        raise DataError(f"{printable(found.files[0])}: no usable image" + (f" ({bad[0]})" if bad else ""))
+    if not splits["test"]["count"]:
+        why = f" ({bad[-1]})" if bad else ""
+        what = "the test split is there, but has no usable image" if found.test else "no image is left to be held out"
+        raise DataError(f"{printable(found.files[-1])}: {what}{why}")
     footer = {
         "splits": splits,
         "shape": [shape.channels, *shape.size],

@@ -7,6 +7,7 @@ one image at a time, so a data set need not fit into memory. `image_cache` turns
 from __future__ import annotations
 
 import io
+import json
 import math
 import os
 import pickle
@@ -29,13 +30,25 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 Pixels = NDArray[np.uint8]
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+IMAGE_SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm"),
+    *(".avif", ".heic", ".heif"),  # not read: they are named as bad images, not passed over
+)
 IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMNS = ("label", "fine_label", "labels")
 TRAIN_NAMES = ("train", "training")
-TEST_NAMES = ("test", "testing", "validation", "valid", "val")
+TEST_NAMES = (
+    *("test", "testing", "validation", "validate", "valid", "val", "eval", "evaluation", "dev", "devel", "development"),
+    *("holdout", "hold_out", "hold-out", "heldout", "held_out", "held-out"),
+)
+"""The first of these that is there is the test split; the others are passed over, and named."""
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+"""Beside images, what may hold their labels; it is passed over, and named."""
 _NUMBERS = re.compile(r"(\d+)")
-_SHARD = re.compile(r"-(\d{5})-of-(\d{5})")
+_SHARD = re.compile(r"-(\d+)-of-(\d+)")
+MOST_FOLDERS = 1_000_000
+"""Walked through; links to folders are followed and can make any number of paths of a few folders."""
 MOST_CLASSES = 100_000
 """Labels are numbers below it: larger ones are names of something, and each would be a row of a class head."""
 HELD_OUT_EVERY = 10
@@ -93,12 +106,19 @@ class Found:
         reader: name of the form: `parquet`, `folder`, `batches`, `torchvision`.
         files: every file it depends on, for the cache's key.
         train, test: the splits; without a test split every tenth training image is held out (`HELD_OUT_EVERY`).
+        passed_over: names of what lies beside them and looks like images or labels too, but is not read.
     """
 
     reader: str
     files: tuple[Path | str, ...]
     train: Split
     test: Split | None
+    passed_over: tuple[str, ...] = ()
+
+
+def printable(path: Path | str) -> str:
+    """A path as a message and a table show it: bytes that are not UTF-8 as `\\xe9`."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def shown(value: object) -> str:
@@ -125,15 +145,22 @@ def check_regular(file: Path | str) -> None:
     raise DataError(f"{file}: is not a regular file")
 
 
-def natural_key(path: Path | str) -> list[tuple[int, int, str]]:
-    """Sorts numbers in names by value: img2 before img10."""
+def natural_key(path: Path | str) -> tuple[list[tuple[int, int, str]], str]:
+    """Sorts numbers in names by value, img2 before img10, and 1 before 01, in whatever order the disk has them."""
     parts = _NUMBERS.split(str(path))
     # Python reads no number of thousands of digits; a name has up to 255.
-    return [(1, int(p), "") if p.isdecimal() else (0, 0, p) for p in parts]
+    return [(1, int(p), "") if p.isdecimal() else (0, 0, p) for p in parts], str(path)
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    return sorted((p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")), key=natural_key)
+    """Folders in a folder, and links to folders but for those that lead back to where they are."""
+    above = os.path.realpath(folder) + os.sep
+    found = []
+    for path in folder.iterdir():
+        back = path.is_symlink() and above.startswith(os.path.realpath(path).rstrip(os.sep) + os.sep)
+        if path.is_dir() and not back and not path.name.startswith("."):
+            found.append(path)
+    return sorted(found, key=natural_key)
 
 
 def _split_folder(folder: Path, names: tuple[str, ...]) -> Path | None:
@@ -174,47 +201,112 @@ def _parquet(folder: Path) -> Found | None:
         return sorted((p for p in place.glob("*.parquet") if not p.name.startswith(".")), key=natural_key)
 
     below = _subfolders(folder)
+    # What a second push or download left beside the first is one data set twice, and read as one of double size.
+    sources = [p for p in (folder, *below) if any(f.name.lower().startswith("train") for f in files(p))]
     train_folder = _split_folder(folder, TRAIN_NAMES)
-    if train_folder is not None and (split_files := files(train_folder)):
-        test_folders = [_split_folder(folder, (name,)) for name in TEST_NAMES]
-        return _parquet_found(split_files, [files(p) for p in test_folders if p is not None])
+    split_files = files(train_folder) if train_folder is not None else []
+    if split_files and train_folder is not None and train_folder not in sources:
+        sources.append(train_folder)
+    if len(sources) > 1:
+        named = ", ".join("the folder itself" if p == folder else printable(p.name) for p in sources)
+        raise DataError(f"{printable(folder)}: training Parquet files in {named}; set data_dir to one of them")
+    if train_folder is not None and split_files:
+        test_folders = [p for name in TEST_NAMES if (p := _split_folder(folder, (name,))) is not None]
+        return _parquet_found(split_files, [files(p) for p in test_folders], below)
     places = [place for place in (folder, *below) if files(place)]
     if not places:
         return None
-    place = folder if folder in places else folder / "data" if folder / "data" in places else places[0]
-    if place.parent == folder and place.name != "data" and len(places) > 1:
-        raise DataError(f"{folder}: Parquet files in {', '.join(p.name for p in places)}; set data_dir to one of them")
+    place = sources[0] if sources else folder if folder in places else places[0]
     there = files(place)
-    train = [f for f in there if f.name.startswith("train")]
+    train = [f for f in there if f.name.lower().startswith("train")]
+    if not train and train_folder is not None and _holds_images(train_folder):
+        return None  # a table beside folders of images
     if not train:
-        raise DataError(f"{place}: no train*.parquet among {', '.join(f.name for f in there[:5])}")
-    return _parquet_found(train, [[f for f in there if f.name.startswith(name)] for name in TEST_NAMES])
+        raise DataError(
+            f"{printable(place)}: no train*.parquet among {', '.join(printable(f.name) for f in there[:5])}"
+        )
+    if train_folder is not None and _holds_images(train_folder):
+        raise DataError(
+            f"{printable(folder)}: images in {train_folder.name} and in {printable(train[0].name)}; "
+            "keep the ones that are meant"
+        )
+    tests = [[f for f in there if f.name.lower().startswith(name)] for name in TEST_NAMES]
+    return _parquet_found(train, tests, [f for f in there if f not in train])
 
 
-def _parquet_found(train: list[Path], tests: list[list[Path]]) -> Found:
+def _parquet_found(train: list[Path], tests: list[list[Path]], beside: list[Path]) -> Found:
     test = next((files for files in tests if files and not _withholds_labels(files[0])), [])
     _check_shards(train)
     _check_shards(test)
+    _check_classes([*train, *test])
+    read = {*train, *test, *(f.parent for f in (*train, *test))}
     return Found(
         "parquet",
         (*train, *test),
         Split(partial(_parquet_items, train)),
         Split(partial(_parquet_items, test)) if test else None,
+        tuple(printable(p.name) for p in beside if p not in read and (p.is_file() or any(p.glob("*.parquet")))),
     )
 
 
 def _check_shards(files: list[Path]) -> None:
-    """Refuse a split of which a download left some files out: train-00000-of-00003.parquet says how many there are."""
-    shards: dict[tuple[str, int], set[int]] = {}
+    """Refuse a split of which a download left some files out, or which is there twice.
+
+    train-00000-of-00003.parquet says how many files there are. Beside it train-00000-of-00002.parquet is of another
+    push of the same images, and so are train.parquet and a second file of the same number.
+    """
+    shards: dict[tuple[str, int], dict[int, Path]] = {}
+    whole: list[Path] = []
     for file in files:
-        if match := _SHARD.search(file.name):
-            shards.setdefault((file.name[: match.start()], int(match[2])), set()).add(int(match[1]))
+        match = _SHARD.search(file.name)
+        if match is None:
+            whole.append(file)
+            continue
+        numbers = shards.setdefault((file.name[: match.start()].lower(), int(match[2])), {})
+        _refuse_both(numbers.setdefault(int(match[1]), file), file)
+    series = [next(iter(numbers.values())) for numbers in shards.values()]
+    for other in (*series[1:], *(whole if series else ())):
+        _refuse_both(series[0], other)
     for (stem, count), there in shards.items():
-        if missing := sorted(set(range(count)) - there):
+        if missing := sorted(set(range(min(count, len(there) + 1))) - set(there)):
+            example = next(iter(there.values())).name
+            match = _SHARD.search(example)
+            assert match is not None
+            number = f"{missing[0]:0{len(match[1])}d}"
             raise DataError(
-                f"{files[0].parent}: {len(missing)} of {count} files of {stem} are missing, "
-                f"first {stem}-{missing[0]:05d}-of-{count:05d}.parquet"
+                f"{printable(files[0].parent)}: {count - len(there)} of {count} files of {stem} are missing, "
+                f"first {stem}-{number}-of-{match[2]}.parquet"
             )
+
+
+def _refuse_both(one: Path, other: Path) -> None:
+    if one != other:
+        names = f"{printable(one.name)} and {printable(other.name)}"
+        raise DataError(f"{printable(one.parent)}: {names} are of two sets of files; keep the one that is meant")
+
+
+def _check_classes(files: list[Path]) -> None:
+    """Refuse files whose labels mean different classes: Hugging Face's name them, in the order of their numbers."""
+    first: tuple[Path, str, list[str]] | None = None
+    for file in files:
+        check_regular(file)
+        names: Any = None
+        column = ""
+        # A damaged file is named when its images are read.
+        with suppress(pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            schema = pq.read_schema(file)
+            column = next((c for c in LABEL_COLUMNS if c in schema.names), "")
+            features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+            names = features[column]["names"]
+        if not isinstance(names, list):
+            continue
+        if first is None:
+            first = file, column, names
+        elif first[1:] != (column, names):
+            pairs = zip(first[2], names, strict=False)
+            odd = next((f"label {i} is {shown(a)}, then {shown(b)}" for i, (a, b) in enumerate(pairs) if a != b), None)
+            what = odd or f"{len(first[2])} of {first[1]}, then {len(names)} of {column}"
+            raise DataError(f"{printable(first[0])} and {printable(file.name)}: their classes differ ({what})")
 
 
 def _withholds_labels(file: Path) -> bool:
@@ -328,26 +420,36 @@ def _upright(picture: Image.Image) -> Image.Image:
 
 def _folders(folder: Path) -> Found | None:
     train_folder, test_folder = _split_folder(folder, TRAIN_NAMES), _split_folder(folder, TEST_NAMES)
+    beside: list[str] = []
     if train_folder is None:
-        if test_folder is not None and _images(test_folder):
-            raise DataError(f"{folder}: has {test_folder.name}, but no train beside it")
+        if test_folder is not None and _holds_images(test_folder):
+            raise DataError(f"{printable(folder)}: has {test_folder.name}, but no train beside it")
         train_folder, test_folder = folder, None
+    else:
+        others = (p for p in _subfolders(folder) if p not in (train_folder, test_folder))
+        beside = [printable(p.name) for p in others if _holds_images(p)]
     train, classes = _labelled_files(train_folder)
     if not train:
         return None
     test: list[tuple[str, int | None]] = []
     if test_folder is not None:
         test, test_classes = _labelled_files(test_folder)
+        if not test:
+            raise DataError(f"{printable(test_folder)}: no image files in it, but it is the test split; remove it, and "
+                            f"every {HELD_OUT_EVERY}th training image is held out")  # fmt: skip
         unknown = sorted(set(test_classes) - set(classes))
         if unknown:
-            raise DataError(f"{test_folder}: class folder {unknown[0]} is not in {train_folder}")
+            raise DataError(f"{printable(test_folder)}: class folder {printable(unknown[0])} is not in {train_folder}")
         numbers = {name: classes.index(name) for name in test_classes}
         test = [(p, None if label is None else numbers[test_classes[label]]) for p, label in test]
+    tables = (p.name for place in dict.fromkeys((folder, train_folder)) for p in place.iterdir() if p.is_file())
+    beside += sorted({printable(name) for name in tables if name.lower().endswith(TABLE_SUFFIXES)})
     return Found(
         "folder",
         tuple(p for p, _ in (*train, *test)),
         Split(partial(_file_items, train)),
         Split(partial(_file_items, test)) if test else None,
+        tuple(beside),
     )
 
 
@@ -356,8 +458,10 @@ def _labelled_files(folder: Path) -> tuple[list[tuple[str, int | None]], tuple[s
     flat = _images(folder, deep=False)
     below = {p: files for p in _subfolders(folder) if (files := _images(p))}
     if flat and below:
-        name = next(iter(below)).name
-        raise DataError(f"{folder}: images lie beside subfolders with images (such as {name}); have one or the other")
+        name = printable(next(iter(below)).name)
+        raise DataError(
+            f"{printable(folder)}: images lie beside subfolders with images (such as {name}); have one or the other"
+        )
     if flat:
         return [(p, None) for p in flat], ()
     classes = tuple(p.name for p in below)
@@ -365,21 +469,68 @@ def _labelled_files(folder: Path) -> tuple[list[tuple[str, int | None]], tuple[s
 
 
 def _images(folder: Path, *, deep: bool = True) -> list[str]:
-    """Image files in a folder (and its subfolders), sorted; hidden ones, such as ._1.jpg of an archive, are none.
+    """Image files in a folder (and its subfolders), sorted; hidden ones, such as ._1.jpg of an archive, are none."""
+    start = len(str(folder))
+    return sorted(_image_files(folder, deep=deep), key=lambda path: natural_key(path[start:]))
 
-    Plain strings: of a million files, as of ImageNet, `Path` objects take longer to make than the files to find.
+
+def _holds_images(folder: Path) -> bool:
+    with suppress(DataError):
+        return next(_image_files(folder), None) is not None
+    return False
+
+
+def _image_files(folder: Path, *, deep: bool = True) -> Iterator[str]:
+    """Image files, unsorted.
+
+    Links to folders are followed, but for those that lead back to a folder they are in. Plain strings: of a million
+    files, as of ImageNet, `Path` objects take longer to make than the files to find.
+
+    Raises:
+        DataError: a folder that cannot be read, a link to nothing (it may be a whole class), too many folders.
     """
-    found, start = [], len(str(folder))
-    for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if deep and not name.startswith(".")]
-        images = (n for n in names if n.lower().endswith(IMAGE_SUFFIXES) and not n.startswith("."))
-        found += [f"{place}/{name}" for name in images]
-    return sorted(found, key=lambda path: natural_key(path[start:]))
+    # Real places of the folders on the way to each that is still to be walked.
+    ways: dict[str, tuple[str, ...]] = {str(folder): (os.path.realpath(folder),)}
+    walk = os.walk(folder, onerror=_unreadable, followlinks=True)
+    for count, (place, folders, names) in enumerate(walk):
+        way = ways.pop(place)
+        if count == MOST_FOLDERS:
+            raise DataError(f"{printable(folder)}: has more than {MOST_FOLDERS:,} folders below it, or links that do")
+        kept = []
+        for name in folders if deep else ():
+            path = os.path.join(place, name)  # noqa: PTH118 (as os.walk names it)
+            real = os.path.realpath(path) if os.path.islink(path) else f"{way[-1].rstrip('/')}/{name}"  # noqa: PTH114
+            if not name.startswith(".") and not any(f"{w}/".startswith(f"{real}/") for w in way):
+                kept.append(name)
+                ways[path] = (*way, real)
+        folders[:] = kept
+        for name in names:
+            if name.startswith("."):
+                continue
+            if name.lower().endswith(IMAGE_SUFFIXES):
+                yield f"{place}/{name}"
+            elif os.path.islink(f"{place}/{name}") and _leads_nowhere(f"{place}/{name}"):  # noqa: PTH114
+                raise DataError(f"{printable(f'{place}/{name}')}: is a link to something that is not there")
+
+
+def _leads_nowhere(link: str) -> bool:
+    """Whether a link is to what is not there; one that leads to itself is followed nowhere."""
+    try:
+        os.stat(link)  # noqa: PTH116
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _unreadable(error: OSError) -> None:
+    raise DataError(f"{printable(str(error.filename))}: cannot be read ({error.strerror})") from error
 
 
 def _file_items(files: list[tuple[str, int | None]]) -> Iterator[Item]:
     for path, label in files:
-        yield Item(path, label, partial(_opened, path))
+        yield Item(printable(path), label, partial(_opened, path))
 
 
 # ------------------------------------------------------------------------------------------- ImageNet-32's batches
