@@ -22,7 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,11 @@ from trainables.schema import METRICS, SETTING_NAMES, Column, Outcome
 
 SIGNALS = {"sigterm": signal.SIGTERM, "sigint": signal.SIGINT, "sigusr1": signal.SIGUSR1}
 """Kinds of kills that the driver answers: it saves what there is and ends with `INTERRUPTED`."""
-KINDS = ("worker", "node", "driver", *SIGNALS, "raylet", "agent", "gcs", "memory", "stop")
+KINDS = ("worker", "node", "driver", *SIGNALS, "raylet", "agent", "gcs", "memory", "stop", "store")
 """worker: SIGKILL of a process that trains a trial. node: all processes of a node that trains one. driver: SIGKILL.
 raylet, agent: that process of Ray's on such a node. gcs: the head's, with which the whole Ray is lost; the driver ends
 itself, and goes on with another. memory: so much of it is taken that Ray kills workers. stop: the driver stands still
-for a while."""
+for a while. store: the study's results are in a store, which is gone for a while."""
 _WEIGHTS = {
     "worker": 0.3,
     "node": 0.12,
@@ -49,6 +49,7 @@ _WEIGHTS = {
     "gcs": 0.04,
     "memory": 0.05,
     "stop": 0.06,
+    "store": 0.06,
 }
 """How often a kind is drawn; the signals share the rest."""
 _ANY_TIME = ("worker", "node", "driver")
@@ -56,6 +57,7 @@ _ANY_TIME = ("worker", "node", "driver")
 LOST = 1
 """Exit code of a driver whose Ray is lost."""
 _STOPPED_SECONDS = 20.0
+_GONE_SECONDS = 20.0
 _HEADROOM = 4e9
 """Bytes that other programs may use more than at the start before Ray's monitor takes the memory for short."""
 _HOG = """
@@ -79,7 +81,7 @@ PATIENCE = 300.0
 """Seconds without a journal line after which a study is held to be stuck."""
 _ENDS_OF_ITS_OWN = 3
 """Times a round goes on although its driver ended with an error that nobody asked for."""
-NAME = "chaos"
+NAME, _STORE = "chaos", "store"
 _NODE: dict[str, Any] = {"num_cpus": 1, "num_gpus": 1}
 _POLL = 0.05
 
@@ -816,7 +818,14 @@ class Round:
     ) -> None:
         self.base, self.config, self.cluster, self.options = base, config, cluster, options
         self.result, self.say = result, say
-        self.folder = base / NAME
+        self.folder = self.results = base / NAME
+        self.url: str | None = None
+        if "store" in options.kinds:
+            from study.mirror import work_folder
+            from trainables.storage import join
+
+            above = (base / _STORE).resolve().as_uri()
+            self.url, self.folder, self.results = join(above, NAME), work_folder(above, NAME), base / _STORE / NAME
         self.journal = Journal(self.folder)
         self.driver: Driver | None = None
         self._starts = 0
@@ -860,10 +869,11 @@ class Round:
 
     def _start(self) -> None:
         """`mebm sweep`, or `mebm resume` once there is a study; a driver can die before that."""
-        again = (self.folder / "study.yaml").is_file()
+        again = (self.results / "study.yaml").is_file()
         sets = [part for text in self.options.assignments for part in ("--set", text)]
-        sweep = ["sweep", str(self.config), "--results", str(self.base), *sets]
-        arguments = ["resume", str(self.folder)] if again else sweep
+        place = str(self.base) if self.url is None else (self.base / _STORE).resolve().as_uri()
+        sweep = ["sweep", str(self.config), "--results", place, *sets]
+        arguments = ["resume", self.url or str(self.folder)] if again else sweep
         self.result.resumes += again
         self._starts += 1
         self.driver = Driver([*arguments, "--address", self.cluster.address], self.base / "driver.log")
@@ -951,6 +961,8 @@ class Round:
             driver.process.send_signal(signal.SIGSTOP)
             time.sleep(_STOPPED_SECONDS)
             driver.process.send_signal(signal.SIGCONT)
+        elif kill.kind == "store":
+            target = self._take_store()
         elif kill.kind == "gcs":
             target = self.cluster.kill_gcs()
             code = driver.wait("without its Ray")
@@ -992,6 +1004,18 @@ class Round:
         taken = self.cluster.take_memory(lambda: kills() > before or self._running() is None)
         return taken if kills() > before else None
 
+    def _take_store(self) -> str:
+        """The store's folder goes, and cannot be made anew; then it is back as it was."""
+        store = self.base / _STORE
+        away = store.rename(store.with_name(f"{_STORE}.away"))
+        store.touch()
+        try:
+            time.sleep(_GONE_SECONDS)
+        finally:
+            store.unlink()
+            away.rename(store)
+        return str(store)
+
     def _complete(self) -> bool:
         rows = _rows(self.folder / "trials.parquet")
         return len(rows) >= self.result.trials and all(Outcome(row["outcome"]).finished for row in rows)
@@ -1026,24 +1050,26 @@ def run_chaos(options: ChaosOptions, out: Path, say: Callable[[str], None] = lam
     values = chaos_study(options)
     config.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")  # JSON is YAML
     result = ChaosResult(options.seed, 4 * len(values["seeds"]), options.nodes)
+    plain = replace(options, kinds=tuple(kind for kind in options.kinds if kind != "store"))
     calm = out / "calm"
     with _cluster(options.nodes, options.kinds) as cluster:
         say("calm run")
-        result.calm_wall_seconds = Round(calm, config, cluster, options, result, say).run([])
+        result.calm_wall_seconds = Round(calm, config, cluster, plain, result, say).run([])
         if result.differences:
             raise RunError(f"the calm run failed: {result.differences[0]}")
         while plan:
             result.rounds += 1
             base = out / f"round-{result.rounds}"
             say(f"round {result.rounds}")
+            study = Round(base, config, cluster, options, result, say)
             try:
-                result.chaos_wall_seconds += Round(base, config, cluster, options, result, say).run(plan)
+                result.chaos_wall_seconds += study.run(plan)
             except RunError as error:
                 result.differences.append(f"{base.name}: {error}; see {base / 'driver.log'}")
                 break
             finally:
-                _account(result, base / NAME)
-            result.differences += [f"{base.name}: {text}" for text in compare_folders(calm / NAME, base / NAME)]
+                _account(result, study.results)
+            result.differences += [f"{base.name}: {text}" for text in compare_folders(calm / NAME, study.results)]
     write_text(out / "chaos.json", json.dumps(result.to_dict(), indent=2) + "\n")
     write_parquet(result.rows(), CHAOS_COLUMNS, out / "chaos.parquet")
     return result

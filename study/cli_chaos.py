@@ -40,7 +40,8 @@ def chaos(
     A small study on the digits runs calmly, then on a local Ray cluster under seeded kills: SIGKILL of a worker that
     trains (worker), of a node, or its raylet or agent alone (node, raylet, agent), of Ray's GCS (gcs), of the driver
     (driver); SIGTERM, SIGINT and SIGUSR1 of the driver (sigterm, sigint, sigusr1); memory that becomes short (memory),
-    and a driver that stands still (stop). A driver that ended is resumed. Where the study ends before all kills were
+    a driver that stands still (stop), and a store that is gone for a while (store; the results are in one then).
+    A driver that ended is resumed. Where the study ends before all kills were
     made, another round begins. Exit code 1: something differs.
 
     \b

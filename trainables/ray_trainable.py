@@ -90,6 +90,8 @@ class MebmTrainable(tune.Trainable):
     def _brought(self, store: Store, folders: Iterable[str], scratch: Path) -> list[str]:
         """Local copies of those folders of the store that are there."""
         local = []
+        if folders:
+            store.refuse_gone()
         for number, name in enumerate(folders):
             with contextlib.suppress(NotThereError):
                 store.get_folder(name, scratch / str(number))
@@ -147,6 +149,7 @@ class MebmTrainable(tune.Trainable):
         if time.monotonic() < self._away_until:
             return False
         try:
+            self._store.refuse_gone()
             self._store.exists("tune")
         except StoreError:
             self._away_until = time.monotonic() + _AWAY_SECONDS

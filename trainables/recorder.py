@@ -131,6 +131,7 @@ class Recorder:
 
     def _fetch_signals(self, store: Store) -> None:
         with suppress(NotThereError):  # a trial that kept none
+            store.refuse_gone()
             store.get(self.signals_path.relative_to(self.folder).as_posix(), self.signals_path)
 
     def add_signals(self, iterations: NDArray[np.int64], signals: NDArray[np.float64]) -> None:

@@ -382,6 +382,15 @@ class Store:
             raise StoreError(f"{self.shown}: {name}: is larger than {most:,} bytes, which no such object is")
         return data
 
+    def refuse_gone(self) -> None:
+        """Call where a study is known to be in the store, before the absence of one of its files is believed.
+
+        Raises:
+            StoreError: the store is a folder, and that is gone: a disk was unmounted. Other stores say so themselves.
+        """
+        if isinstance(self.filesystem, fs.LocalFileSystem) and not Path(self.root).is_dir():
+            raise StoreError(f"{self.shown}: is gone")
+
     def exists(self, name: str) -> bool:
         """True for an object, and for a folder that holds one.
 

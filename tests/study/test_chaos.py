@@ -67,7 +67,7 @@ def test_a_plan_of_some_kinds_has_no_others():
 
 @pytest.mark.parametrize(
     ("count", "kinds", "message"),
-    [(5, KINDS, "--kills 5: must be at least 11"), (9, ("worker", "rack"), "'rack' is none of worker, node, driver")],
+    [(5, KINDS, "--kills 5: must be at least 12"), (9, ("worker", "rack"), "'rack' is none of worker, node, driver")],
 )
 def test_a_plan_that_cannot_be_is_refused(count, kinds, message):
     with pytest.raises(UserError, match=message):
@@ -297,7 +297,7 @@ def test_a_folder_in_use_is_refused(tmp_path, mebm):
     assert f"{tmp_path}: holds something already" in error
     code, _, error = mebm("chaos", "--kills", 2, "--out", tmp_path / "new")
     assert code == 2
-    assert "--kills 2: must be at least 11" in error
+    assert "--kills 2: must be at least 12" in error
     assert not (tmp_path / "new").exists()
 
 

@@ -117,3 +117,17 @@ def test_a_recorder_without_a_store_publishes_and_removes_nothing(tmp_path):
     recorder.write_signals(force=True)
     assert recorder.unpublished == () and recorder.close() == ()
     assert recorder.signals_path.is_file()
+
+
+def test_a_folder_that_is_gone_is_not_taken_for_a_trial_without_signals(tmp_path):
+    place = tmp_path / "store"
+    store = Store(place.as_uri())
+    recorder = Recorder.into(store, "t1")
+    recorder.add_signals(*signals(0, 10))
+    recorder.write_signals(force=True)
+    Recorder.into(store, "t2").resume(5)
+    place.rename(tmp_path / "away")
+    for gone in (lambda: None, place.touch):
+        gone()
+        with pytest.raises(StoreError, match="gone"):
+            Recorder.into(store, "t1").resume(5)
