@@ -44,7 +44,7 @@ ERRORS_APART = 2.0
 """Standard errors of a difference from which on two scores are told apart."""
 RUNNERS_UP = 5
 """Most settings listed beside the recommended one."""
-_FEWEST_TO_SHRINK = 3
+_FEWEST_TO_SHRINK = 2
 """Settings whose spread says how far apart settings are."""
 
 
@@ -525,7 +525,7 @@ def shrunk(means: Sequence[float], errors: Sequence[float]) -> list[float]:
     """Means drawn towards their common one by how uncertain each is (empirical Bayes, DerSimonian and Laird 1986).
 
     Args:
-        means: Of three settings or more.
+        means: Of two settings or more.
         errors: Standard errors of them.
     """
     y, v = np.array(means, dtype=np.float64), np.maximum(np.array(errors, dtype=np.float64) ** 2, 1e-300)

@@ -94,7 +94,8 @@ def equal_tables(part: Results, study: str, metric: Metric) -> list[dict[str, An
             "header": ["Setting", *(duration(t) for t in times), "Trials", "Ended badly"],
             "rows": first[:_SETTINGS_SHOWN],
             "note": "Mean of the best value so far over trials (trials with a value). * some of them had ended badly "
-            "by then and count with their best before that. A training that was over by then keeps its best value.",
+            "by then and count with their best before that. A training that was over by then keeps its best value. The "
+            "order is that of the means, which does not say that neighbours can be told apart.",
             "left": max(0, len(first) - _SETTINGS_SHOWN),
             **download(bought, f"{study}_equal_time_{metric.name}"),
         },

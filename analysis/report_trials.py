@@ -121,8 +121,9 @@ def trial_table(results: Results, study: str) -> dict[str, Any]:
         cells += [(text(t["seed"]), t["seed"]), (t["outcome"], t["outcome"]), (done, t["iterations_done"])]
         if metric is not None:
             value = t[f"{metric.name}_best"]
-            star = "*" if t["outcome"] in ENDED_BADLY else ""
-            cells.append((NOTHING if value is None else f"{value:.3g}{star}", value))
+            star, error = "*" if t["outcome"] in ENDED_BADLY else "", t[metric.best_error_column]
+            sampled = "" if error is None else f" ± {error:.2g}"
+            cells.append((NOTHING if value is None else f"{value:.3g}{star}{sampled}", value))
         pace, seconds = t["seconds_per_iteration"], t["train_seconds"]
         cells.append((NOTHING if pace is None else f"{1000 * pace:.3g}", pace))
         cells.append((NOTHING if seconds is None else duration(seconds), seconds))

@@ -4,7 +4,7 @@
 
 A study is Optuna's TPE over the quickstart's five fields with its four starting points, told every outcome as `mebm
 sweep` tells it: so good regions are sampled more, and fields that do not matter are confounded with those that do.
-Whether a trial diverges depends on p0 and K ("p0 and K"), or on no field ("none").
+Whether a trial diverges depends on p0 and K ("p0 and K"), or on no field ("none", with its probability).
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ import pandas as pd
 from analysis.claims import Claims, claims
 
 FIELDS = ("sampling_steps", "step_size", "reinit_probability", "buffer_size", "initial")
-TRUE = {"p0 and K": {"initial", "sampling_steps"}, "none": set[str]()}
+NONE = {"none, 20%": 0.2, "none, 35%": 0.35, "none, 50%": 0.5}
+"""Divergence probabilities of studies in which no field matters."""
+TRUE = {"p0 and K": {"initial", "sampling_steps"}} | {truth: set[str]() for truth in NONE}
 START: tuple[dict[str, Any], ...] = tuple(
     dict(zip(FIELDS, values, strict=True))
     for values in (
@@ -41,9 +43,9 @@ UNTRAINED = 9.07
 
 
 def divergence_probability(truth: str, setting: dict[str, Any]) -> float:
-    """Probability that a trial diverges: 2% to 92% by p0 and K, or 35% everywhere."""
-    if truth == "none":
-        return 0.35
+    """Probability that a trial diverges: 1% to 92% by p0 and K, or the same everywhere."""
+    if truth in NONE:
+        return NONE[truth]
     logit = -1.0 + 3.5 * (setting["initial"] == "uniform") - 1.0 * math.log2(setting["sampling_steps"])
     return 1 / (1 + math.exp(-logit))
 

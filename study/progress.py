@@ -342,8 +342,9 @@ class Progress:
     def _state(self, trial: Mapping[str, Any], *, short: bool) -> str:
         text = state_text(trial, short=short)
         if trial["outcome"] == Outcome.COMPLETED and (best := self._best(trial)) is not None:
-            shown = number(best)
-            return text if shown == number(self.value(trial)) else f"{text}, best {shown}"
+            shown, error = number(best), trial.get(f"{self.quality}_best_se")
+            sampled = "" if error is None else f" ± {error:.2g}"
+            return text if shown == number(self.value(trial)) and not sampled else f"{text}, best {shown}{sampled}"
         return text
 
     @staticmethod

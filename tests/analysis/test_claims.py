@@ -101,10 +101,12 @@ def test_the_same_trials_give_the_same_claims():
     assert claims(table, ["a", "b"]) == claims(table, ["a", "b"])
 
 
+@pytest.mark.slow
 def test_simulated_quickstarts():
     """A part of `benchmarks/claims.py`, which has the error rates: 1% wrong and 5% false over 500 studies of each."""
-    true, none = simulation.named("p0 and K", 20, 40), simulation.named("none", 20, 40)
-    assert true["first right"] >= 0.4
+    true, none = simulation.named("p0 and K", 20, 40), simulation.named("none, 35%", 20, 40)
+    # 46% over 500 studies; less than 10 of 40 once in 200 times.
+    assert true["first right"] >= 0.25
     # Of 40 at 5% more than 5 are wrong once in 70 times.
     assert true["first wrong"] <= 5 / 40
     assert none["any"] <= 5 / 40

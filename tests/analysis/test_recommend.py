@@ -1,11 +1,21 @@
 """What to run: the choice by its stated rule, honest numbers, times of the wanted device."""
 
+import importlib.util
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 from analysis.aggregate import wilson
 from analysis.load import ResultsError
 from analysis.pace import pace_on
 from analysis.recommend import recommend, shrunk, survival_text
+
+_SPEC = importlib.util.spec_from_file_location("best_setting", Path(__file__).parents[2] / "benchmarks/best_setting.py")
+assert _SPEC is not None
+assert _SPEC.loader is not None
+simulation = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(simulation)
 
 
 @pytest.fixture
@@ -205,3 +215,98 @@ def test_as_plain_values(make_results, trials):
 def test_survival_in_words():
     assert survival_text(wilson(0, 0)) == "not known: no trial has ended"
     assert survival_text(wilson(9, 9)) == "9 of 9; up to 30% may fail (95%, Wilson)"
+
+
+def test_one_lucky_seed_does_not_beat_twenty(make_results, trials):
+    """A raw rate and mean say 1 of 1 at 0.199 before 20 of 20 at 0.201."""
+    rng = np.random.default_rng(0)
+    twenty = (0.201 * np.exp(rng.normal(0, 0.05, 20))).tolist()
+    bad = trials("c", [None, None, 0.3, None])
+    found = recommend(make_results([*trials("a", [0.199]), *trials("b", twenty), *bad]))
+    assert found.best.setting_id == "b"
+    assert found.best.survives > 0.95
+    lone = next(c for c in found.runners_up if c.setting_id == "a")
+    # Pooled: 3.5 of 26; of a then (2 * 0.135) / 3 fail.
+    assert lone.survives == pytest.approx(1 - 2 * (3.5 / 26) / 3)
+    assert lone.tied
+    # No more apart than chance has it, so what is expected of a new training is the same, and survival decides.
+    assert lone.expected == found.best.expected
+
+
+def test_a_seed_run_twice_counts_once(make_results, trials):
+    again = [t | {"trial_id": f"{t['trial_id']}-again"} for t in trials("a", [1.0, 1.2])]
+    found = recommend(make_results([*trials("a", [1.0, 1.2]), *again]))
+    assert (found.best.n, found.best.survival.n) == (2, 2)
+
+
+def test_scores_whose_errors_overlap_are_tied(make_results, trials):
+    """The three best of a quickstart: 0.175, 0.183 and 0.184, each with a standard error of 0.02 to 0.04."""
+
+    def scored(setting, value, error):
+        return [t | {"fd_buffer_best_se": error} for t in trials(setting, [value])]
+
+    rows = [*scored("a", 0.175, 0.02), *scored("b", 0.183, 0.03), *scored("c", 0.184, 0.04), *scored("d", 0.9, 0.04)]
+    found = recommend(make_results(rows))
+    assert found.best.setting_id == "a"
+    assert found.tied == 2
+    assert found.best.interval_from == "samples"
+    assert (found.best.low, found.best.high) == (pytest.approx(0.135), pytest.approx(0.215))
+    # 0.008 apart, with a standard error of hypot(0.02, 0.03).
+    assert found.lead() == (
+        "tied with α 98, worse by 0.008, standard error 0.036; 1 other cannot be told from it either"
+    )
+    assert {c.setting_id: c.tied for c in found.runners_up} == {"b": True, "c": True, "d": False}
+    # What is the best of several is expected to be worse the next time.
+    assert found.best.expected > found.best.quality
+    assert "; expect 0.176 of a new training" in found.lines()[1]
+    assert not any("sampling error of its score was not recorded" in w for w in found.warnings)
+
+
+def test_pruned_trials_are_censored_and_informative(make_results, trials, row):
+    pruned = [
+        row(f"p{i}", "pruned", setting_id="a", seed=100 + i, step_size=97.0, iterations_done=300) for i in range(20)
+    ]
+    diverged = [row(f"d{i}", "diverged", setting_id="a", seed=200 + i, step_size=97.0, iteration=20) for i in range(4)]
+    found = recommend(make_results([*pruned, *diverged, *trials("a", [1.0, 1.0, 1.0])]), survival=0.8)
+    best = found.best
+    # 1 - KM of 4 events among 27: 15% [6, 35], not 4 of the 7 that were judged.
+    assert (round(1 - best.survival.rate, 3), round(1 - best.survival.high, 2), round(1 - best.survival.low, 2)) == (
+        0.148, 0.06, 0.35,
+    )  # fmt: skip
+    # As 27 trials: (2 * 4.5 / 28 + 4) / 29 fail.
+    assert best.survives == pytest.approx(1 - (2 * 4.5 / 28 + 4) / 29)
+    assert any("20 pruned" in w for w in found.warnings)
+    assert "20 cut off before the end, Kaplan-Meier" in "\n".join(found.lines())
+
+
+def test_a_setting_that_mostly_diverges_is_not_recommended(make_results, trials):
+    found = recommend(make_results(trials("a", [0.1, *[None] * 9])))
+    assert found.best is None
+    assert "no setting is expected to survive more often than not" in found.warnings[-1]
+
+
+def test_means_are_drawn_together_by_their_errors():
+    # Equal errors of 1 and a heterogeneity of 18 on 2 degrees of freedom: tau^2 = (18 - 2) / (3 - 1) = 8.
+    assert shrunk([0.0, 3.0, 6.0], [1.0, 1.0, 1.0]) == pytest.approx([3 - 3 * 8 / 9, 3.0, 3 + 3 * 8 / 9])
+    # No more apart than their errors: all are one.
+    assert shrunk([0.0, 1.0, 2.0], [5.0, 5.0, 5.0]) == pytest.approx([1.0] * 3)
+
+
+def test_fresh_chains_that_prefer_another_setting_are_named(make_results, trials):
+    a = [t | {"fd_fresh_best": 3.0, "fd_fresh_protocol": "f"} for t in trials("a", [0.2, 0.21])]
+    b = [t | {"fd_fresh_best": 1.0, "fd_fresh_protocol": "f"} for t in trials("b", [0.3, 0.31])]
+    found = recommend(make_results([*a, *b]))
+    assert found.disagrees
+    assert "fresh       α 98 is first by fresh chains from p0: FD (fresh) 1 [1, 1] (2 trials); of this one 3" in (
+        "\n".join(found.lines())
+    )
+    assert found.to_dict()["fresh"]["recommended"]["setting_id"] == "b"
+
+
+def test_simulated_picks():
+    """A part of `benchmarks/best_setting.py`, which has the numbers over 300 studies of each kind."""
+    raw, ours = simulation.measure(0, 40)
+    assert raw["bad"] >= 0.1
+    assert ours["bad"] <= 0.15
+    assert ours["bad"] < raw["bad"]
+    assert abs(ours["bias"]) <= 0.05

@@ -59,7 +59,7 @@ def test_a_number_of_many_values_is_named_first_and_cut_for_its_rates_after(make
     ]
     results = make_results(trials, varied=["step_size"])
     lines = summarise(results).lines()
-    assert lines[1] == "α = 0.1 to 1: 10/10, α = 1.1 to 2: 0/10, α = 2.1 to 3: 0/10 diverged (p = 0.0005)"
+    assert lines[1] == "α = 0.1 to 1: 10/10, α = 1.1 to 2: 0/10, α = 2.1 to 3: 0/10 diverged (p = 0.001)"
     assert any(line.startswith("α = 2.1 to 3: stable for 600 iterations (0/10 diverged") for line in lines)
 
 
