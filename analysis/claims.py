@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pandas.util import hash_pandas_object
 from scipy import optimize, stats
 
 from analysis.aggregate import ENDED_BADLY
@@ -43,6 +44,8 @@ MOST_LEVELS = 12
 """Numbers of a field up to which a study can be a grid of it."""
 MOST_TEXTS = 30
 """Values of a field of text beyond which it is not tested: it names the trials rather than groups them."""
+_KNOWN: dict[tuple[Any, ...], Claims] = {}
+_MOST_KNOWN = 16
 _CELLS = 4_000_000
 """Numbers of permuted studies that are there together."""
 
@@ -112,6 +115,17 @@ def claims(trials: pd.DataFrame, fields: Sequence[str], *, permutations: int = P
         permutations: How many permuted studies.
         seed: Of the permutations.
     """
+    used = trials[[*dict.fromkeys(("outcome", "iteration", "iterations_done", "setting_id", *fields))]]
+    # A report asks many times about the same trials.
+    key = (tuple(fields), permutations, seed, hash_pandas_object(used, index=False).to_numpy().tobytes())
+    if key not in _KNOWN:
+        if len(_KNOWN) >= _MOST_KNOWN:
+            _KNOWN.clear()
+        _KNOWN[key] = _claims(used, fields, permutations, seed)
+    return _KNOWN[key]
+
+
+def _claims(trials: pd.DataFrame, fields: Sequence[str], permutations: int, seed: int) -> Claims:
     when, event = _observed(trials)
     rows = np.flatnonzero(when > 0)
     table, when, event = trials.iloc[rows], when[rows], event[rows]
@@ -341,5 +355,5 @@ def _rounded(more: float | None) -> int | None:
     """A rough number with as many digits as it deserves; None where it is too large to be worth stating."""
     if more is None or more > MOST_MORE:
         return None
-    unit = int(10 ** max(0, math.floor(math.log10(more)) - 1)) * (5 if more >= 20 else 1)
-    return max(1, math.ceil(more / unit)) * unit
+    unit = 5 * int(10 ** max(0, math.floor(math.log10(more)) - 1))
+    return math.ceil(more / unit) * unit

@@ -23,7 +23,7 @@ from scipy import stats
 from analysis.aggregate import ENDED_BADLY, JUDGED, Interval, Trial, group_by, identifier, wilson
 from analysis.anytime import Anytime, anytime
 from analysis.load import Results, ResultsError, records
-from analysis.objective import objective, setting_text
+from analysis.objective import objective, setting_text, varied_or_all
 from analysis.pace import Pace, pace_on, pace_warnings
 from analysis.rates import Rate, distinct, rate_of
 from analysis.runtime import bench_trials
@@ -221,10 +221,12 @@ class Recommendation:
         assert self.fresh is not None
         assert self.fresh.best is not None
         assert self.fresh.metric is not None
-        first, own = self.fresh.best, self.by_fresh_chains
-        label = self.fresh.metric.label
-        beside = "" if own is None else f"; of this one {value_text(own)}{', tied with it' if own.tied else ''}"
-        return f"{first.name} is first by fresh chains from p0: {label} {value_text(first)}{beside}"
+        first, own, metric = self.fresh.best, self.by_fresh_chains, self.fresh.metric
+        beside = ""
+        if own is not None and own.quality is not None:
+            tied = "tied with this one" if own.tied else "this one"
+            beside = f"; {tied}, {own.quality:.3g}, {_apart(first, own, metric)}"
+        return f"{first.name} is first by fresh chains from p0: {metric.label} {first.quality:.3g}{beside}"
 
     def lines(self) -> list[str]:
         """The recommendation for the console."""
@@ -317,7 +319,8 @@ def recommend(
     timings = [*bench_trials(records(results.bench)), *(t for t in trials if t["seconds_per_iteration"] is not None)]
     groups = group_by(trials, _SETTING)
     paces = {key: pace_on(group, timings, gpu, rates or {}) for key, group in groups.items()}
-    fields = [f for f in SETTING_NAMES if len({group[0][f] for group in groups.values()}) > 1]
+    order = dict.fromkeys((*(f for s in results.studies for f in varied_or_all(results, s)), *SETTING_NAMES))
+    fields = [f for f in order if f in SETTING_NAMES and len({group[0][f] for group in groups.values()}) > 1]
     names = {key: setting_text(group[0], fields) for key, group in groups.items()}
 
     def by(quality: Metric) -> Recommendation:
@@ -626,7 +629,9 @@ def _choose(
         if c.quality is not None and best.quality is not None and sign * c.quality < sign * best.quality and not c.tied
     ]
     listed = [*tempting[:2], *(c for c in order if c not in tempting[:2])][:RUNNERS_UP]
-    runners = tuple(dataclasses.replace(c, why_not=_why_not(c, best, metric, survival)) for c in listed)
+    runners = tuple(
+        dataclasses.replace(c, why_not=_why_not(c, best, metric, survival if safe else best.survives)) for c in listed
+    )
     return Recommendation(
         gpu,
         hours,
@@ -650,10 +655,12 @@ def _why_not(c: Candidate, best: Candidate, metric: Metric, survival: float) -> 
     if not c.survival.k:
         return f"all {bad} of its trials diverged or collapsed"
     if c.quality is None:
+        if not c.failure.events and not c.completed:
+            return "none of its trials has completed"
         return "no value within the time" if c.share is not None and c.share < 1 else "no value was taken"
     if not c.completed:
         return "none of its trials completed"
-    if c.survives < survival and not c.tied:
+    if c.survives < survival - 1e-9 and not c.tied:
         ended = f"{bad} of {c.survival.n} trials diverged or collapsed" if bad else f"{c.survival.n} of {c.survival.n}"
         return ended if bad else f"only {ended} survived: {c.survives:.0%} expected to"
     late = f"; only {c.share:.0%} of its training fits" if c.share is not None and c.share < 1 else ""

@@ -15,7 +15,7 @@ from analysis.render import NOTHING
 from analysis.report_figures import download
 from analysis.stability import compute_ledger, decisions
 from analysis.stability_report import compute_table, decision_table, warning_table
-from analysis.summary import StudySummary, best_remarks, value_text
+from analysis.summary import StudySummary, value_text
 from analysis.words import brief, duration, symbol, text
 from trainables.schema import METRICS, Metric, Outcome
 
@@ -42,8 +42,8 @@ def headline_cards(summary: StudySummary) -> list[dict[str, str]]:
     if best is not None:
         fresh = "" if best.fresh is None else f"{value_text(best.fresh)}; "
         error = "sampling error not recorded" if best.error is None else f"standard error {best.error:.2g}"
-        remarks = "".join(f"; {line.strip()}" for line in best_remarks(best))
-        note = f"{fresh}{best.setting} (n = {best.n}, {error}){remarks}"
+        tied = ", tied with others" if best.lead.startswith("tied") else ""
+        note = f"{fresh}{best.setting} (n = {best.n}, {error}{tied})"
         cards.append((f"best {best.metric.label}", f"{best.mean:.3g}", note))
     cards.append(("trial time", duration(summary.seconds), "wall time of all trials, start-up included"))
     cards.append(("saved", duration(summary.saved_seconds), "by stopping failing trials early"))

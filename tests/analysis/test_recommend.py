@@ -297,9 +297,10 @@ def test_fresh_chains_that_prefer_another_setting_are_named(make_results, trials
     b = [t | {"fd_fresh_best": 1.0, "fd_fresh_protocol": "f"} for t in trials("b", [0.3, 0.31])]
     found = recommend(make_results([*a, *b]))
     assert found.disagrees
-    assert "fresh       α 98 is first by fresh chains from p0: FD (fresh) 1 [1, 1] (2 trials); of this one 3" in (
-        "\n".join(found.lines())
+    assert found.fresh_text() == (
+        "α 98 is first by fresh chains from p0: FD (fresh) 1; this one, 3, worse by 2, standard error 0"
     )
+    assert f"fresh       {found.fresh_text()}" in found.lines()
     assert found.to_dict()["fresh"]["recommended"]["setting_id"] == "b"
 
 
