@@ -81,10 +81,7 @@ class Trial:
         self._initial: dict[str, float] = {}
         self._initial_errors: dict[str, float] = {}
         self._protocols: dict[str, str] = {}
-        self._remarks: list[str] = []
-        if skipped := self.trainer.data.skipped_count:
-            first = self.trainer.data.skipped[0]
-            self._remarks.append(f"{skipped} bad image{'s' if skipped > 1 else ''} left out ({first})")
+        self._remarks: list[str] = list(self.trainer.data.remarks)
         self._model: tuple[str, int] | None = None
         self._train_seconds = self._evaluation_seconds = 0.0
         self._iteration_seconds: list[float] = []
