@@ -20,7 +20,8 @@ from scipy import optimize, stats
 
 from analysis.aggregate import ENDED_BADLY
 from analysis.grouping import alike, coded
-from analysis.load import plain
+from analysis.load import plain, records
+from analysis.rates import distinct
 from analysis.words import symbol
 
 if TYPE_CHECKING:
@@ -107,7 +108,8 @@ def claims(trials: pd.DataFrame, fields: Sequence[str], *, permutations: int = P
     doubled for the sampler's choices (`ADAPTIVE`). In a grid, where most trials have partners that differ in one field
     alone, trials are permuted among those partners instead, field by field, and the p values corrected by Holm's
     method: the test of a field then holds at equal values of the others. In other studies a second field is tested
-    within halves of the first (its values where it is text), on what a line in the first leaves unexplained.
+    within halves of the first (its values where it is text), on what a line in the first leaves unexplained. An equal
+    setting and seed counts once.
 
     Args:
         trials: `TRIAL_COLUMNS` of one study.
@@ -115,6 +117,10 @@ def claims(trials: pd.DataFrame, fields: Sequence[str], *, permutations: int = P
         permutations: How many permuted studies.
         seed: Of the permutations.
     """
+    names = [n for n in ("study", "setting_id", "seed", "outcome", "ended_at") if n in trials.columns]
+    rows = records(trials[names])
+    once = {id(t) for t in distinct(rows)}
+    trials = trials[np.array([id(t) in once for t in rows], dtype=bool)]
     used = trials[[*dict.fromkeys(("outcome", "iteration", "iterations_done", "setting_id", *fields))]]
     # A report asks many times about the same trials.
     key = (tuple(fields), permutations, seed, hash_pandas_object(used, index=False).to_numpy().tobytes())

@@ -110,3 +110,10 @@ def test_simulated_quickstarts():
     # Of 40 at 5% more than 5 are wrong once in 70 times.
     assert true["first wrong"] <= 5 / 40
     assert none["any"] <= 5 / 40
+
+
+def test_an_equal_setting_and_seed_counts_once():
+    table = frame(["diverged", "diverged", "completed", "completed"] * 6, initial=["u", "u", "g", "g"] * 6)
+    again = table.assign(setting_id=["s1", "s1", "s2", "s2"] * 6, seed=[0, 1] * 12, study="demo")
+    found = claims(again, ["initial"])
+    assert (found.trials, found.events, found.named) == (4, 2, ())
