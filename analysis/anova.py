@@ -13,9 +13,8 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 
-from analysis.importance import Effort, Kind, features_of, group_numbers, more_than, ranked
+from analysis.importance import Effort, Kind, features_of, group_numbers, make_model, more_than, ranked
 from analysis.words import text
 from trainables.schema import Column
 
@@ -81,10 +80,8 @@ class ForestAnova:
     ) -> ForestAnova:
         """Fit a forest and take it apart."""
         columns = features_of(rows, fields, one_hot=False)
-        make = RandomForestClassifier if kind == "divergence" else RandomForestRegressor
-        size = Effort(len(y)).forest(len(y))
-        forest = make(min_samples_leaf=2, random_state=seed, n_jobs=1, **size)
-        forest.fit(columns.features, y > 0.5 if kind == "divergence" else y)
+        forest: Any = make_model("forest", kind, seed, Effort(len(y)).forest(len(y)))
+        forest.fit(columns.features, y)
         values = {f: _distribution(rows, f, columns.features[:, at]) for f, at in columns.of.items()}
         mean = 0.0
         single = {f: np.zeros(len(v.ordered)) for f, v in values.items()}
@@ -106,7 +103,7 @@ class ForestAnova:
         places = np.empty((len(weights), columns.features.shape[1]))
         for k, f in enumerate(fields):
             places[:, columns.of[f]] = values[f].features[at[:, k]]
-        whole = forest.predict_proba(places)[:, 1] if kind == "divergence" else forest.predict(places)
+        whole = forest.predict(places)
         return cls(
             rows,
             values,
@@ -213,8 +210,7 @@ def _leaves(trees: Sequence[Any], width: int) -> tuple[NDArray[np.float64], NDAr
         high[left[level], feature[level]] = np.minimum(high[level, feature[level]], threshold[level])
         low[right[level], feature[level]] = np.maximum(low[level, feature[level]], threshold[level])
         level = np.concatenate([left[level], right[level]])
-    # Of a classifier the last column is the share of class 1; of a regressor there is one.
-    value = np.concatenate([t.value[:, 0, -1] for t in trees])
+    value = np.concatenate([t.value[:, 0, 0] for t in trees])
     return low[ends], high[ends], np.asarray(value[ends], dtype=np.float64)
 
 

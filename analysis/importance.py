@@ -6,7 +6,11 @@ stand on both sides), as the share of the spread they explain. A field's importa
 anew from all trials, add to the squared error of held-out settings (permutation importance, Breiman 2001): half, as
 then it is the share of the spread that comes from the field, its interactions included (Jansen 1999), and an
 interaction counts for each of its fields. Where a model's skill is no better than chance it has no importances to show,
-and that is said. Which fields act together is `analysis.interactions`.
+and that is said; and a field is said to matter only where its importance is above 0 with a p value corrected for all
+fields, models and targets (Holm 1979). Which fields act together is `analysis.interactions`.
+
+Of divergence, a trial that was cut off counts by the chance that it would have ended badly after all
+(`analysis.rates.expected_ends`). An equal setting and seed counts once.
 
 In a study of thousands of trials forests are smaller, their trees are grown on samples, and fewer draws and folds are
 made (`Effort`): the time stays near that of a small study, and what was done is said.
@@ -20,19 +24,21 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from scipy import stats
 from sklearn import config_context
-from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
+from sklearn.ensemble import RandomForestRegressor
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GroupKFold
 
-from analysis.aggregate import ENDED_BADLY, JUDGED, Trial
+from analysis.aggregate import ENDED_BADLY, JUDGED, Trial, distinct_rows
 from analysis.grouping import sort_key
 from analysis.load import records, typed_frame
+from analysis.rates import expected_ends
+from analysis.stability import holm
 from analysis.words import symbol, text
 from trainables.schema import METRIC_BY_NAME, Column, Outcome
 
@@ -49,6 +55,8 @@ FOLDS = 5
 REPEATS = 10
 """Times a field's values are drawn anew."""
 CHANCE_P = 0.05
+LEVEL = 0.05
+"""Corrected p value below which a field is said to matter."""
 TREES = 50
 MOST_TRIALS = 2000
 """Trials above which a forest has `FEW_TREES`, each grown on `TREE_TRIALS`, and values `FEW_REPEATS` draws."""
@@ -68,6 +76,8 @@ IMPORTANCE_COLUMNS: tuple[Column, ...] = (
     Column("importance", "float64", "share of the spread that comes from the field; null at chance"),
     Column("se", "float64", "its standard error over settings"),
     Column("direction", "float64", "linear model: change of the target per sd of the field; null for text and forests"),
+    Column("p", "float64", "one-sided p value of an importance above 0, over settings, corrected for all (Holm)"),
+    Column("stands_out", "bool", f"p below {LEVEL}: the field may be said to matter"),
 )
 
 OPTUNA_FILE = "tables/importances_optuna.parquet"
@@ -124,7 +134,8 @@ class Importance:
         best = max((s for s in self.skills if s.better_than_chance), key=lambda s: s.share)
         rows = [r for r in records(self.fields) if r["model"] == best.model]
         rows.sort(key=lambda r: -r["importance"])
-        shown = ", ".join(f"{symbol(r['field'])} {max(0.0, r['importance']):.0%}" for r in rows[:5])
+        named = [f"{symbol(r['field'])} {r['importance']:.0%} (p = {r['p']:.2g})" for r in rows if r["stands_out"]]
+        shown = ", ".join(named[:5]) or "no field stands out from the others"
         lines = [f"{self.label}: {shown} ({best}; {self.trials} trials, {self.settings} settings)"]
         lines += [str(s) for s in self.skills if s is not best]
         return [*lines, *self.remarks]
@@ -194,7 +205,7 @@ def importances(trials: pd.DataFrame, fields: Sequence[str], metric: str | None,
     rows = needed_rows(trials, fields, metric)
     # A good part of the time of a small forest is scikit-learn's checks of the same arguments again and again.
     with config_context(assume_finite=True, skip_parameter_validation=True):
-        return [_importance(rows, fields, kind, metric, seed) for kind in kinds]
+        return _corrected([_importance(rows, fields, kind, metric, seed) for kind in kinds])
 
 
 def importance(
@@ -210,15 +221,28 @@ def importance(
         metric: Name of a metric where `kind` is quality.
         seed: See `importances`.
     """
-    return _importance(needed_rows(trials, fields, metric), fields, kind, metric, seed)
+    return _corrected([_importance(needed_rows(trials, fields, metric), fields, kind, metric, seed)])[0]
+
+
+def _corrected(found: Sequence[Importance]) -> list[Importance]:
+    """The importances with p values corrected for all that were tested, models no better than chance included."""
+    frames = [records(i.fields) for i in found]
+    tested = [r for rows in frames for r in rows if r["p"] is not None]
+    for row, p in zip(tested, holm([r["p"] for r in tested]), strict=True):
+        row |= {"p": p, "stands_out": p < LEVEL and row["importance"] is not None}
+    return [
+        replace(i, fields=typed_frame([] if i.refusal else rows, IMPORTANCE_COLUMNS))
+        for i, rows in zip(found, frames, strict=True)
+    ]
 
 
 def needed_rows(trials: pd.DataFrame, fields: Sequence[str], metric: str | None) -> list[Trial]:
     """The trials as plain values, of the columns that `target_values` and the fields need: a tenth of them all."""
     names = ["study", "setting_id", "outcome", "seconds_per_iteration", "hardware", *fields]
+    names += ["iteration", "iterations_done", "iterations_planned"]
     if metric in METRIC_BY_NAME:
         names += [f"{metric}_best", METRIC_BY_NAME[metric].protocol_column]
-    return list(records(trials[[name for name in dict.fromkeys(names) if name in trials]]))
+    return list(records(distinct_rows(trials)[[name for name in dict.fromkeys(names) if name in trials]]))
 
 
 def varied_fields(rows: Sequence[Trial], fields: Sequence[str]) -> list[str]:
@@ -264,13 +288,13 @@ def _importance(
         skills.append(skill)
         slopes = _slopes(kind, columns, y) if model == "linear" else {}
         for field in varied:
-            mean, se = scores[field] if skill.better_than_chance else (None, None)
-            direction = slopes.get(field) if skill.better_than_chance else None
-            found.append({"field": field, "model": model, "importance": mean, "se": se, "direction": direction})
+            mean, se, p = scores[field]
+            known = {"importance": mean, "se": se, "direction": slopes.get(field)} if skill.better_than_chance else {}
+            found.append({"field": field, "model": model, "p": p, "stands_out": False} | known)
     if not any(s.better_than_chance for s in skills):
         words = "; ".join(str(s) for s in skills)
-        return result(f"no importances: {words} ({len(rows)} trials, {settings} settings)", skills)
-    order = {f: -max(float(r["importance"] or 0.0) for r in found if r["field"] == f) for f in varied}
+        return result(f"no importances: {words} ({len(rows)} trials, {settings} settings)", skills, found)
+    order = {f: -max(float(r.get("importance") or 0.0) for r in found if r["field"] == f) for f in varied}
     found.sort(key=lambda r: order[r["field"]])
     return result("", skills, found)
 
@@ -279,11 +303,12 @@ def target_values(rows: Sequence[Trial], kind: Kind, metric: str | None) -> tupl
     """The trials that have the target, its values, its name in words, and what was left out."""
     remarks = []
     if kind == "divergence":
-        judged = [t for t in rows if t["outcome"] in JUDGED]
-        if pruned := sum(t["outcome"] == Outcome.PRUNED for t in rows):
-            remarks.append(f"{pruned} pruned trials are left out: whether they would have diverged is not known")
-        y = np.array([float(t["outcome"] in ENDED_BADLY) for t in judged])
-        return judged, y, "divergence or collapse", remarks
+        trained, y = expected_ends(rows, ENDED_BADLY)
+        cut = Counter(t["outcome"] for t in trained if t["outcome"] not in JUDGED)
+        if cut:
+            some = f"{sum(cut.values())} trials that were cut off count by the chance that they would have ended badly"
+            remarks.append(f"{some}{'; pruning chose them by quality' if cut[Outcome.PRUNED] else ''}")
+        return trained, y, "divergence or collapse", remarks
     if kind == "time":
         chosen = [t for t in rows if t["seconds_per_iteration"]]
         label, column, condition = "time per iteration", "seconds_per_iteration", "hardware"
@@ -320,7 +345,7 @@ def refusal_for(trials: int, settings: int, varied: Sequence[str], y: NDArray[np
     if not varied:
         return "no field was varied"
     if kind == "divergence" and min(y.sum(), (1 - y).sum()) < 2:
-        return f"{int(y.sum())} of {trials} diverged or collapsed: nothing to tell apart"
+        return f"{int((y == 1).sum())} of {trials} diverged or collapsed: nothing to tell apart"
     return "all values are the same" if float(np.ptp(y)) == 0 else ""
 
 
@@ -387,32 +412,35 @@ def group_numbers(names: Sequence[str]) -> NDArray[np.int64]:
 # -------------------------------------------------------------------------------------------------------- models
 
 
-class _Classifier:
-    """A classifier as a model of the probability."""
+class _Logistic:
+    """A logistic regression of a probability; a trial of unknown end counts as both, by its chance."""
 
-    def __init__(self, inner: Any) -> None:
-        self._inner = inner
+    def __init__(self) -> None:
+        self.inner = LogisticRegression(max_iter=1000)
         self._only: float | None = None
 
-    def fit(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> _Classifier:
+    def fit(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> _Logistic:
         self._only = float(y[0]) if np.ptp(y) == 0 else None
         if self._only is None:
-            self._inner.fit(x, y > 0.5)
+            both = (y > 0) & (y < 1)
+            part = np.concatenate([np.where(y > 0, y, 1.0), 1 - y[both]])
+            self.inner.fit(np.concatenate([x, x[both]]), np.append(y > 0, np.zeros(both.sum(), dtype=bool)), part)
         return self
 
     def predict(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
         if self._only is not None:
             return np.full(len(x), self._only)
-        return np.asarray(self._inner.predict_proba(x)[:, 1], dtype=np.float64)
+        return np.asarray(self.inner.predict_proba(x)[:, 1], dtype=np.float64)
 
 
 def make_model(model: str, kind: Kind, seed: int, size: Mapping[str, Any] | None = None) -> Model:
     """An unfitted forest (of a size as of `Effort.forest`) or linear model of a number, or of a probability."""
     forest: dict[str, Any] = {"n_estimators": TREES, "min_samples_leaf": 2, "random_state": seed, "n_jobs": 1}
     forest |= size or {}
-    if kind == "divergence":
-        return _Classifier(RandomForestClassifier(**forest) if model == "forest" else LogisticRegression(max_iter=1000))
-    made: Model = RandomForestRegressor(**forest) if model == "forest" else Ridge(alpha=RIDGE)
+    if model == "linear":
+        return _Logistic() if kind == "divergence" else Ridge(alpha=RIDGE)
+    # Of a probability, squared error parts trials as Gini's impurity does, and takes a chance for what it is.
+    made: Model = RandomForestRegressor(**forest, max_features="sqrt" if kind == "divergence" else 1.0)
     return made
 
 
@@ -424,8 +452,8 @@ def _permuted(
     groups: NDArray[np.int64],
     seed: int,
     effort: Effort,
-) -> tuple[Skill, dict[str, tuple[float, float]]]:
-    """Held-out skill, and each field's importance with its standard error over settings."""
+) -> tuple[Skill, dict[str, tuple[float, float, float]]]:
+    """Held-out skill, and each field's importance with its standard error and p value over settings."""
     rng = np.random.default_rng(seed)
     x, repeats = columns.features, effort.repeats
     base, own = np.empty(len(y)), np.empty(len(y))
@@ -454,7 +482,7 @@ def _permuted(
             lost[field][test] = (((y[test] - found[position]) ** 2).mean(axis=0) - own[test]) / 2
     spread = base.mean()
     skill = Skill(model, float(1 - own.mean() / spread), p_better(base - own, groups))
-    return skill, {f: mean_se(values / spread, groups) for f, values in lost.items()}
+    return skill, {f: (*mean_se(v / spread, groups), p_better(v, groups)) for f, v in lost.items()}
 
 
 def _distinct(x: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -490,7 +518,6 @@ def mean_se(values: NDArray[np.float64], groups: NDArray[np.int64]) -> tuple[flo
 
 def _slopes(kind: Kind, columns: Features, y: NDArray[np.float64]) -> dict[str, float]:
     """Change of the target (divergence: of its log-odds) per standard deviation of each numeric field."""
-    model = LogisticRegression(max_iter=1000) if kind == "divergence" else Ridge(alpha=RIDGE)
-    model.fit(columns.features, y > 0.5 if kind == "divergence" else y)
-    weights = np.ravel(model.coef_)
+    model = make_model("linear", kind, 0).fit(columns.features, y)
+    weights = np.ravel((model.inner if kind == "divergence" else model).coef_)
     return {f: float(weights[columns.of[f][0]]) for f in columns.of if f in columns.numeric}

@@ -1,15 +1,17 @@
-"""Which fields act together: pairs of settings whose joint effect on quality, time or divergence is no sum of the two.
+"""Which fields act together: pairs of settings whose joint effect on quality or divergence is no sum of the two.
 
 Two answers stand beside each other. The honest one: a model of single effects (each field's own curve) and the same
 model with one pair's products added both predict settings they have not seen; `gain` is what the pair takes off the
 squared error (of the mean, where single effects do worse), as a share of the spread, and its p value is corrected for
-the number of pairs looked at (Holm 1979). The descriptive one: the share of a random forest's spread that is a
-second-order effect of the pair in a functional ANOVA (Hutter, Hoos and Leyton-Brown 2014), with each field's own
-distribution over the trials. A forest finds some of it in noise too, so a pair is called an interaction only where its
-gain says so.
+all pairs and targets (Holm 1979), pairs that were passed over for smaller effects included. The descriptive one: the
+share of a random forest's spread that is a second-order effect of the pair in a functional ANOVA (Hutter, Hoos and
+Leyton-Brown 2014), with each field's own distribution over the trials. A forest finds some of it in noise too, so a
+pair is called an interaction only where its gain says so.
 
-Time and distances are taken on a log scale: there two fields that each multiply the result do not interact. The model
-of divergence is logistic: there two fields that each multiply the odds do not.
+Time is looked at only where it is asked for: two fields that change how long an iteration takes are seldom news. Of
+divergence, a trial that was cut off counts by the chance that it would have ended badly after all
+(`analysis.rates.expected_ends`). Time and distances are taken on a log scale: there two fields that each multiply the
+result do not interact. The model of divergence is logistic: there two fields that each multiply the odds do not.
 """
 
 from __future__ import annotations
@@ -45,11 +47,12 @@ from analysis.importance import (
     varied_fields,
 )
 from analysis.load import records, typed_frame
+from analysis.stability import holm
 from analysis.words import brief, symbol
 from trainables.schema import Column
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import pandas as pd
     from numpy.typing import NDArray
@@ -57,7 +60,7 @@ if TYPE_CHECKING:
     from analysis.aggregate import Trial
 
 LEVEL = 0.05
-"""P value, corrected for the number of pairs, below which a pair is called an interaction."""
+"""P value, corrected for all pairs and targets, below which a pair is called an interaction."""
 MOST_FIELDS = 6
 """Fields whose pairs are looked at; of more, those with the largest single effects in the forest."""
 _SHRINK = 1.0
@@ -72,7 +75,7 @@ INTERACTION_COLUMNS: tuple[Column, ...] = (
     Column("second", "string", "another"),
     Column("gain", "float64", "held-out squared error the pair takes off single effects (or the mean) / spread"),
     Column("gain_se", "float64", "its standard error over settings"),
-    Column("p", "float64", "one-sided p value of a gain, corrected for all pairs (Holm)"),
+    Column("p", "float64", "one-sided p value of a gain, corrected for all pairs and targets (Holm)"),
     Column("interacts", "bool", f"gain above 0 with p below {LEVEL}"),
     Column("forest_share", "float64", "second-order share of the forest's spread (functional ANOVA)"),
     Column("first_share", "float64", "first-order share of `first`"),
@@ -127,15 +130,17 @@ def _gain_text(row: Mapping[str, Any]) -> str:
 
 
 def all_interactions(
-    trials: pd.DataFrame, fields: Sequence[str], metric: str | None, seed: int = 0
+    trials: pd.DataFrame, fields: Sequence[str], metric: str | None, seed: int = 0, *, time: bool = False
 ) -> list[Interactions]:
-    """Interactions of the fields for quality (where a metric is given), time per iteration, and divergence.
+    """Interactions of the fields for quality (where a metric is given) and divergence.
 
-    Args: as of `analysis.importance.importances`.
+    Args: as of `analysis.importance.importances`, and
+        time: Of the time per iteration too.
     """
-    kinds: list[Kind] = ["quality", "time", "divergence"] if metric is not None else ["time", "divergence"]
+    kinds: list[Kind] = ["quality"] if metric is not None else []
+    kinds += ["time", "divergence"] if time else ["divergence"]
     rows = needed_rows(trials, fields, metric)
-    return [_interactions(rows, fields, kind, metric, seed) for kind in kinds]
+    return _all([_tested(rows, fields, kind, metric, seed) for kind in kinds])
 
 
 def interactions(
@@ -151,12 +156,31 @@ def interactions(
         metric: Name of a metric where `kind` is quality.
         seed: Of folds, forest and draws; the same trials and seed give the same numbers.
     """
-    return _interactions(needed_rows(trials, fields, metric), fields, kind, metric, seed)
+    return _all([_tested(needed_rows(trials, fields, metric), fields, kind, metric, seed)])[0]
 
 
-def _interactions(
-    trials: Sequence[Trial], fields: Sequence[str], kind: Kind, metric: str | None, seed: int
-) -> Interactions:
+@dataclass(frozen=True)
+class _Tested:
+    """The pairs of one target with p values of their own, and what makes a result of them."""
+
+    pairs: list[dict[str, Any]]
+    passed_over: int
+    """Pairs that were not tested as others had larger effects."""
+    result: Callable[[list[dict[str, Any]]], Interactions]
+    """Of pairs with corrected p values."""
+
+
+def _all(tested: Sequence[_Tested]) -> list[Interactions]:
+    """The results, p values corrected over all of them."""
+    pairs = [r for t in tested for r in t.pairs]
+    # Pairs were passed over for what the same trials say, so they count as tested.
+    corrected = holm([*(r["p"] for r in pairs), *[1.0] * sum(t.passed_over for t in tested)])
+    for row, p in zip(pairs, corrected, strict=False):
+        row |= {"p": p, "interacts": row["gain"] > 0 and p < LEVEL}
+    return [t.result(sorted(t.pairs, key=lambda r: (not r["interacts"], -float(r["gain"])))) for t in tested]
+
+
+def _tested(trials: Sequence[Trial], fields: Sequence[str], kind: Kind, metric: str | None, seed: int) -> _Tested:
     rows, y, label, remarks = target_values(trials, kind, metric)
     name = {"quality": str(metric), "time": "seconds_per_iteration", "divergence": "divergence"}[kind]
     varied = varied_fields(rows, fields)
@@ -167,10 +191,11 @@ def _interactions(
         frames = typed_frame(pairs, INTERACTION_COLUMNS), typed_frame(effect, EFFECT_COLUMNS)
         return Interactions(name, label, len(rows), settings, single, *frames, refusal, tuple(remarks))
 
-    if refusal := refusal_for(len(rows), settings, varied, y, kind):
-        return result(refusal.replace("importances", "interactions"))
-    if len(varied) < 2:
-        return result(f"only {symbol(varied[0])} was varied: no pair to look at")
+    refusal = refusal_for(len(rows), settings, varied, y, kind).replace("importances", "interactions")
+    if not refusal and len(varied) < 2:
+        refusal = f"only {symbol(varied[0])} was varied: no pair to look at"
+    if refusal:
+        return _Tested([], 0, lambda _: result(refusal))
     ratio = is_ratio(kind, y)
     if ratio:
         y = np.log(y)
@@ -186,11 +211,14 @@ def _interactions(
         first, second = pair["first"], pair["second"]
         pair |= {"forest_share": anova.pair_share(first, second)}
         pair |= {"first_share": anova.single_share(first), "second_share": anova.single_share(second)}
-    pairs.sort(key=lambda r: (not r["interacts"], -float(r["gain"])))
-    if not pairs[0]["interacts"] and not single.better_than_chance:
-        return result(f"no interactions: single effects ({single}), and no pair adds to them")
-    effect = anova.effect(pairs[0]["first"], pairs[0]["second"], np.exp if ratio else np.asarray)
-    return result("", single, pairs, effect)
+
+    def of(pairs: list[dict[str, Any]]) -> Interactions:
+        if not pairs[0]["interacts"] and not single.better_than_chance:
+            return result(f"no interactions: single effects ({single}), and no pair adds to them")
+        effect = anova.effect(pairs[0]["first"], pairs[0]["second"], np.exp if ratio else np.asarray)
+        return result("", single, pairs, effect)
+
+    return _Tested(pairs, math.comb(len(varied), 2) - len(pairs), of)
 
 
 # ------------------------------------------------------------------------------------- gain on settings not seen
@@ -238,8 +266,6 @@ def _gains(
         less = reference - lost(np.column_stack([single, product]))
         gain, se = mean_se(less / base.mean(), groups)
         found.append({"first": a, "second": b, "gain": gain, "gain_se": se, "p": p_better(less, groups)})
-    for row, p in zip(found, holm([r["p"] for r in found]), strict=True):
-        row |= {"p": p, "interacts": row["gain"] > 0 and p < LEVEL}
     share = float(1 - alone.mean() / base.mean())
     return found, Skill("a model of single effects", share, p_better(base - alone, groups))
 
@@ -328,16 +354,6 @@ def _logistic(
             there = loss(at + part * step, raw + part * ahead)
         at, raw, here = at + part * step, raw + part * ahead, there
     return at[:-1], float(at[-1])
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """P values corrected for their number by Holm's method, in their order."""
-    order = sorted(range(len(p)), key=lambda i: p[i])
-    corrected, running = [0.0] * len(p), 0.0
-    for rank, i in enumerate(order):
-        running = max(running, min(1.0, (len(p) - rank) * p[i]))
-        corrected[i] = running
-    return corrected
 
 
 # ----------------------------------------------------------------------------------------------------- drawing

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _GOOD, _BAD, _OPEN = MARKS[Outcome.COMPLETED][0], MARKS[Outcome.DIVERGED][0], "#8c8c8c"
 _CYCLE = ("#2f8fce", "#e05f00", "#009e73", "#c869a0", "#b79a00", "#7f6fd0", "#56b4e9", "#8c8c8c")
+_FAINT = 0.3
 _OPTUNA = "Optuna (adds up to 100%)"
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "star", "x", "cross", "hexagon")
 
@@ -267,7 +268,11 @@ def importance_figure(found: Sequence[Importance], optuna: pd.DataFrame | None =
                 name=model,
                 legendgroup=model,
                 showlegend=model not in named,
-                marker={"color": _CYCLE[2 * index], "line": {"width": 0}},
+                marker={
+                    "color": _CYCLE[2 * index],
+                    "line": {"width": 0},
+                    "opacity": [1.0 if r["stands_out"] else _FAINT for r in bars],
+                },
                 error_x={"type": "data", "array": [2 * r["se"] for r in bars], "thickness": 1.2, "color": _OPEN},
                 hovertext=[_bar_text(r) for r in bars],
                 hoverinfo="text",
@@ -309,12 +314,14 @@ def _panel_title(result: Importance) -> str:
     skills = ", ".join(
         f"{s.model} {s.share:.0%}" + ("" if s.better_than_chance else " (chance)") for s in result.skills
     )
-    return f"{result.label}<br>held-out skill: {skills}"
+    faint = "" if all(r["stands_out"] for r in records(result.fields)) else "; faint: no more than chance may give"
+    return f"{result.label}<br>held-out skill: {skills}{faint}"
 
 
 def _bar_text(row: dict[str, Any]) -> str:
     slope = "" if row["direction"] is None else f"; {row['direction']:+.2g} per standard deviation"
-    return f"{symbol(row['field'])}: {row['importance']:.1%} ± {row['se']:.1%} of the spread ({row['model']}{slope})"
+    share = f"{row['importance']:.1%} ± {row['se']:.1%} of the spread"
+    return f"{symbol(row['field'])}: {share}, corrected p = {row['p']:.2g} ({row['model']}{slope})"
 
 
 def _ticks(place: Axis, cells: pd.DataFrame, side: str) -> dict[str, Any]:

@@ -146,7 +146,7 @@ def optuna_rows(results: Results, study: str) -> pd.DataFrame:
 
 
 def study_interactions(results: Results, study: str) -> list[Interactions]:
-    """Interactions of a study's varied fields for its objective, time and divergence."""
+    """Interactions of a study's varied fields for its objective and divergence."""
     trials = results.trials[results.trials["study"] == study]
     metric = objective(results, study)
     return all_interactions(trials, varied_or_all(results, study), metric.name if metric is not None else None)

@@ -7,6 +7,7 @@ from scipy import stats
 import analysis.importance
 from analysis.importance import Effort, by_group, importance, importances, make_model, p_better
 from analysis.load import load, records
+from analysis.rates import ENDED_BADLY, expected_ends, rate
 from analysis.stability_figures import importance_figure
 
 FIELDS = ("sampling_steps", "step_size", "reinit_probability", "initial")
@@ -82,6 +83,64 @@ def test_divergence(drawn):
     assert slope["direction"] > 1
 
 
+def test_a_cut_off_trial_counts_by_its_chance_to_end_badly(make_results, row):
+    rows = (
+        [row(f"d{i}", "diverged", iteration=20) for i in range(4)]
+        + [row(f"p{i}", "pruned", iterations_done=300) for i in range(20)]
+        + [row(f"e{i}", "pruned", iterations_done=10) for i in range(2)]
+        + [row("late", "collapsed", iteration=400)]
+        + [row(f"c{i}") for i in range(3)]
+    )
+    trained, y = expected_ends(rows, ENDED_BADLY)
+    assert len(trained) == 30 and y.mean() == pytest.approx(rate(rows, events=ENDED_BADLY).rate)
+    later = 1 / 4  # of the four that went on after 300 one collapsed
+    assert sorted(set(np.round(y, 9))) == [0.0, later, round(1 - (1 - 4 / 28) * (1 - later), 9), 1.0]
+
+
+def test_pruning_by_a_field_makes_it_no_cause_of_divergence(make_results, row):
+    """Every trial diverges early with the same chance; of small K nearly all others are pruned after that."""
+    named, chances, shares = 0, [], []
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        rows = []
+        for i in range(160):
+            k, alpha = int(rng.choice([1, 2, 5, 10])), float(rng.uniform(0.5, 2))
+            values = {"sampling_steps": k, "step_size": alpha, "setting_id": f"s{i}"}
+            if rng.random() < 0.3:
+                rows.append(row(f"t{i}", "diverged", iteration=int(rng.integers(0, 100)), **values))
+            elif k < 5 and rng.random() < 0.9:
+                rows.append(row(f"t{i}", "pruned", iterations_done=120, **values))
+            else:
+                rows.append(row(f"t{i}", **values))
+        found = importance(make_results(rows).trials, ("sampling_steps", "step_size"), "divergence")
+        named += found.fields["stands_out"].any()
+        trained, y = expected_ends(rows, ENDED_BADLY)
+        small = np.array([t["sampling_steps"] < 5 for t in trained])
+        judged = np.array([t["outcome"] != "pruned" for t in trained])
+        chances.append(y[small].mean() - y[~small].mean())
+        shares.append(y[small & judged].mean() - y[~small & judged].mean())
+    assert named == 0
+    assert abs(np.mean(chances)) < 0.1
+    assert np.mean(shares) > 0.3, "without the pruned trials small K looks like the cause"
+
+
+@pytest.mark.long
+def test_no_field_stands_out_of_noise_in_more_than_a_twentieth_of_studies(make_results, row):
+    named = 0
+    for study in range(60):
+        rng = np.random.default_rng(study)
+        rows = [
+            row(f"t{i}", "diverged" if rng.random() < 0.4 else "completed", setting_id=f"s{i}",
+                sampling_steps=int(rng.choice([1, 2, 5, 10])), initial=str(rng.choice(["gaussian", "uniform"])),
+                reinit_probability=float(rng.uniform(0, 0.3)), step_size=float(rng.choice([0.5, 1.0, 2.0])),
+                seconds_per_iteration=float(rng.normal(1, 0.1)), fd_buffer_best=float(rng.normal(5, 1)))
+            for i in range(20)
+        ]  # fmt: skip
+        found = importances(make_results(rows).trials, FIELDS, "fd_buffer")
+        named += any(i.fields["stands_out"].any() for i in found if len(i.fields))
+    assert named <= 5  # of 60 a twentieth is 3; at most 5 with a chance of 92% at that rate
+
+
 def test_noise_has_no_importances(drawn):
     trials = drawn(40, lambda s, rng: rng.normal(10, 1), bad=lambda s, rng: rng.random() < 0.5)
     for kind in ("quality", "divergence"):
@@ -131,7 +190,8 @@ def test_what_is_left_out_is_said(drawn, make_results, row):
     found = importance(both, FIELDS, "quality", "fd_buffer")
     assert found.trials == 24
     assert "3 trials of another protocol are left out" in found.remarks
-    assert "1 pruned trials are left out" in importance(both, FIELDS, "divergence").remarks[0]
+    (said,) = importance(both, FIELDS, "divergence").remarks
+    assert said.startswith("1 trials that were cut off count by the chance that they would have ended badly; pruning")
 
 
 def test_missing_numbers_are_a_value_of_their_own(make_results, row):
