@@ -70,7 +70,10 @@ class SearchConfig(_Model):
         "tpe", description="Optuna sampler, or a full grid"
     )
     trials: int | None = Field(
-        None, ge=1, le=MOST, description="settings to propose; times the seeds it gives the trials"
+        None,
+        ge=1,
+        le=MOST,
+        description="different settings to propose, or all if the space has fewer; times the seeds: trials",
     )
     seed: int = Field(0, ge=0, lt=2**32, description="seed of the sampler")
     storage: str | None = Field(
