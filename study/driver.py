@@ -367,6 +367,9 @@ def run_trials(
                 ending = put_down()
         if watchdog.lost is not None:
             raise RunError(_resumable(place, watchdog.lost))
+        if broken is not None and not ledger.unfinished() and search.remaining() == 0:
+            log.warning("all trials are over, so Ray's error has cost nothing")
+            broken = None
         if broken := broken or callback.error:
             reason = one_line(f"{type(broken).__name__}: {broken}")[:300]
             raise RunError(_resumable(place, f"the run broke off ({reason})"))

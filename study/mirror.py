@@ -279,7 +279,7 @@ class Mirror:
                 self._delay = max(self.every, _SHARE * (time.monotonic() - began))
                 if self._failures:
                     self._failures = 0
-                    self._say(f"{self.store.shown}: can be used again; all results are there")
+                    self._say(f"{self.store.shown}: can be used again; what waited here has been sent")
             else:
                 self._failures += 1
                 self._delay = min(_LONGEST, self.every * 2**self._failures)

@@ -133,6 +133,8 @@ class MebmTrainable(tune.Trainable):
     def _step(self) -> dict[str, Any]:
         self._beat(self._trial.trainer.iteration)
         report = self._trial.step(self._beat)
+        if report.done and self._recorder.flush():
+            self._await_store()  # the worker's scratch folder is no place for results
         if report.done and (left := self._recorder.flush()):
             text = f"not in the store: {', '.join(left)}; kept on {socket.gethostname()} in {self._recorder.folder}"
             report.trial["message"] = "; ".join(filter(None, (str(report.trial["message"] or ""), text)))
@@ -157,9 +159,10 @@ class MebmTrainable(tune.Trainable):
         return True
 
     def _await_store(self) -> None:
-        """Wait for a store that is away: without it there is no checkpoint to go on from."""
+        """Wait for a store that is away: it has the checkpoint to go on from, or takes what a trial has left."""
         until = time.monotonic() + _PATIENCE
         while not self._store_answers() and time.monotonic() < until:
+            self._beat(self._trial.trainer.iteration)
             time.sleep(1.0)
 
     def _beat(self, iteration: int) -> None:

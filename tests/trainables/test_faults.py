@@ -156,6 +156,31 @@ def test_a_trial_goes_on_while_its_store_is_away_and_stores_its_checkpoint_later
     trainable.cleanup()
 
 
+def test_a_trial_that_ends_while_its_store_is_away_waits_to_leave_its_files_there(
+    config: dict[str, Any], quick: Any, memory_url: str, breakable: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainable = bare(config | {"store": memory_url, "trial": quick(epochs=1).to_json()})
+    store, faults = breakable(memory_url)
+    trainable._store = trainable._recorder.store = store
+    faults.away, waited = True, []
+
+    def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        trainable._away_until = 0.0
+        faults.away = len(waited) < 3
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    report = trainable.step()
+    while not report[DONE]:
+        report = trainable.step()
+    values = read_report(report)[1]
+    assert (values["outcome"], values["message"]) == ("completed", None)
+    assert len(waited) == 3
+    trainable_id = trainable._trial_id
+    assert {f"models/{trainable_id}.pt", f"signals/{trainable_id}.parquet"} <= set(store.list())
+    trainable.cleanup()
+
+
 def rows(trainable: MebmTrainable, count: int) -> list[dict[str, Any]]:
     found = []
     for _ in range(count):
