@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from analysis.aggregate import configuration
+from analysis.aggregate import configuration, wilson
 from analysis.load import Results, ResultsError, records, typed_frame
 from trainables.bounded import read_table
 from trainables.schema import Cause, Column, DetectorRule, Outcome
@@ -183,7 +183,10 @@ class Replay:
         return medians
 
     def to_dict(self) -> dict[str, Any]:
-        """Counts and leads under the keys that `mebm detector --json` prints."""
+        """Counts and leads under the keys that `mebm detector --json` prints.
+
+        `false_alarms_high` is the upper bound of the rate's 95% Wilson interval: none of 92 is at most 4.0%.
+        """
         diverged, collapsed = self._of(Outcome.DIVERGED), self._of(Outcome.COLLAPSED)
         completed = self._of(Outcome.COMPLETED)
         causes: dict[str, int] = {}
@@ -198,6 +201,7 @@ class Replay:
             "collapsed_caught": self._alarmed(collapsed),
             "completed": len(completed),
             "false_alarms": self._alarmed(completed),
+            "false_alarms_high": wilson(self._alarmed(completed), len(completed)).high,
             "lead_median": self.lead_median(),
             "released_check": {
                 "diverged_caught": sum(r.released_iteration is not None for r in diverged),
@@ -242,14 +246,12 @@ class Replay:
     def lines(self) -> list[str]:
         """The result in words."""
         d = self.to_dict()
-        share = d["false_alarms"] / d["completed"] if d["completed"] else 0.0
         lines = [
-            f"diverged    {d['diverged_caught']}/{d['diverged']} caught "
-            f"(|loss| > 1e5: {d['released_check']['diverged_caught']}/{d['diverged']})",
-            f"collapsed   {d['collapsed_caught']}/{d['collapsed']} caught "
-            f"(|loss| > 1e5: {d['released_check']['collapsed_caught']}/{d['collapsed']})",
-            f"completed   {d['false_alarms']}/{d['completed']} false alarms ({share:.1%})",
+            f"{kind:<12}{d[f'{kind}_caught']}/{d[kind]} caught "
+            f"(|loss| > 1e5: {d['released_check'][f'{kind}_caught']}/{d[kind]})"
+            for kind in ("diverged", "collapsed")
         ]
+        lines.append(f"completed   {wilson(d['false_alarms'], d['completed']).of('false alarms')}")
         for norm, lead in d["lead_median"].items():
             leads = [r.lead for r in self._of(Outcome.DIVERGED, norm) if r.lead is not None]
             span = f" (smallest {min(leads)}, largest {max(leads)}, {len(leads)} runs)" if leads else ""

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from scipy import stats
 
-from analysis.aggregate import ENDED_BADLY, JUDGED, Spread, Trial, configuration, differing, spread, wilson
+from analysis.aggregate import (
+    ENDED_BADLY,
+    JUDGED,
+    Spread,
+    Trial,
+    configuration,
+    differing,
+    distinct_rows,
+    spread,
+    wilson,
+)
 from analysis.load import Results, ResultsError, records, typed_frame
 from analysis.words import symbol, text
 from trainables.schema import METRICS, Column
@@ -109,7 +119,7 @@ def parity(results: Results, field: str, reference: str | None = None) -> Parity
     Raises:
         ResultsError: no trial has the field, or none has the reference value.
     """
-    trials = [t for t in records(results.trials) if t["outcome"] in JUDGED]
+    trials = [t for t in records(distinct_rows(results.trials)) if t["outcome"] in JUDGED]
     configs = {(t["study"], t["trial_id"]): configuration(t["config"]) for t in trials}
     having = [t for t in trials if field in configs[t["study"], t["trial_id"]]]
     if not having:

@@ -97,7 +97,7 @@ def importance_figure(
 def interaction_figure(
     trials: pd.DataFrame, fields: Sequence[str] | None = None, metric: str | None = None
 ) -> go.Figure:
-    """Which fields act together on quality, time and divergence; `analysis.interactions` gives the numbers.
+    """Which fields act together on quality and divergence; `analysis.interactions` gives the numbers.
 
     Args:
         trials: `TRIAL_COLUMNS`.

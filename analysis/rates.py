@@ -75,21 +75,19 @@ def wilson(k: int, n: int) -> Interval:
 def distinct(trials: Iterable[Trial]) -> list[Trial]:
     """The trials without repeats: an equal setting and seed counts once, in one study or in several.
 
-    Of repeats the one that says most is kept: one that ended of itself before one that was cut off, that before one
-    that failed or is not over; of equal ones the latest to end. A trial without a setting or a seed is no repeat.
-    Order is kept.
+    Settings are equal by their id and configuration; where none was recorded, by their id in one study. Of repeats the
+    one that says most is kept: one that ended of itself before one that was cut off, that before one that failed or is
+    not over; of equal ones the latest to end. A trial without a setting or a seed is no repeat. Order is kept.
     """
     rows = list(trials)
-    for keys in (("study", "setting_id", "seed"), ("setting_id", "seed", "config")):
-        chosen: dict[Any, int] = {}
-        for i, trial in enumerate(rows):
-            values = tuple(trial.get(key) for key in keys)
-            key = values if None not in values else i
-            if key not in chosen or _says(trial) >= _says(rows[chosen[key]]):
-                chosen[key] = i
-        if len(chosen) < len(rows):
-            rows = [rows[i] for i in sorted(chosen.values())]
-    return rows
+    chosen: dict[Any, int] = {}
+    for i, trial in enumerate(rows):
+        setting, seed, config = (trial.get(key) for key in ("setting_id", "seed", "config"))
+        known = setting is not None and seed is not None
+        key = (setting, seed, trial.get("study") if config is None else None, config) if known else i
+        if key not in chosen or _says(trial) >= _says(rows[chosen[key]]):
+            chosen[key] = i
+    return [rows[i] for i in sorted(chosen.values())] if len(chosen) < len(rows) else rows
 
 
 def _says(trial: Trial) -> tuple[int, str]:

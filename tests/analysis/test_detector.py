@@ -10,6 +10,8 @@ import pytest
 
 from analysis.detector import (
     Recording,
+    Replay,
+    RunReplay,
     read_files,
     recorded,
     recordings,
@@ -229,6 +231,13 @@ def test_recorded_runs_under_the_current_thresholds():
     batch = table[(table["norm"] == "bn") & table["lead"].notna()]
     assert float(batch["lead"].median()) == 69
     assert int(table["lead"].min()) >= 0
+
+
+def test_no_false_alarm_of_92_is_said_with_its_bound():
+    quiet = RunReplay("r", "completed", "none", None, None, 99)
+    found = Replay(DetectorRule(), (quiet,) * 92)
+    assert "completed   0/92 false alarms, at most 4% at 95%" in found.lines()
+    assert found.to_dict()["false_alarms_high"] == pytest.approx(0.040, abs=5e-4)
 
 
 @needs_recordings
