@@ -12,6 +12,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import statistics
 import subprocess
@@ -826,6 +827,7 @@ class Round:
 
             above = (base / _STORE).resolve().as_uri()
             self.url, self.folder, self.results = join(above, NAME), work_folder(above, NAME), base / _STORE / NAME
+            shutil.rmtree(self.folder, ignore_errors=True)  # of an earlier run at this place
         self.journal = Journal(self.folder)
         self.driver: Driver | None = None
         self._starts = 0
