@@ -83,10 +83,13 @@ def _preflight(study: StudyConfig, space: Space, ledger: Ledger) -> dict[str, st
     points: list[Mapping[str, Any]] = list(space.start) or [first]
     if study.search.sampler != "grid":  # a grid starts with all it has
         for name in _READ:
-            points += [{name: choice} for choice in getattr(space.distributions.get(name), "choices", ())]
+            searched = space.distributions.get(name)
+            largest = getattr(searched, "high", None)  # of a range the most images that may be asked for
+            points += [{name: value} for value in getattr(searched, "choices", () if largest is None else (largest,))]
     sources: dict[tuple[Any, ...], str] = {}
     for point in points:
         trial = space.trial({**first, **point}, study.seeds[0])
+        _check(trial)
         if _key(trial) not in sources:
             sources[_key(trial)] = _share(trial)
     found = {}
@@ -102,6 +105,19 @@ def _key(trial: TrialConfig) -> tuple[Any, ...]:
     return tuple(getattr(trial, name) for name in _SHARED)
 
 
+def _check(trial: TrialConfig) -> None:
+    from trainables.learner import check_images, training_images
+
+    try:
+        data = training_images(trial)
+    except (DataError, ValueError) as error:
+        raise UserError(one_line(error)) from error
+    try:
+        check_images(trial, data)
+    except ValueError as error:
+        raise UserError(f"trial.{error}") from error
+
+
 def _share(trial: TrialConfig) -> str:
     """Take what a trial needs into the cache; returns where its images come from."""
     from trainables.evaluation import protocols_for
@@ -111,11 +127,6 @@ def _share(trial: TrialConfig) -> str:
 
     try:
         data = training_images(trial)
-        labelled = trial.classifies or trial.iterations_per_epoch is None  # it sets the epoch
-        needed = ["batch_size"] * trial.samples + ["label_batch_size"] * labelled
-        for size in needed:
-            if getattr(trial, size) > len(data.images):
-                raise UserError(f"trial.{size}: {getattr(trial, size)} images, but there are {len(data.images)}")
         if any(p.features == "small" for p in protocols_for(trial, data.shape)):
             small_extractor(data)
         if trial.sampler == "chains":

@@ -394,6 +394,9 @@ class _Scorer:
     def _hybrid(self) -> Iterator[dict[str, Any]]:
         outside = {name: load_dataset(name, folder).test_images for name, folder in self.request.outside}
         data = self.data
+        if not len(data.test_images):
+            yield {"source": "images", "metric": "accuracy", "samples": 0, "remark": f"{data.name} has no test images"}
+            return
         scores: HybridScores = score_hybrid(
             self.loaded.saved,
             data.test_images,

@@ -95,8 +95,8 @@ class DivergenceConfig(_Model):
     collapse_ratio: PositiveFloat = Field(
         1.0,
         description="a trial that ends with its buffer's quality worse than this multiple of p0's own has collapsed: "
-        "by more than the sampling error of the two scores, and with at least half of its iterations after the "
-        "warm-up, one pass through the images (or 1,000 iterations) and |B| chains written; before that it is "
+        "by more than the sampling error of the two scores, with at least three quarters of its iterations after the "
+        "warm-up, five passes through the images (or 2,000 iterations) and |B| chains written; before that it is "
         "undertrained",
     )
     action: Literal["stop", "record"] = Field(

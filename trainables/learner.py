@@ -27,6 +27,7 @@ from trainables.critic import Critic
 from trainables.datasets import CROP_PADDING, Batches, ImageData, crop_flip, load_dataset
 from trainables.device import make_generator, resolve_device, set_precision
 from trainables.divergence import DivergenceLatch
+from trainables.evaluation import protocols_for
 from trainables.execution import (
     CaptureError,
     IterationGraph,
@@ -87,13 +88,7 @@ class Learner:
         self.device = resolve_device(config.device)
         self.data = (training_images(config) if data is None else subset(data, config)).to(self.device)
         self.iterations_per_epoch = config.iterations_per_epoch or len(self.data.images) // config.label_batch_size
-        if self.iterations_per_epoch == 0:
-            raise ValueError(
-                f"{len(self.data.images)} training images do not fill one batch of label_batch_size="
-                f"{config.label_batch_size}"
-            )
-        if config.classifies and self.data.classes < 2:
-            raise ValueError(f"{config.method} needs labels, but the images of {self.data.name} have one class")
+        check_images(config, self.data)
         self.iterations_planned = self.iterations_per_epoch * config.epochs
         self.epoch = self.iteration = 0
         set_precision(config.precision, cudnn_benchmark=config.cudnn_benchmark)
@@ -557,6 +552,34 @@ def subset(data: ImageData, config: TrialConfig) -> ImageData:
         held_images=data.images[left_out] if held else None,
         held_labels=data.labels[left_out] if held else None,
     )
+
+
+def check_images(config: TrialConfig, data: ImageData) -> None:
+    """Whether there are enough images for a trial's batches and for what it is scored against.
+
+    Raises:
+        ValueError: there are not; the message begins with the field that asks for them.
+    """
+    count, name = len(data.images), data.name
+    labelled = config.classifies or config.iterations_per_epoch is None  # it sets the epoch
+    for field in ["batch_size"] * config.samples + ["label_batch_size"] * labelled:
+        if (size := getattr(config, field)) > count:
+            raise ValueError(f"{field}: {size} images, but there are {count} training images of {name}")
+    if config.classifies and data.classes < 2:
+        raise ValueError(f"method: {config.method} needs labels, but the images of {name} have one class")
+    if len(data.test_images):
+        return
+    if config.classifies and config.evaluation.accuracy_on == "test":
+        raise ValueError(
+            f"evaluation.accuracy_on: test, but {name} has no test images; give it a test split, or set accuracy_on to "
+            "validation and validation_images to how many training images are held out"
+        )
+    for protocol in protocols_for(config, data.shape):
+        if protocol.reference != "train":
+            raise ValueError(
+                f"evaluation.protocols: {protocol.name} compares with test images, but {name} has none; give it a test "
+                "split, or take a protocol against the training images"
+            )
 
 
 def derive_seed(seed: int, purpose: str) -> int:

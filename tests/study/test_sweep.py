@@ -329,3 +329,20 @@ def test_images_are_checked_for_every_choice_of_a_method(write_config, tmp_path,
     study = load_study(str(write_config(text)))
     with pytest.raises(UserError, match=r"trial.batch_size: 128 images, but there are 100"):
         launch._preflight(study, build_space(study), Ledger(tmp_path, "x"))
+
+
+@pytest.mark.parametrize("values", ["{choices: [16, 32, 256]}", "{low: 8, high: 256}", "{low: 8, high: 256, log: true}"])
+def test_images_are_checked_for_the_largest_batch(write_config, tmp_path, values):
+    """Else the trial that draws it fails when others have run for hours."""
+    from study import launch
+    from study.config import load_study
+    from study.errors import UserError
+    from study.space import build_space
+
+    text = (
+        "name: x\ntrial: {train_images: 100, dataset: digits, method: m-jem, label_batch_size: 50}\n"
+        f"search: {{sampler: random, trials: 2, space: {{batch_size: {values}}}}}\n"
+    )
+    study = load_study(str(write_config(text)))
+    with pytest.raises(UserError, match=r"trial.batch_size: 256 images, but there are 100"):
+        launch._preflight(study, build_space(study), Ledger(tmp_path, "x"))

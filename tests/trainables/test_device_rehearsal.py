@@ -26,7 +26,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainables import evaluation, execution, learner
+from trainables import evaluation, execution, inception, learner
 from trainables.datasets import Batches, ImageData
 from trainables.initial import Gaussian
 from trainables.learner import Learner
@@ -317,11 +317,9 @@ def _coarse_p0() -> None:
         assert small.sample(4, torch.Generator(place).manual_seed(0), rows).shape == (2, *SHAPE)
 
 
-def _stand_in_for_inception(
-    images: Tensor, data: ImageData, device: torch.device, protocol: Any, *, untrained: bool
-) -> Any:
+def _stand_in_for_inception(images: Tensor, data: ImageData, device: torch.device, protocol: Any) -> Any:
     assert images.dtype == torch.uint8 and images.device == device == data.images.device
-    return {"fid": 1.0, "isc": 1.0}, None
+    return inception.InceptionScores({"fid": 1.0, "isc": 1.0}, len(images), protocol.name, None)
 
 
 def _serve() -> None:
@@ -340,7 +338,7 @@ def _serve() -> None:
     execution.GRAPH_WARMUP = 1
     learner.resolve_device = lambda name: torch.device("cpu") if name == "cpu" else place
     learner.resolve_execution = lambda config, on: resolve(config, torch.device("cuda") if on == place else on)
-    evaluation.inception_scores = _stand_in_for_inception
+    inception.inception_scores = inception.shared_scores = _stand_in_for_inception
     torch.compile = functools.partial(torch.compile, backend="eager")
     for name in ("small-buffer", "small-fresh", "fresh-10k"):
         PROTOCOLS[name] = replace(PROTOCOLS[name], count=20)

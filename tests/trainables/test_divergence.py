@@ -398,13 +398,13 @@ def test_recorded_runs(recorded: Callable[[], list[tuple[Any, Any]]]) -> None:
 @pytest.mark.parametrize(
     ("fields", "images", "first"),
     [
-        ({"warmup_iterations": 0, "buffer_size": 100}, 640, 10),  # one pass through the images
-        ({"warmup_iterations": 0, "buffer_size": 100}, 641, 11),
-        ({"warmup_iterations": 0, "buffer_size": 100}, 1_281_167, 1000),  # which on ImageNet-32 takes 20,000
-        ({"warmup_iterations": 30, "buffer_size": 100}, 640, 60),  # as many iterations after the warm-up as in it
+        ({"warmup_iterations": 0, "buffer_size": 100}, 640, 50),  # five passes through the images
+        ({"warmup_iterations": 0, "buffer_size": 100}, 641, 51),
+        ({"warmup_iterations": 0, "buffer_size": 100}, 1_281_167, 2000),  # which on ImageNet-32 take 100,000
+        ({"warmup_iterations": 30, "buffer_size": 100}, 640, 120),  # three times as many after the warm-up as in it
         ({"warmup_iterations": 0, "buffer_size": 6400}, 640, 100),  # |B| chains have been written
-        ({"warmup_iterations": 0, "buffer_size": 6400, "buffer": "none"}, 640, 10),
-        ({"warmup_iterations": 1000, "buffer_size": 10_000}, 50_000, 2000),  # the published settings
+        ({"warmup_iterations": 0, "buffer_size": 6400, "buffer": "none"}, 640, 50),
+        ({"warmup_iterations": 1000, "buffer_size": 10_000}, 50_000, 4000),  # the published settings: of 78,000
     ],
 )
 def test_when_training_has_begun_in_earnest(fields: dict[str, Any], images: int, first: int) -> None:

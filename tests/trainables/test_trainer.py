@@ -965,3 +965,42 @@ def test_iterations_issued_after_a_verdict_change_nothing(quick: Quick, digits: 
     mine, theirs = _copy(tripped.state_dict()["model"]), _copy(healthy.state_dict()["model"])
     for name, value in theirs.items():
         torch.testing.assert_close(mine[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "images", "tests", "said"),
+    [
+        ({}, 63, 10, "batch_size: 64 images, but there are 63 training images of made-up"),
+        ({"batch_size": 16}, 15, 10, "batch_size: 16 images, but there are 15"),
+        ({"method": "softmax"}, 127, 10, "label_batch_size: 128 images, but there are 127"),
+        ({"batch_size": 16, "iterations_per_epoch": None}, 100, 10, "label_batch_size: 128 images, but there are 100"),
+        ({"method": "m-jem"}, 200, 0, "evaluation.accuracy_on: test, but made-up has no test images"),
+        ({"method": "softmax"}, 200, 0, "evaluation.accuracy_on: test, but made-up has no test images"),
+        (
+            {"evaluation": {"protocols": ("buffer-test-ref",)}}, 200, 0,
+            "evaluation.protocols: buffer-test-ref compares with test images, but made-up has none",
+        ),
+        (
+            {"evaluation": {"protocols": ("buffer-60k-ref",)}}, 200, 0,
+            "evaluation.protocols: buffer-60k-ref compares with test images, but made-up has none",
+        ),
+    ],
+)  # fmt: skip
+def test_too_few_images_are_refused_before_anything_starts(
+    quick: Quick, make_data: Callable[..., ImageData], fields: dict[str, Any], images: int, tests: int, said: str
+) -> None:
+    data = make_data(images)
+    data = replace(data, test_images=data.test_images[:tests], test_labels=data.test_labels[:tests])
+    with pytest.raises(ValueError, match=said) as found:
+        Trainer(quick(network="conv-8", **fields), data)
+    assert "\n" not in str(found.value)
+
+
+def test_what_needs_no_test_images_trains_without(quick: Quick, make_data: Callable[..., ImageData]) -> None:
+    data = make_data(200)
+    data = replace(data, test_images=data.test_images[:0], test_labels=data.test_labels[:0])
+    found = Trainer(quick(network="conv-8", evaluation={"protocols": "auto", "fresh_steps": 1}), data).evaluate()
+    assert set(found.values) == {"fd_buffer", "fd_fresh"}
+    held = {"validation_images": 40, "evaluation": {"accuracy_on": "validation", "protocols": "none"}}
+    judged = Trainer(quick(network="conv-8", method="m-jem", batch_size=32, **held), data).evaluate()
+    assert set(judged.values) == {"accuracy"} and judged.errors["accuracy"] > 0
