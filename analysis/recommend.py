@@ -208,7 +208,11 @@ class Recommendation:
         left = self.tied - self.nearest.tied
         others = f"{left} {'other' if self.nearest.tied else 'setting'}{'s' if left > 1 else ''}"
         further = f"; {others} cannot be told from it either" if left else ""
-        return f"{'tied with' if self.nearest.tied else 'ahead of'} {self.nearest.name}, {apart}{further}"
+        # Without several seeds anywhere an error is that of the samples, and a lead is one of these two models.
+        seeds = (
+            "" if self.nearest.tied or math.isfinite(self.best.freedom) else " by sampling alone, seeds not measured"
+        )
+        return f"{'tied with' if self.nearest.tied else 'ahead of'} {self.nearest.name}, {apart}{seeds}{further}"
 
     @property
     def by_fresh_chains(self) -> Candidate | None:
