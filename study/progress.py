@@ -79,7 +79,7 @@ def state_text(trial: Mapping[str, Any], *, short: bool = False) -> str:
         return f"{outcome.value} at iteration {trial['iteration']}: {CAUSE_TEXT[cause]}"
     if outcome in (Outcome.FAILED, Outcome.STOPPED, Outcome.PRUNED) and trial.get("message"):
         return f"{outcome.value}: {trial['message']}"
-    return outcome.value
+    return f"{outcome.value}, undertrained" if trial.get("undertrained") is True else outcome.value
 
 
 def duration(seconds: float) -> str:

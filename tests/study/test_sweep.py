@@ -331,7 +331,9 @@ def test_images_are_checked_for_every_choice_of_a_method(write_config, tmp_path,
         launch._preflight(study, build_space(study), Ledger(tmp_path, "x"))
 
 
-@pytest.mark.parametrize("values", ["{choices: [16, 32, 256]}", "{low: 8, high: 256}", "{low: 8, high: 256, log: true}"])
+@pytest.mark.parametrize(
+    "values", ["{choices: [16, 32, 256]}", "{low: 8, high: 256}", "{low: 8, high: 256, log: true}"]
+)
 def test_images_are_checked_for_the_largest_batch(write_config, tmp_path, values):
     """Else the trial that draws it fails when others have run for hours."""
     from study import launch
