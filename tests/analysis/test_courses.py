@@ -41,7 +41,7 @@ def test_mean_and_spread_over_seeds(make_results, row, values):
 
 
 def test_no_mean_of_survivors(make_results, row, values):
-    trials = [row("a", method="lse-jem"), row("b", "diverged", method="lse-jem", iteration=250, seed=1)]
+    trials = [row("a", method="lse-jem", seed=0), row("b", "diverged", method="lse-jem", iteration=250, seed=1)]
     results = make_results(trials, values("a", [0.1, 0.5, 0.8, 0.9]) + values("b", [0.1, 0.4, 0.2]))
     (found,) = courses(results)
     assert [e for e, _, _ in found.mean] == [0, 1, 2]
