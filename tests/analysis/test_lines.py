@@ -108,17 +108,19 @@ def test_points_of_courses_are_improvements_and_ends(make_results, row):
         | {"fd_buffer_protocol": "p"}
         for i, v in enumerate(values)
     ]
-    results = make_results([row("a", train_seconds=5.0), row("b", "diverged", train_seconds=3.0)], epochs)
+    results = make_results(
+        [row("a", seed=0, train_seconds=5.0), row("b", "diverged", seed=1, train_seconds=3.0)], epochs
+    )
     points = course_points(anytime(results, FD))
-    common = {"study": "demo", "setting_id": "s1", "seed": 0}
-    a = common | {"trial_id": "a", "outcome": "completed", "protocol": "p"}
+    common = {"study": "demo", "setting_id": "s1"}
+    a = common | {"trial_id": "a", "seed": 0, "outcome": "completed", "protocol": "p"}
     expected = [
         *(
             a | {"seconds": s, "iteration": i, "quality": q, "ended": False}
             for s, i, q in ((0.0, 0, 9.0), (1.0, 10, 4.0), (4.0, 40, 2.0))
         ),
         a | {"seconds": 5.0, "quality": 2.0, "ended": True},
-        common | {"trial_id": "b", "outcome": "diverged", "seconds": 3.0, "ended": True},
+        common | {"trial_id": "b", "seed": 1, "outcome": "diverged", "seconds": 3.0, "ended": True},
     ]
     assert points.equals(typed_frame(expected, COURSE_POINT_COLUMNS))
     assert course_points([]).equals(typed_frame([], COURSE_POINT_COLUMNS))

@@ -294,6 +294,6 @@ def test_settings_of_one_seed_vary_by_the_sampling_of_their_scores(make_results,
 
 
 def test_an_equal_setting_and_seed_counts_once_on_the_front(make_results, row):
-    same = [scored(row, f"t{i}", 0.2, 1.0, 0.02) | {"setting_id": "a", "seed": 0} for i in range(6)]
+    same = [scored(row, f"t{i}", 0.2, 1.0, 0.02, seed=0) | {"setting_id": "a"} for i in range(6)]
     (only,) = records(settings_front(make_results(same).trials, "fd_buffer"))
     assert (only["completed"], only["quality_low"]) == (1, None)
