@@ -302,7 +302,7 @@ def old_and_flipped(folder: Path, rng: random.Random, whole: Whole) -> str:
 
 
 def odd_version(folder: Path, rng: random.Random, whole: Whole) -> str:
-    version = rng.choice([0, 3, 99, -1, "1", None, True, 1.5, [], "\ud800"])
+    version = rng.choice([0, 4, 99, -1, "1", None, True, 1.5, [], "\ud800"])
     if rng.random() < 0.5:
         manifest = json.loads((folder / "manifest.json").read_text()) | {"schema_version": version}
         (folder / "manifest.json").write_text(json.dumps(manifest))
