@@ -2,8 +2,9 @@
 
 - Version 1: tables without a version in the file and without checksums, which may lack columns that came later
   (`Column.added`); a journal whose lines have no time of writing, no setting number and no checksum, and no runs.
-- Version 2: the version stands in the metadata of every table, which has a checksum per page and all columns but
-  those that have come since (`added=2`); every line of the journal has a CRC-32.
+- Version 2: the version stands in the metadata of every table, which has all columns of its time and a checksum per
+  page; every line of the journal has a CRC-32.
+- Version 3: scores have their sampling errors, and trials say whether they are undertrained (`added=2`).
 
 Nothing is made up: what a version did not record is null ("not measured"), unless the file says it elsewhere, as the
 complete configuration of a trial does. Files are never changed by reading them.

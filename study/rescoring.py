@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -270,7 +271,8 @@ class _Scorer:
     def score(self, name: str) -> Iterator[dict[str, Any]]:
         """Rows of one protocol, without what all rows of the model have in common."""
         started = time.perf_counter()
-        rows = list(self._hybrid() if name == HYBRID else self._samples(PROTOCOLS[name]))
+        with _threads(self.loaded.saved.threads):
+            rows = list(self._hybrid() if name == HYBRID else self._samples(PROTOCOLS[name]))
         spent = time.perf_counter() - started
         for row in rows:
             yield row | {"seconds": spent}
@@ -416,6 +418,17 @@ class _Scorer:
             if found.auroc_confidence is not None:
                 row = {"metric": f"auroc_confidence_{name}", "value": found.auroc_confidence}
                 yield base | row | {"reference": found.confidence_id}
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """As many threads as the trial was scored with: by another number of them a sum ends in other digits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _bounds(value: float | None, error: float | None) -> Row:

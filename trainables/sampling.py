@@ -30,7 +30,7 @@ from trainables.initial import Initial, Uniform, build_initial
 from trainables.learner import derive_seed, training_images
 from trainables.pixels import RANGES
 from trainables.reports import to_grid
-from trainables.saved import SavedModel, fit, load_model, model_of
+from trainables.saved import SavedModel, fit, load_model, model_of, threads_of
 from trainables.tensor_file import load_tensors
 from trainables.vera import Generator
 
@@ -252,6 +252,7 @@ def _from_checkpoint(path: Path, state: Mapping[str, Any], device: torch.device,
             classes,
             int(parts["epoch"]),
             int(parts["iteration"]),
+            threads=threads_of(state),
         )
     except ValueError as error:  # DataError too: the images were asked for their shape
         raise ValueError(f"{path}: {error}") from error

@@ -29,6 +29,7 @@ FORMAT = 2
 """Raised when the content of a model file changes."""
 SAMPLES = 10_000
 """Most samples kept: the whole buffer of the published settings. More where a protocol scores a larger one whole."""
+MAX_THREADS = 1024
 FRESH_SAMPLES = 2_000
 """Kept of a method without a buffer, whose samples cost a chain each."""
 
@@ -47,6 +48,8 @@ class SavedModel:
         truncated: the same samples truncated to 8 bits, as the released code scores them; None where not known.
         confidences: of the same samples before that, as `evaluation.confidences` gave them on the way; None where no
             protocol of the trial chose by them.
+        threads: of PyTorch on the CPU where it was scored; sums are taken in another order by another number of them.
+            None where not known.
     """
 
     config: TrialConfig
@@ -58,6 +61,7 @@ class SavedModel:
     iteration: int
     truncated: Tensor | None = None
     confidences: tuple[Tensor, Tensor] | None = None
+    threads: int | None = None
 
     @property
     def device(self) -> torch.device:
@@ -101,6 +105,7 @@ def model_state(trainer: Trainer) -> dict[str, Any]:
         "model": {name: value.detach().cpu() for name, value in trainer.scored_model.state_dict().items()},
         "samples": samples.contiguous(),
         "truncated": truncated.contiguous(),
+        "threads": torch.get_num_threads(),
         **chosen,
     }
 
@@ -171,7 +176,14 @@ def _rebuilt(state: dict[str, Any], device: str | torch.device) -> SavedModel:
         state["iteration"],
         truncated,
         chosen,
+        threads_of(state),
     )
+
+
+def threads_of(state: Mapping[str, Any]) -> int | None:
+    """The threads that a file says it was scored with; None where it says none, or a number that cannot be."""
+    found = state.get("threads")
+    return found if type(found) is int and 1 <= found <= MAX_THREADS else None
 
 
 def model_of(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Of the tables, the manifest and the journal; `analysis/migrate.py` says what earlier ones looked like."""
 
 ColumnType = Literal["string", "int64", "float64", "bool"]

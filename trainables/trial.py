@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from trainables.config import TrialConfig
 from trainables.datasets import ImageData
 from trainables.divergence import LatchReading, begun, beyond_error
@@ -306,6 +308,7 @@ class Trial:
         return {
             "config": self.config.to_json(),
             "data_source": self.trainer.data.source,
+            "threads": torch.get_num_threads(),
             "trainer": self.trainer.state_dict(),
             "evaluated_at": self._evaluated_at,
             "best": {name: list(best) for name, best in self._best.items()},

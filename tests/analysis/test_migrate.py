@@ -65,9 +65,9 @@ def test_an_unknown_version_is_refused_and_a_newer_one_named_as_such(version):
 
 def test_a_table_of_a_newer_version_is_refused(old):
     path = old / "epochs.parquet"
-    pq.write_table(pq.read_table(path).replace_schema_metadata({VERSION_KEY: b"3"}), path)
+    pq.write_table(pq.read_table(path).replace_schema_metadata({VERSION_KEY: b"4"}), path)
     with pytest.raises(
-        ResultsError, match=r"epochs\.parquet: schema_version is 3, but expected 1 or 2; it is of a newer"
+        ResultsError, match=r"epochs\.parquet: schema_version is 4, but expected 1 or 2 or 3; it is of a newer"
     ):
         load(old)
     pq.write_table(pa.table({"a": [1]}).replace_schema_metadata({VERSION_KEY: b"\xff"}), path)
@@ -188,3 +188,17 @@ def test_the_rest_of_a_line_is_counted_and_cut_off(journal):
     assert ledger.outcome("t0001") is Outcome.RUNNING
     ledger.close()
     assert (folder / JOURNAL).read_bytes() == b"".join(lines[:-1])
+
+
+def test_a_table_of_version_2_has_no_sampling_errors_and_all_else(study, row):
+    """What came with version 3 is null in it; a column that version 2 had must be there."""
+    folder = study([row("t1")], [])
+    path = folder / "trials.parquet"
+    whole = pq.read_table(path)
+    later = [c.name for c in TRIAL_COLUMNS if c.added == 2]
+    assert "undertrained" in later and "fd_buffer_best_se" in later
+    pq.write_table(whole.drop_columns(later).replace_schema_metadata({VERSION_KEY: b"2"}), path)
+    assert load(folder).trials[later].isna().all(axis=None)
+    pq.write_table(whole.drop_columns([*later, "energy_joules"]).replace_schema_metadata({VERSION_KEY: b"2"}), path)
+    with pytest.raises(ResultsError, match=r"lacks 1 of \d+ columns \(energy_joules\)"):
+        load(folder)
