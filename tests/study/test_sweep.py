@@ -47,7 +47,7 @@ def test_a_sweep_ends_well_and_says_what_it_found(swept):
     lines = out.splitlines()
     assert sum(line.startswith("[") for line in lines) == 8
     assert any("diverged at iteration" in line for line in lines)
-    assert "8 trials: 4 completed, 4 diverged" in lines
+    assert "8 trials: 4 completed (4 undertrained), 4 diverged" in lines
     assert lines[-2].split() == ["tables", f"{folder / 'tables'}/"]
     assert lines[-1].split() == ["report", str(folder / "report.html")]
     assert "Ray" not in out
@@ -153,7 +153,7 @@ def test_a_finished_study_is_not_run_again(swept, mebm, write_config, tiny):
     code, out, _ = mebm("resume", folder)
     assert code == 0
     assert (folder / "ledger.jsonl").read_bytes() == before
-    assert "8 trials: 4 completed, 4 diverged" in out
+    assert "8 trials: 4 completed (4 undertrained), 4 diverged" in out
 
 
 def test_resume_refuses_a_study_that_was_changed_or_damaged(swept, mebm, tmp_path):
