@@ -112,8 +112,16 @@ TRIAL_RESULTS = (
     *(
         name
         for m in METRICS
-        for name in (f"{m.name}_best", f"{m.name}_best_epoch", f"{m.name}_last", f"{m.name}_initial", m.protocol_column)
+        for name in (
+            f"{m.name}_best",
+            f"{m.name}_best_se",
+            f"{m.name}_best_epoch",
+            f"{m.name}_last",
+            f"{m.name}_initial",
+            m.protocol_column,
+        )
     ),
+    "undertrained",
     "model_metric",
     "model_epoch",
     "selected_on",
