@@ -1,6 +1,6 @@
 """Results to tables, figures and a report; needs neither torch nor Ray.
 
-In a notebook (`analysis/tutorial.py` is one) or a script:
+In a notebook (`docs/tutorial.py` is one) or a script:
 
     import analysis
 
@@ -16,7 +16,7 @@ What there is:
 | `load(*paths)` | `Results` of study folders or URLs |
 | `describe(name)` | columns, types, units and meanings of a frame |
 | `signals(results)` | per-iteration signals of all trials as one frame |
-| `build_tables(results)`, `write_tables(results, folder)` | the paper's Tables 1-6, published beside measured; `tables` is their module |
+| `build_tables(results)`, `write_tables(results, folder)` | the paper's Tables 1-6, published beside measured; `analysis.paper` is their module |
 | `write_report(results, file)` | the report as one HTML file |
 | `export_figures(results, folder)` | every figure as files |
 | `outcome_figure(trials)`, `phase_figure(trials)` | outcomes over two fields; with the estimated stable region |
@@ -26,7 +26,8 @@ What there is:
 | `anytime_figure(trials, epochs)`, `training_figure(trials, epochs, signals)`, `courses_figure(trials, epochs)` | over time, iterations and epochs |
 | `histogram_figure(histograms)`, `tsne_figure(points)`, `energies_figure(points)` | of trained models, from the files of `mebm figures` |
 
-All but `load` are imported when they are first used; so are the modules (`analysis.tradeoff`, `analysis.stability` ...).
+All are imported when they are first used; so are the modules, with or without their room
+(`analysis.tradeoff` is `analysis.stats.tradeoff.tradeoff`).
 """  # noqa: E501
 
 from __future__ import annotations
@@ -34,58 +35,39 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from analysis.load import load as load
-
 if TYPE_CHECKING:
-    from analysis.exhibits import energies_figure, histogram_figure, tsne_figure
-    from analysis.export import export_figures
-    from analysis.frames import describe, signals
-    from analysis.load import Results, ResultsError
-    from analysis.plots import (
-        anytime_figure,
-        cost_figure,
-        courses_figure,
-        front_figure,
-        hazard_figure,
-        importance_figure,
-        interaction_figure,
-        outcome_figure,
-        phase_figure,
-        steps_figure,
-        survival_figure,
-        tradeoff_figure,
-        training_figure,
-    )
-    from analysis.report import write_report
-    from analysis.tables import build_tables, write_tables
+    from analysis.figures.anytime import anytime_figure
+    from analysis.figures.export import export_figures
+    from analysis.figures.importance import importance_figure, interaction_figure
+    from analysis.figures.learning_curves import courses_figure
+    from analysis.figures.models.drawings import energies_figure, histogram_figure, tsne_figure
+    from analysis.figures.outcomes import outcome_figure
+    from analysis.figures.phase import phase_figure
+    from analysis.figures.settings import cost_figure, front_figure, steps_figure
+    from analysis.figures.survival import hazard_figure, survival_figure
+    from analysis.figures.tradeoff import tradeoff_figure
+    from analysis.figures.training import training_figure
+    from analysis.notebook import describe, signals
+    from analysis.report.page import write_report
+    from analysis.results.load import Results
+    from analysis.results.load import load as load
+    from analysis.results.messages import ResultsError
+    from analysis.tables.paper import build_tables, write_tables
 
 _HOME = {
-    "Results": "load",
-    "ResultsError": "load",
-    "describe": "frames",
-    "signals": "frames",
-    "build_tables": "tables",
-    "write_tables": "tables",
-    "write_report": "report",
-    "export_figures": "export",
-    "outcome_figure": "plots",
-    "phase_figure": "plots",
-    "survival_figure": "plots",
-    "hazard_figure": "plots",
-    "importance_figure": "plots",
-    "interaction_figure": "plots",
-    "tradeoff_figure": "plots",
-    "front_figure": "plots",
-    "steps_figure": "plots",
-    "cost_figure": "plots",
-    "anytime_figure": "plots",
-    "training_figure": "plots",
-    "courses_figure": "plots",
-    "histogram_figure": "exhibits",
-    "tsne_figure": "exhibits",
-    "energies_figure": "exhibits",
+    "Results": "results.load",
+    "ResultsError": "results.load",
+    "load": "results.load",
+    "describe": "notebook",
+    "signals": "notebook",
+    "build_tables": "tables.paper",
+    "write_tables": "tables.paper",
+    "write_report": "report.page",
+    "export_figures": "figures.export",
 }
-"""Module of every public name."""
+"""Module of every public name but those of figures, which `analysis.figures.registry` finds."""
+_STATS = tuple(f"stats.{room}" for room in ("trials", "survival", "tradeoff", "sensitivity", "space", "comparison"))
+_ROOMS = ("results", *_STATS, "tables", "detector", "figures", "report")
 
 __all__ = [
     "Results",
@@ -121,11 +103,17 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(f"analysis.{_HOME[name]}"), name)
         globals()[name] = value
         return value
-    if not name.startswith("_"):
+    if name.endswith("_figure"):
+        from analysis.figures.registry import notebook_function
+
+        if (value := notebook_function(name)) is not None:
+            globals()[name] = value
+            return value
+    for module in () if name.startswith("_") else (name, *(f"{room}.{name}" for room in _ROOMS)):
         try:
-            return importlib.import_module(f"analysis.{name}")
+            return importlib.import_module(f"analysis.{module}")
         except ModuleNotFoundError as error:
-            if error.name != f"analysis.{name}":
+            if error.name != f"analysis.{module}":
                 raise
     raise AttributeError(f"module 'analysis' has no attribute {name!r}")
 

@@ -20,11 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from analysis.aggregate import group_by
-from analysis.load import Results, typed_frame
-from analysis.rates import wilson
-from analysis.recommend import recommend
-from trainables.schema import TRIAL_COLUMNS
+from analysis.results.load import Results
+from analysis.results.parquet import typed_frame
+from analysis.stats.comparison.recommend import recommend
+from analysis.stats.survival.rates import wilson
+from analysis.stats.trials.grouping import group_by
+from trainables.results.schema import TRIAL_COLUMNS
 
 SETTINGS = 20
 BETWEEN, SEEDS, SAMPLING = 0.25, 0.1, 0.07

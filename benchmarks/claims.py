@@ -22,7 +22,7 @@ import numpy as np
 import optuna
 import pandas as pd
 
-from analysis.claims import Claims, claims
+from analysis.stats.sensitivity.claims import Claims, claims
 
 FIELDS = ("sampling_steps", "step_size", "reinit_probability", "buffer_size", "initial")
 NONE = {"none, 20%": 0.2, "none, 35%": 0.35, "none, 50%": 0.5}

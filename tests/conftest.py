@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
+import sys
 import uuid
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
+
+PROCESSES = 2
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """The whole suite runs in two processes, a file in one of them; what the command line names, in this one."""
+    option, parts = config.option, config.args_source is not pytest.Config.ArgsSource.TESTPATHS
+    if parts or hasattr(config, "workerinput") or getattr(option, "numprocesses", 0) is not None:
+        return
+    watched = option.usepdb or option.trace or option.capture == "no"
+    if not watched and len(os.sched_getaffinity(0)) >= PROCESSES:
+        option.numprocesses, option.dist = PROCESSES, "loadfile"
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # or each of them takes every core
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nobodys_code() -> None:
+    """What a file's tests have named and allowed is not known to those of the next."""
+    from trainables.plugins.reference import trust_code, use
+
+    use(None)
+    trust_code(False)
 
 
 class S3Server:
@@ -109,7 +135,7 @@ def breakable():
         import pyarrow as pa
         from pyarrow import fs
 
-        from trainables.storage import Store, open_filesystem
+        from trainables.results.store import Store, open_filesystem
 
         faults, (inner, root) = Faults(), open_filesystem(url)
 
@@ -155,3 +181,28 @@ def breakable():
         return store, faults
 
     return make
+
+
+@pytest.fixture(scope="session")
+def run_mebm():
+    """Calls the command line (or another command) in this process; returns exit code, standard output and standard error."""
+
+    def call(*arguments, command=None):
+        from study.cli.main import cli, main
+
+        out, err, code = io.StringIO(), io.StringIO(), 0
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+            patch.setattr(sys, "argv", ["mebm", *map(str, arguments)])
+            try:
+                main(command or cli)
+            except SystemExit as stop:
+                code = stop.code or 0
+        return code, out.getvalue(), err.getvalue()
+
+    return call
+
+
+@pytest.fixture
+def mebm(run_mebm):
+    """The command line; see `run_mebm`."""
+    return run_mebm

@@ -34,8 +34,8 @@ check)
     parallel=$("$PYTHON" -c "import xdist" 2>/dev/null && echo "-n 6")
     # shellcheck disable=SC2086
     timeout "${LIMIT:-75}" "$PYTHON" -m pytest -q -p no:cacheprovider $parallel -m "gpu and not slow" --tb=short \
-        tests/trainables/test_gpu.py tests/trainables/test_trainer.py tests/trainables/test_energy.py \
-        tests/trainables/test_chain_graph.py >"$OUT/pytest.log" 2>&1
+        tests/trainables/training/test_gpu.py tests/trainables/training/test_trainer.py tests/trainables/trial/test_gpu_energy.py \
+        tests/trainables/training/test_drawing.py >"$OUT/pytest.log" 2>&1
     say tests; grep -E "^(FAILED|ERROR|E  )|passed|failed" "$OUT/pytest.log" | cut -c1-260 | tail -40
     wait; grep -E "^(m-|failed|mebm)" "$OUT/warm.log" | cut -c1-200; rm -rf "$OUT"/warm*; say end ;;
 bench)
@@ -61,7 +61,7 @@ study)
 rest)
     timed "$((${LIMIT:-300} / 2))" --methods m-jem:5,m-jem:20,jem++:10,vera,softmax,m-jem:10,jem++:5 --precision bf16,tf32 \
         --execution graphed,eager --no-baseline --rounds 3 --seconds 0.2
-    timed "$((${LIMIT:-300} / 2))" --suite packing
+    timeout -s INT -k 10 "$((${LIMIT:-300} / 2))" "$PYTHON" -m benchmarks.overhead --suite packing --out "$OUT/bench" 2>&1 | cut -c1-230
     say end ;;
 *)
     sed -n '2,10p' "$0"; exit 2 ;;

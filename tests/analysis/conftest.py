@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from analysis.intact import with_checksum
-from analysis.load import Results, load, write_parquet
-from trainables.schema import EPOCH_COLUMNS, SCHEMA_VERSION, SIGNAL_COLUMNS, TRIAL_COLUMNS, Cause, Outcome
+from analysis.results.load import Results, load
+from analysis.results.manifest import with_checksum
+from analysis.results.parquet import write_parquet
+from trainables.results.schema import EPOCH_COLUMNS, SCHEMA_VERSION, SIGNAL_COLUMNS, TRIAL_COLUMNS, Cause, Outcome
 
 BASE: dict[str, Any] = {
     "method": "m-ebm",

@@ -9,11 +9,12 @@ import plotly.graph_objects as go
 import pytest
 
 import analysis
-from analysis.example import write_example
-from analysis.export import figure_drawings
-from analysis.frames import COLUMNS
-from analysis.load import load
-from trainables.schema import TRIAL_COLUMNS
+from analysis.figures.export import figure_drawings
+from analysis.figures.registry import notebook_function
+from analysis.notebook import documented
+from analysis.results.load import load
+from benchmarks.example import write_example
+from trainables.results.schema import TRIAL_COLUMNS
 
 
 @pytest.fixture(scope="module")
@@ -27,16 +28,22 @@ def test_every_public_name_is_there_and_in_the_documentation():
         assert name in dir(analysis)
         if name not in ("Results", "ResultsError"):
             assert name in analysis.__doc__
-    assert set(analysis._HOME) | {"load"} == set(analysis.__all__)
+    drawn = {name for name in analysis.__all__ if notebook_function(name) is not None}
+    assert set(analysis._HOME) | drawn == set(analysis.__all__)
     with pytest.raises(AttributeError, match="module 'analysis' has no attribute 'outcomes_figure'"):
         _ = analysis.outcomes_figure
 
 
 def test_load_is_the_function_whatever_was_imported_first(results):
-    """`analysis.load` is a module too: in new interpreters, by every way of importing it."""
+    """`analysis.results.load` is a module too: in new interpreters, by every way of importing it."""
     folder = results.folders["example"]
-    for first in ("import analysis.load", "from analysis.load import records", "import analysis.tables", "pass"):
-        script = f"{first}\nimport analysis, sys\nprint(len(analysis.load(sys.argv[1]).trials), analysis.tables.ROWS)"
+    for first in (
+        "import analysis.results.load",
+        "from analysis.results.load import Results",
+        "import analysis.tables.paper",
+        "pass",
+    ):
+        script = f"{first}\nimport analysis, sys\nprint(len(analysis.load(sys.argv[1]).trials), analysis.paper.ROWS)"
         done = subprocess.run([sys.executable, "-c", script, str(folder)], capture_output=True, text=True, check=False)
         assert done.stdout.startswith("48 {'table_1': 17"), done.stderr
 
@@ -54,9 +61,9 @@ def test_columns_are_described_with_units_and_meanings(results):
     by_name = trials.set_index("column")
     assert by_name.loc["seconds_per_iteration", "unit"] == "s"
     assert pd.isna(by_name.loc["outcome", "unit"])
-    for name in COLUMNS:
+    for name, columns in documented().items():
         described = analysis.describe(name)
-        assert len(described) == len(COLUMNS[name]) and described["meaning"].str.len().gt(0).all(), name
+        assert len(described) == len(columns) and described["meaning"].str.len().gt(0).all(), name
     for name, frame in (("trials", results.trials), ("epochs", results.epochs), ("signals", analysis.signals(results))):
         assert frame.columns.tolist() == analysis.describe(name)["column"].tolist()
     with pytest.raises(KeyError, match="no frame 'trial'; there are trials, epochs"):
@@ -65,7 +72,7 @@ def test_columns_are_described_with_units_and_meanings(results):
 
 def test_figures_of_frames_are_those_of_the_report(results):
     trials, epochs = results.trials, results.epochs
-    drawn = {name: drawing.figure for _, name, drawing in figure_drawings(results)}
+    drawn = {drawing.name: drawing.figure for drawing in figure_drawings(results)}
     made = {
         "outcomes": analysis.outcome_figure(trials),
         "phase": analysis.phase_figure(trials),

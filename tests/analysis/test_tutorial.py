@@ -1,7 +1,6 @@
 """The tutorial runs from its first cell to its last, and its example study is what it says."""
 
 import ast
-import importlib.util
 import runpy
 import sys
 from pathlib import Path
@@ -11,8 +10,11 @@ import plotly.graph_objects as go
 import pytest
 
 import analysis
-from analysis.example import NAME, SEEDS, write_example
-from analysis.load import load, records
+from analysis.results.load import load
+from analysis.results.parquet import records
+from benchmarks.example import NAME, SEEDS, write_example
+
+TUTORIAL = Path(__file__).parents[2] / "docs/tutorial.py"
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +28,7 @@ def ran(example, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["tutorial", str(example)])
         patch.setattr("tempfile.tempdir", str(tmp_path_factory.mktemp("out")))
-        return runpy.run_module("analysis.tutorial")
+        return runpy.run_path(str(TUTORIAL))
 
 
 def test_every_cell_runs_and_shows_what_it_says(ran):
@@ -50,8 +52,7 @@ def test_the_interaction_that_was_put_in_is_found(ran):
 
 def test_the_file_is_a_notebook_of_cells():
     """In the percent format: text cells are comments, code cells compile by themselves, one shows something at its end."""
-    path = Path(importlib.util.find_spec("analysis.tutorial").origin)
-    cells = path.read_text(encoding="utf-8").split("# %%")[1:]
+    cells = TUTORIAL.read_text(encoding="utf-8").split("# %%")[1:]
     text = [c for c in cells if c.startswith(" [markdown]")]
     code = [c for c in cells if not c.startswith(" [markdown]")]
     assert len(text) >= 7 and len(code) >= 8

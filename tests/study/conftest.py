@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-import io
 import os
-import sys
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -70,36 +67,11 @@ def tiny_study():
 
 
 @pytest.fixture(scope="session")
-def run_mebm():
-    """Calls the command line in this process; returns exit code, standard output and standard error."""
-
-    def call(*arguments):
-        from study.cli import main
-
-        out, err, code = io.StringIO(), io.StringIO(), 0
-        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-            patch.setattr(sys, "argv", ["mebm", *map(str, arguments)])
-            try:
-                main()
-            except SystemExit as stop:
-                code = stop.code or 0
-        return code, out.getvalue(), err.getvalue()
-
-    return call
-
-
-@pytest.fixture
-def mebm(run_mebm):
-    """The command line; see `run_mebm`."""
-    return run_mebm
-
-
-@pytest.fixture(scope="session")
 def ray_cluster():
     """One Ray runtime for every test that needs one in this process, with two CPUs."""
     import ray
 
-    from study.driver import quiet_ray
+    from study.run.ray_session import quiet_ray
 
     quiet_ray()
     ray.init(

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from trainables.config import TrialConfig
-from trainables.datasets import ImageData, load_dataset
-from trainables.methods import build_trial
+from trainables.config.trial import TrialConfig
+from trainables.data.datasets import ImageData, load_dataset
+from trainables.methods.presets import build_trial
+from trainables.training.trainer import Trainer
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,6 +31,21 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def nudged() -> Callable[[Trainer, int], Trainer]:
+    """Moves every weight of a trainer's energy model to a neighbouring float: what rounding alone may come to."""
+
+    def nudge(trainer: Trainer, seed: int) -> Trainer:
+        random = torch.Generator().manual_seed(seed)
+        for p in trainer.model.parameters():
+            up = torch.rand(p.shape, generator=random) < 0.5
+            with torch.no_grad():
+                p.copy_(torch.nextafter(p, torch.where(up, torch.inf, -torch.inf)))
+        return trainer
+
+    return nudge
 
 
 @pytest.fixture(scope="session")

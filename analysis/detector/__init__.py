@@ -1,0 +1,1 @@
+"""The divergence detector replayed over recorded signals, and its thresholds."""

@@ -1,0 +1,1 @@
+"""Study folders in, data frames out; the published numbers."""

@@ -1,0 +1,1 @@
+"""Settings compared: their table, the recommended one, pairs that differ in one field."""

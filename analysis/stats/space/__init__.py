@@ -1,0 +1,1 @@
+"""The searched space: its axes and its stable region."""

@@ -1,0 +1,1 @@
+"""Trials and the groups they form: by setting, seed and field."""

@@ -1,0 +1,1 @@
+"""The paper's tables, measured beside published, and how they are printed."""

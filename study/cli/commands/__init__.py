@@ -1,0 +1,1 @@
+"""The commands of `mebm`: one module each, with a command (`study.cli.options`) of the module's name."""

@@ -1,0 +1,1 @@
+"""What `mebm new` writes."""

@@ -1,0 +1,1 @@
+"""YAML to a study: fields, search space, seeds, budget."""

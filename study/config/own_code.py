@@ -1,0 +1,96 @@
+"""Where a study's configuration names code: its references without folders, and what they are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from study.config.errors import UserError, shown
+from trainables.plugins.installed import fingerprint, registered
+from trainables.plugins.reference import bind, is_reference
+
+_KINDS = {
+    "method": "method",
+    "network": "network",
+    "dataset": "dataset",
+    "initial": "initial",
+    "optimiser": "optimiser",
+    "metric": "metric",
+    "metrics": "metric",
+}
+"""What a key of a trial or an objective names; its last part, where it is dotted."""
+_PARTS = ("trial", "search", "objectives", "pruning")
+"""Keys of a study below which code can be named."""
+
+
+def short_names(values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """A study's raw mapping with its files found and read, and their names without folders: what is hashed and stored.
+
+    Raises:
+        UserError: there is no such file, or two have one name.
+    """
+
+    def change(value: Any, key: str, kind: str | None) -> Any:
+        if isinstance(value, Mapping):
+            return {k: change(v, f"{key}.{k}", _kind(k, kind)) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(change(v, key, kind) for v in value)
+        if kind is None or not is_reference(value):
+            return value
+        try:
+            return bind(value)[0]
+        except ValueError as error:
+            raise UserError(f"{source}: {key}: {shown(value, 200, quoted=False)}: {error}") from None
+
+    if _is_script(values):
+        return dict(values)
+    return {k: change(v, str(k), None) if k in _PARTS else v for k, v in values.items()}
+
+
+def _is_script(values: Mapping[str, Any]) -> bool:
+    """Whether the fields of a trial are a script's arguments, which may have any name."""
+    trial = values.get("trial")
+    return isinstance(trial, Mapping) and "script" in trial
+
+
+def _kind(key: object, above: str | None) -> str | None:
+    return _KINDS.get(str(key).rpartition(".")[2], above)
+
+
+def code_names(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Kind and name of all that a study's mapping takes from others' code: references and plug-ins, once each."""
+    seen: dict[tuple[str, str], None] = {}
+
+    def look(value: Any, kind: str | None) -> None:
+        if isinstance(value, Mapping):
+            for k, v in value.items():
+                look(v, _kind(k, kind))
+        elif isinstance(value, list | tuple):
+            for v in value:
+                look(v, kind)
+        elif kind is not None and isinstance(value, str) and (is_reference(value) or value in registered(kind)):
+            seen[kind, value] = None
+
+    for part in () if _is_script(values) else _PARTS:
+        look(values.get(part), None)
+    yield from seen
+
+
+def packages(values: Mapping[str, Any]) -> dict[str, str]:
+    """Prints of the packages that a study's mapping takes code from, by module or `method NAME`.
+
+    Raises:
+        UserError: a module is gone.
+    """
+    found = {}
+    for kind, name in code_names(values):
+        place = name.rpartition(":")[0]
+        point = None if place else registered(kind)[name]
+        try:
+            if point is not None:
+                found[f"{kind} {name}"] = fingerprint(point.module, point.dist)
+            elif not place.endswith(".py"):
+                found[place] = fingerprint(place)
+        except ValueError as error:
+            raise UserError(f"{kind} {name}: {error}") from None
+    return found

@@ -1,0 +1,105 @@
+"""What a study searches, as its YAML says it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
+
+from study.config.addresses import check_address
+from trainables.config.parts import StrictModel
+
+Scalar = bool | int | float | str | None
+MAX = 10**9
+"""Of anything that is counted or measured here."""
+Count = Annotated[int, Field(ge=1, le=MAX)]
+MAX_END = 1e100
+"""Ends of a range: the square of none is infinite."""
+
+
+class Part(StrictModel):
+    """A part of a study's configuration."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class Range(Part):
+    """One searched field: an interval (`low`, `high`, optionally `log` or `step`) or `choices`."""
+
+    low: float | int | None = None
+    """Smallest value, included."""
+    high: float | int | None = None
+    """Largest value, included."""
+    log: bool = False
+    """Uniform in the logarithm."""
+    step: float | int | None = Field(None, gt=0)
+    """Grid within the interval."""
+    choices: tuple[Scalar, ...] | None = None
+    """The values to choose from."""
+
+    @model_validator(mode="after")
+    def _either(self) -> Self:
+        if self.choices is not None:
+            if self.low is not None or self.high is not None or self.log or self.step is not None:
+                raise ValueError("choices stand alone: no low, high, log or step beside them")
+            if len(self.choices) == 0:
+                raise ValueError("choices must not be empty")
+            return self
+        if self.low is None or self.high is None:
+            raise ValueError("needs low and high, or choices")
+        if self.low > self.high:
+            raise ValueError(f"low <= high must hold, but got low={self.low}, high={self.high}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"a logarithmic range needs low > 0, but got low={self.low}")
+        if self.log and self.step is not None:
+            raise ValueError("log and step cannot be combined")
+        if max(abs(self.low), abs(self.high)) > MAX_END:
+            raise ValueError(f"low and high must be within {MAX_END:g} of 0, but are {self.low} and {self.high}")
+        if self.step is not None and (self.high - self.low) / MAX > self.step:
+            raise ValueError(f"step {self.step} makes more than {MAX:g} values of {self.low} to {self.high}")
+        return self
+
+
+class SearchConfig(Part):
+    """What varies from trial to trial."""
+
+    sampler: Literal["tpe", "random", "nsga2", "gp", "grid"] = "tpe"
+    """Optuna sampler, or a full grid."""
+    trials: Count | None = None
+    """Settings to propose, all if the space has fewer; each is run with every seed."""
+    seed: int = Field(0, ge=0, lt=2**32)
+    """Seed of the sampler."""
+    storage: Annotated[str, AfterValidator(check_address)] | None = None
+    """Optuna storage that several drivers share, such as postgresql+psycopg://user@host/optuna; ${NAME} in it, or
+    instead of it, is taken from the environment, as a password must be; null: optuna.db in the study's folder."""
+    startup_trials: Count = 8
+    """Random settings before TPE or GP starts to model."""
+    space: dict[str, Range] = Field(default_factory=dict)
+    """Searched trial fields (dotted for nested ones); auto: the range that the method has for a field of its own."""
+    start: tuple[dict[str, Scalar], ...] = ()
+    """Settings to try first; what one leaves out is sampled."""
+    grid: tuple[dict[str, Any], ...] = ()
+    """Blocks of a grid: each field has a value or a list; a block is the product of its lists."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.sampler == "grid":
+            if not self.grid:
+                raise ValueError("sampler grid needs grid: a list of blocks")
+            if self.space or self.start or self.trials is not None:
+                raise ValueError("sampler grid takes no space, start or trials: the grid is all there is")
+        else:
+            if self.grid:
+                raise ValueError(f"grid belongs to sampler grid, but sampler is {self.sampler}")
+            if not self.space:
+                raise ValueError("space is empty: name at least one trial field to search")
+            if self.trials is None:
+                raise ValueError(f"sampler {self.sampler} needs trials: how many settings to propose")
+        return self
+
+    @property
+    def varied(self) -> list[str]:
+        """Names of the searched fields."""
+        if self.sampler == "grid":
+            return list(dict.fromkeys(key for block in self.grid for key in block))
+        return list(self.space)

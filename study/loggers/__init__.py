@@ -1,0 +1,1 @@
+"""Optional loggers: TensorBoard, MLflow, Weights & Biases."""

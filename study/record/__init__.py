@@ -1,0 +1,1 @@
+"""A study's folder: journal, tables, manifest, and their repair."""

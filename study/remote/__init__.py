@@ -1,0 +1,1 @@
+"""A study whose results are in object storage."""

@@ -1,0 +1,1 @@
+"""A study at work: driver, scheduler, pruning, budget, watchdog."""

@@ -1,0 +1,1 @@
+"""Training scripts of other people: run alone, and as the trials of a study."""

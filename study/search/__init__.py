@@ -1,0 +1,1 @@
+"""Optuna behind Ray Tune."""

@@ -1,0 +1,34 @@
+"""Everything of Optuna that is not public: one file to look at when Optuna changes.
+
+Written against Optuna `VERSION`; `tests/study/search/test_optuna_private.py` names what is gone in another one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial
+
+VERSION = "5.0.0"
+
+
+def storage_id(trial: FrozenTrial) -> int:
+    """Id of a trial in its storage, where other studies' trials are numbered too."""
+    return trial._trial_id
+
+
+def live_trial(study: optuna.Study, trial: FrozenTrial) -> optuna.Trial:
+    """A trial of a study that can be written on."""
+    return optuna.Trial(study, trial._trial_id)
+
+
+def check_trial(trial: FrozenTrial) -> None:
+    """Refuse with a `ValueError` or `TypeError` a trial that Optuna would not add to a study."""
+    trial._validate()
+
+
+def fixed_parameters(trial: FrozenTrial) -> dict[str, Any] | None:
+    """Values with which a trial was put into the queue; None where it was not."""
+    found: dict[str, Any] | None = trial.system_attrs.get("fixed_params")
+    return found

@@ -1,0 +1,129 @@
+"""Optuna's storage of a study: a file of the folder, or a server that several studies share."""
+
+from __future__ import annotations
+
+import time
+import warnings
+import zlib
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.storages import RDBStorage
+from sqlalchemy import event
+from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
+
+from study.config.addresses import filled
+from study.config.errors import UserError, one_line
+from study.config.study import StudyConfig
+from trainables.results.credentials import redacted
+from trainables.results.layout import STORAGE
+
+AWAY = (SQLAlchemyError, optuna.exceptions.StorageInternalError)
+"""What is raised where a storage cannot be used."""
+_TABLE_TRIES, _TABLE_SECONDS = 10, 0.5
+"""Times and pauses of opening a shared storage whose tables another driver is making."""
+
+
+def storage_url(folder: Path) -> str:
+    """URL of the Optuna storage in a study's folder, an SQLite file that optuna-dashboard opens."""
+    return f"sqlite:///{(folder / STORAGE).resolve()}"
+
+
+def shared_url(study: StudyConfig) -> str | None:
+    """URL of the storage that several drivers share, with `${NAME}` replaced; None for the one in the folder."""
+    return filled(study.search.storage) if study.search.storage else None
+
+
+def storage_error(error: BaseException, url: str | None) -> str:
+    """An error of a storage in a line, without the password of its address."""
+    text = one_line(error).partition(" (Background on this error")[0]
+    return redacted(text, *([url] if url else []))[:200]
+
+
+def _storage(study: StudyConfig, folder: Path) -> RDBStorage:
+    shared = shared_url(study)
+    if shared is not None:
+        try:
+            return _connected(shared)
+        except (ArgumentError, ValueError):
+            # One that cannot be read may be named in the error, password and all.
+            raise UserError("search.storage: not an address of a database") from None
+        except (ImportError, TypeError) as error:  # of the driver: not installed, an option it does not know
+            raise UserError(f"search.storage: {storage_error(error, shared)}") from None
+        except AWAY as error:
+            raise UserError(f"search.storage: cannot be reached ({storage_error(error, shared)})") from None
+    storage = RDBStorage(storage_url(folder))
+
+    @event.listens_for(storage.engine, "connect")
+    def _fast(connection: Any, _record: Any) -> None:
+        # No write is waited for: the ledger is the truth, and the storage can be made anew from it.
+        connection.execute("PRAGMA synchronous = OFF")
+
+    storage.engine.dispose()
+    return storage
+
+
+def _connected(url: str) -> RDBStorage:
+    """A shared storage. Of drivers that find it empty at once each makes its tables, and all but one fail at that."""
+    tries = 1
+    while True:
+        try:
+            # Connections die on a weekend; each is tried before it is used.
+            return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+        except SQLAlchemyError as error:
+            if tries == _TABLE_TRIES or not (isinstance(error, IntegrityError) or "already exists" in str(error)):
+                raise
+        tries += 1
+        time.sleep(_TABLE_SECONDS)
+
+
+def make_sampler(study: StudyConfig, already: int, driver: str = "") -> BaseSampler:
+    """The sampler of a study, whose seed the stored trials shift, or a resumed study would propose its first again.
+
+    So does the driver's name: those that share a storage propose different ones.
+    """
+    search = study.search
+    seed = (search.seed + already + zlib.crc32(driver.encode())) % 2**32
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        first = search.startup_trials
+        match search.sampler:
+            case "tpe":
+                return TPESampler(seed=seed, n_startup_trials=first, multivariate=True, constant_liar=True)
+            case "gp":
+                return GPSampler(seed=seed, n_startup_trials=first, deterministic_objective=False)
+            case "nsga2":
+                return NSGAIISampler(seed=seed)
+            case _:
+                return RandomSampler(seed=seed)
+
+
+def open_storage(study: StudyConfig, folder: Path, started: Collection[int] = ()) -> optuna.Study:
+    """The study in its Optuna storage, made if need be, its starting points but those `started` in the queue."""
+    return open_both(study, folder, started)[0]
+
+
+def open_both(study: StudyConfig, folder: Path, started: Collection[int] = ()) -> tuple[optuna.Study, RDBStorage]:
+    """See `open_storage`; also the storage without Optuna's cache around it."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    storage = _storage(study, folder)
+    directions = [objective.resolved_direction for objective in study.objectives]
+    try:
+        # Of several drivers that start at once one makes the study; only that one fills the queue.
+        opened = optuna.create_study(study_name=study.name, storage=storage, directions=directions)
+        fresh = True
+    except optuna.exceptions.DuplicatedStudyError:
+        opened = optuna.load_study(study_name=study.name, storage=storage)
+        fresh = False
+    there = [d.name.lower() for d in opened.directions]
+    if there != directions:
+        raise UserError(f"{study.name}: its Optuna storage has the directions {there}, the study {directions}")
+    if fresh:
+        for number, point in enumerate(study.space.start[: study.space.settings]):
+            if number not in started:
+                opened.enqueue_trial(dict(point), user_attrs={"setting": number})
+    opened.sampler = make_sampler(study, len(opened.get_trials(deepcopy=False)))
+    return opened, storage

@@ -1,0 +1,1 @@
+"""Images: data sets by name, the forms they come in, batches."""

@@ -1,0 +1,1 @@
+"""Quality numbers and the features they are taken on."""

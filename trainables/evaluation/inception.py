@@ -1,0 +1,154 @@
+"""Inception's features: torch-fidelity's inception-v3-compat, built once per process."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import io
+import os
+import sys
+import warnings
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from trainables.evaluation.frechet import DISTANCES
+from trainables.networks.arithmetic import precision_kept, set_precision
+
+INCEPTION_VARIABLE = "MEBM_INCEPTION_WEIGHTS"
+"""Environment variable with a local file of torch-fidelity's Inception weights."""
+CANONICAL_FILE = "pt_inception-2015-12-05-6726825d.pth"
+"""Name of torch-fidelity's own download."""
+POOL, LOGITS, POOL_SIZE = "2048", "logits_unbiased", 2048
+_BATCH = {"cpu": 50, "cuda": 125}
+"""Images per forward. More would make a GPU no faster, and cost memory that other trials may need."""
+_PER_COPY = 2000
+"""Images whose features are gathered on the device before the host waits for them."""
+
+
+class NoFeaturesError(RuntimeError):
+    """Inception's features are not to be had: no weights, or no memory for one image. The message is one line."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """Of N images: `pool` float32 (N, 2048) and `logits` float32 (N, 1008), on the CPU."""
+
+    pool: Tensor
+    logits: Tensor
+
+    def __len__(self) -> int:
+        return len(self.pool)
+
+
+class Inception:
+    """The feature network. `id`: name of the network and hash of its weights' file."""
+
+    def __init__(self, network: torch.nn.Module, identity: str) -> None:
+        self._network, self.id = network, identity
+
+    def features(self, images: Tensor, device: torch.device, batch_size: int | None = None) -> Features:
+        """uint8 (N, 1 or 3, H, W) on any device to features on the CPU; grey images as three equal channels.
+
+        The network stays there until `release`; where memory is short it takes half as many. NoFeaturesError: one is
+        too much.
+        """
+        size = batch_size or _BATCH[device.type]
+        while True:
+            try:
+                return self._features(images, device, size)
+            except torch.OutOfMemoryError as error:
+                if size == 1:
+                    self.release()
+                    raise NoFeaturesError(f"no memory left on {device} for Inception's features") from error
+            size //= 2
+            DISTANCES.clear()
+            gc.collect()
+            _give_back(device)
+
+    def _features(self, images: Tensor, device: torch.device, size: int) -> Features:
+        pools: list[Tensor] = []
+        logits: list[Tensor] = []
+        self._network.to(device)
+        with torch.no_grad(), precision_kept():
+            set_precision("fp32")  # whatever the trial's: a number must not depend on how its model was trained
+            for group in images.split(max(1, _PER_COPY // size) * size):
+                found = [self._network(part.expand(-1, 3, -1, -1)) for part in group.to(device).split(size)]
+                pools.append(torch.cat([pool.float() for pool, _ in found]).cpu())
+                logits.append(torch.cat([logit.float() for _, logit in found]).cpu())
+        _give_back(device)
+        return Features(torch.cat(pools), torch.cat(logits))
+
+    def release(self) -> None:
+        """Leave the device; the next `features` comes back to it."""
+        self._network.to("cpu")
+
+
+def _give_back(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+_LOADED: dict[str | None, Inception] = {}
+_MISSING: dict[str | None, str] = {}
+"""Networks of this process by the weights' file, and why one could not be had: the download is tried once."""
+
+
+def inception() -> Inception:
+    """The network of `MEBM_INCEPTION_WEIGHTS`, or else torch-fidelity's download. NoFeaturesError: there are none."""
+    path = os.environ.get(INCEPTION_VARIABLE) or None
+    if path in _MISSING:
+        raise NoFeaturesError(_MISSING[path])
+    if path not in _LOADED:
+        _LOADED[path] = _load(path)
+    return _LOADED[path]
+
+
+def release() -> None:
+    """Take every network of this process off its device."""
+    for network in _LOADED.values():
+        network.release()
+
+
+def _load(path: str | None) -> Inception:
+    if path is not None and not Path(path).is_file():
+        raise NoFeaturesError(f"{INCEPTION_VARIABLE}={path} is not a file")
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+    from torch_fidelity.utils import create_feature_extractor
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # torch-fidelity itself would read the file with pickle, which executes what is in it.
+            if path is None:
+                there = Path(torch.hub.get_dir()) / "checkpoints" / Path(URL_INCEPTION_V3).name
+                expected = there.stem.rpartition("-")[2]  # of its hash
+                if there.is_file() and not hashlib.sha256(there.read_bytes()).hexdigest().startswith(expected):
+                    raise ValueError(f"{there} is another file than its name says")
+                with redirect_stdout(sys.stderr):  # it says there that it downloads
+                    weights = torch.hub.load_state_dict_from_url(
+                        URL_INCEPTION_V3, map_location="cpu", progress=False, check_hash=True, weights_only=True
+                    )
+            else:
+                weights = torch.load(path, map_location="cpu", weights_only=True)
+            data = io.BytesIO()
+            torch.save(weights, data)
+            data.seek(0)
+            # Only keywords that torch-fidelity knows: it ignores a misspelt one without a word.
+            options = {"cuda": False, "feature_extractor_weights_path": data, "verbose": False}
+            network = create_feature_extractor("inception-v3-compat", [POOL, LOGITS], **options)
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if path is not None:
+            raise NoFeaturesError(f"{INCEPTION_VARIABLE}={path}: {reason}") from error
+        _MISSING[path] = (
+            f"Inception weights not to be had ({reason}); put the file {CANONICAL_FILE} somewhere and set "
+            f"{INCEPTION_VARIABLE} to it"
+        )
+        raise NoFeaturesError(_MISSING[path]) from error
+    file = Path(path) if path else Path(torch.hub.get_dir()) / "checkpoints" / CANONICAL_FILE
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:8] if file.is_file() else "download"
+    return Inception(network, f"inception-v3-compat-{digest}")

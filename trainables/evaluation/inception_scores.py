@@ -1,0 +1,209 @@
+"""FID, IS, KID, precision and recall, by torch-fidelity's own functions on features taken once.
+
+Those of reference images are kept on the machine with a checksum, and shared by trials.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainables.config.protocols import Protocol, Reference
+from trainables.data.cache import cache_dir, cache_lock, made_once
+from trainables.data.datasets import ImageData
+from trainables.evaluation.frechet import DISTANCES, MAX_DISTANCES, MIN_SAMPLES, FrechetToReference, Statistics
+from trainables.evaluation.inception import POOL_SIZE, Features, Inception, inception
+from trainables.results.files import write_text
+
+SCORES = ("fid", "isc", "kid", "precision", "recall")
+_KID = {"kid_subsets": 100, "verbose": False}
+KID_SUBSET_SIZE = 1000
+"""Of torch-fidelity; smaller where there are fewer images."""
+_PRC = {"prc_neighborhood": 3, "prc_batch_size": 10_000, "save_cpu_ram": False, "verbose": False}
+"""torch-fidelity's; precision and recall are taken on the same Inception features (its default for them is VGG-16)."""
+
+
+def reference_images(data: ImageData, which: Reference, count: int | None, seed: int) -> Tensor:
+    """Images that samples are compared with, uint8 (n, C, H, W)."""
+    parts = {"train": [data.images], "test": [data.test_images], "train+test": [data.images, data.test_images]}[which]
+    images = torch.cat([p.cpu() for p in parts])
+    if count is None or count >= len(images):
+        return images
+    return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count]]
+
+
+def fid_statistics(pool: Tensor) -> Statistics:
+    """`mu` and `sigma` of features (n, 2048), as torch-fidelity computes them."""
+    from torch_fidelity.metric_fid import fid_features_to_statistics
+
+    return dict(fid_features_to_statistics(pool))
+
+
+class ReferenceCache:
+    """Statistics and features of a protocol's reference images, which are files of the cache."""
+
+    def __init__(self, data: ImageData, protocol: Protocol, network: Inception, device: torch.device) -> None:
+        self._data, self._protocol, self._network, self._device = data, protocol, network, device
+        count = "all" if protocol.reference_count is None else f"{protocol.reference_count}s{protocol.seed}"
+        which = protocol.reference.replace("+", "-and-")
+        mark = f"{data.fingerprint}-{len(data.images)}"
+        if protocol.reference != "train":  # the data's fingerprint may be of the training images alone
+            tests = hashlib.sha256(data.test_images.cpu().contiguous().numpy().tobytes()).hexdigest()[:8]
+            mark += f"-{tests}"
+        self.id = f"{data.name}-{mark}-{which}-{count}-{network.id}"
+        self.poisoned = False
+        self._taken: Features | None = None
+
+    def statistics(self) -> Statistics:
+        """`mu` and `sigma` of FID."""
+        return self._kept("statistics", lambda: fid_statistics(self._features().pool))
+
+    def frechet(self) -> FrechetToReference:
+        """The distance to these images; the decomposition is kept by the process."""
+        place = (self.id, str(self._device))
+        if place not in DISTANCES:
+            while len(DISTANCES) >= MAX_DISTANCES:
+                del DISTANCES[next(iter(DISTANCES))]
+            DISTANCES[place] = FrechetToReference(self.statistics(), self._device)
+        return DISTANCES[place]
+
+    def measure(self, pool: Tensor) -> tuple[float, float | None]:
+        """`FrechetToReference.measure` of features (n, 2048); on the CPU where the device's memory is short."""
+        try:
+            return self.frechet().measure(pool)
+        except torch.OutOfMemoryError:
+            DISTANCES.clear()
+        return FrechetToReference(self.statistics()).measure(pool)
+
+    def pool(self) -> Tensor:
+        """Features for KID, precision and recall: float32 (n, 2048)."""
+        return torch.from_numpy(self._kept("features", lambda: {"pool": self._features().pool.numpy()})["pool"])
+
+    def _features(self) -> Features:
+        if self._taken is None:  # statistics and features may both be missing
+            p = self._protocol
+            images = reference_images(self._data, p.reference, p.reference_count, p.seed)
+            self._taken = self._network.features(images, self._device)
+        return self._taken
+
+    def _kept(self, kind: str, compute: Callable[[], Statistics]) -> Statistics:
+        def read(path: Path) -> Statistics:
+            try:
+                with np.load(path) as file:
+                    content = {name: file[name] for name in file.files if name != "checksum"}
+                    if str(file["checksum"]) != _checksum(content):
+                        raise ValueError("its content is not what was written")
+            except Exception:
+                self.poisoned = True
+                raise
+            return content
+
+        def write(content: Statistics, file: IO[bytes]) -> None:
+            arrays: dict[str, Any] = {"checksum": np.array(_checksum(content)), **content}
+            np.savez(file, **arrays)
+
+        return made_once(cache_dir() / "reference" / f"{self.id}-{kind}.npz", read, compute, write)
+
+
+def _checksum(content: Statistics) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(content):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(content[name]).tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class InceptionScores:
+    """Numbers by name (`SCORES`, `isc_sd`, `kid_sd`), their reference, remarks, and errors over draws of samples."""
+
+    values: dict[str, float]
+    samples: int
+    reference: str
+    remark: str | None
+    errors: dict[str, float] = field(default_factory=dict)
+
+
+def inception_scores(
+    images: Tensor,
+    data: ImageData,
+    device: torch.device,
+    protocol: Protocol,
+    wanted: Sequence[str] = ("fid", "isc"),
+    features: Features | None = None,
+) -> InceptionScores:
+    """Score uint8 images (N, C, H, W), chosen and rounded as the protocol says, by their `features`, if taken already.
+
+    NoFeaturesError: no weights, or no memory for them.
+    """
+    network = inception()
+    cache = ReferenceCache(data, protocol, network, device)
+    if len(images) < 2:
+        return InceptionScores({}, len(images), cache.id, f"no FID: {len(images)} image(s) left to score")
+    values, errors = _measured(features or network.features(images, device), cache, protocol, wanted)
+    finite = {name: float(value) for name, value in values.items() if np.isfinite(value)}
+    remarks = []
+    if missing := [name for name in wanted if name not in finite]:
+        names = " and ".join({"fid": "FID", "isc": "IS", "kid": "KID"}.get(name, name) for name in missing)
+        remarks.append(f"no {names}: torch-fidelity gave NaN (do the weights hold the classifier?)")
+    if cache.poisoned:
+        remarks.append("cached reference features were damaged and have been made again")
+    known = {name: e for name, e in errors.items() if name in finite and e is not None and np.isfinite(e)}
+    return InceptionScores(finite, len(images), cache.id, "; ".join(remarks) or None, known)
+
+
+def _measured(
+    found: Features, cache: ReferenceCache, protocol: Protocol, wanted: Sequence[str]
+) -> tuple[dict[str, float], dict[str, float | None]]:
+    from torch_fidelity.metric_fid import fid_statistics_to_metric
+    from torch_fidelity.metric_isc import isc_features_to_metric
+    from torch_fidelity.metric_kid import kid_features_to_metric
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    values: dict[str, float] = {}
+    errors: dict[str, float | None] = {}
+    if "fid" in wanted:
+        if len(found) >= MIN_SAMPLES:
+            values["fid"], errors["fid"] = cache.measure(found.pool)
+        if len(found) <= POOL_SIZE:
+            # A singular covariance makes the library's eigenvalues noise around zero, which its number contains.
+            result = fid_statistics_to_metric(fid_statistics(found.pool), cache.statistics(), False)
+            values["fid"] = result["frechet_inception_distance"]
+    if "isc" in wanted:
+        splits = min(protocol.isc_splits, len(found))
+        result = isc_features_to_metric(found.logits, splits=splits, shuffle=True, rng_seed=protocol.seed)
+        values |= {"isc": result["inception_score_mean"], "isc_sd": result["inception_score_std"]}
+        # The score is the mean over splits, each of other images; their spread is torch's, with n in the denominator.
+        errors["isc"] = values["isc_sd"] / (splits - 1) ** 0.5 if splits > 1 else None
+    if "kid" in wanted:
+        pool = cache.pool()
+        options = {"kid_subset_size": min(KID_SUBSET_SIZE, len(found), len(pool)), "rng_seed": protocol.seed}
+        result = kid_features_to_metric(found.pool, pool, **_KID, **options)
+        values |= {n: result[f"kernel_inception_distance_{k}"] for n, k in (("kid", "mean"), ("kid_sd", "std"))}
+    if "precision" in wanted or "recall" in wanted:
+        result = prc_features_to_metric(found.pool, cache.pool(), **_PRC)
+        values |= {name: float(result[name]) for name in ("precision", "recall") if name in wanted}
+    return values, errors
+
+
+def shared_scores(images: Tensor, data: ImageData, device: torch.device, protocol: Protocol) -> InceptionScores:
+    """As `inception_scores`, for images of many trials: the first on a machine scores them, the others read."""
+    digest = hashlib.sha256(images.cpu().contiguous().numpy().tobytes())
+    digest.update(f"{protocol.digest} {ReferenceCache(data, protocol, inception(), device).id}".encode())
+    path = cache_dir() / "scores" / f"{digest.hexdigest()}.json"
+    with cache_lock(path):
+        with suppress(OSError, ValueError, TypeError):  # none there, or a damaged one: only a cache file
+            return InceptionScores(**json.loads(path.read_text(encoding="utf-8")))
+        found = inception_scores(images, data, device, protocol)
+        if "fid" in found.values:
+            write_text(path, json.dumps(asdict(found)))
+    return found

@@ -1,0 +1,1 @@
+"""Energy models: trunks, heads and the layers they share."""

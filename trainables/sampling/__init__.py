@@ -1,0 +1,1 @@
+"""Chains: where they start (p0), how they move (Langevin), where they are kept (replay buffer)."""

@@ -1,0 +1,1 @@
+"""What an iteration takes, beside the released loop."""

@@ -1,0 +1,1 @@
+"""One iteration, the trainer, and the divergence latch."""
