@@ -181,7 +181,7 @@ def test_a_script_that_is_not_there(here: Path, run_mebm: Run) -> None:
         code, out, err = run_mebm("sweep", "--script", name, "-s", "k=1,2")
         assert code == 2 and out == "" and said in err and err.count("\n") == 1, err
     assert "did you mean train.py?" in run_mebm("sweep", "--script", "tran.py")[2]
-    assert "give a CONFIG, --script or --command" in run_mebm("sweep")[2]
+    assert "Give a study, or --script or --command" in run_mebm("sweep")[2]
 
 
 def test_a_function_declares_by_its_defaults(here: Path, run_mebm: Run) -> None:
