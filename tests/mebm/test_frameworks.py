@@ -156,3 +156,20 @@ def test_a_step_does_not_wait_for_cuda(tmp_path: Path, monkeypatch: pytest.Monke
             torch.cuda.set_sync_debug_mode("default")
     (row,) = pd.read_parquet(tmp_path / "run" / "trials.parquet").to_dict("records")
     assert (row["outcome"], row["iteration"]) == ("diverged", 190)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_script_cannot_take_more_than_its_share_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(monitor.OUT, str(tmp_path / "run"))
+    monkeypatch.setenv(monitor.GPU_SHARE, "0.02")
+    memory = torch.cuda.get_device_properties(0).total_memory
+    try:
+        with monitor.Monitor(iterations=2) as run:
+            torch.empty(memory // 10, dtype=torch.uint8, device="cuda")
+            torch.cuda.empty_cache()
+            run.step(0, torch.zeros(4, device="cuda"), torch.zeros(4, device="cuda"))
+            with pytest.raises(torch.OutOfMemoryError):
+                torch.empty(memory // 10, dtype=torch.uint8, device="cuda")
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
