@@ -7,7 +7,7 @@ from pathlib import Path
 
 from analysis.results.messages import ResultsError, counted, plural
 from trainables.results.files import UnsafePathError, refuse_links_out
-from trainables.results.layout import ATTEMPTS, BENCH_FILE, EPOCHS, JOURNAL, MANIFEST, OWN_FOLDERS, TRIALS
+from trainables.results.layout import ATTEMPTS, BENCH_FILE, EPOCHS, JOURNAL, MANIFEST, OWN_FOLDERS, SCORES_FILE, TRIALS
 
 
 def is_study(path: Path) -> bool:
@@ -17,16 +17,21 @@ def is_study(path: Path) -> bool:
     return any((path / name).is_file() and (path / name).stat().st_size > 0 for name in (EPOCHS, ATTEMPTS, JOURNAL))
 
 
-def find_benches(path: Path | str) -> list[Path]:
-    """Files of `mebm bench` at `path`: in it, or in its children by name; none that a link out of it leads to."""
+def holds_rows(path: Path) -> bool:
+    """Whether a folder holds rows of `mebm bench` or `mebm score`."""
+    return any((path / name).is_file() for name in (BENCH_FILE, SCORES_FILE))
+
+
+def find_files(path: Path | str, name: str) -> list[Path]:
+    """Files of a name at `path`: in it, or in its children by name; none that a link out of it leads to."""
     path = Path(path)
-    found = [path / BENCH_FILE] if (path / BENCH_FILE).is_file() else sorted(path.glob(f"*/{BENCH_FILE}"))
+    found = [path / name] if (path / name).is_file() else sorted(path.glob(f"*/{name}"))
     inside = path.resolve()
     return [file for file in found if file.resolve().is_relative_to(inside)]
 
 
 def find_studies(path: Path | str) -> list[Path]:
-    """Study folders at `path`: itself, or its children by name; none where it holds results of `mebm bench` alone.
+    """Study folders at `path`: itself, or its children by name; none where it holds only what `holds_rows` looks for.
 
     A `ResultsError` says what is missing where there is neither.
     """
@@ -37,7 +42,7 @@ def find_studies(path: Path | str) -> list[Path]:
     if is_study(path):
         return [path]
     found = [child for child in children(path) if is_study(child)]
-    if not found and not find_benches(path):
+    if not found and not any(find_files(path, name) for name in (BENCH_FILE, SCORES_FILE)):
         raise ResultsError(f"{path}: not a study folder: neither it nor a folder in it holds {MANIFEST} and {TRIALS}")
     return found
 
@@ -65,7 +70,7 @@ def confine(path: Path) -> None:
 
 
 def _is_read(path: Path) -> bool:
-    return is_study(path) or (path / BENCH_FILE).is_file()
+    return is_study(path) or holds_rows(path)
 
 
 def about_others(path: Path, folders: Sequence[Path]) -> list[str]:

@@ -31,6 +31,7 @@ from trainables.results.layout import (
     JOURNAL,
     MANIFEST,
     SAMPLES,
+    SCORES_FILE,
     SIGNALS,
     STUDY_TABLES,
     TRIALS,
@@ -38,7 +39,7 @@ from trainables.results.layout import (
 from trainables.results.own import is_own
 from trainables.results.schema import EPOCH_COLUMNS, TRIAL_COLUMNS, Cause, Column, Outcome
 
-_KNOWN = (*STUDY_TABLES, BENCH_FILE, EVALUATIONS_FILE)
+_KNOWN = (*STUDY_TABLES, BENCH_FILE, EVALUATIONS_FILE, SCORES_FILE)
 _LONGEST_CONFIG = 1_000_000
 """Characters of a trial's configuration; 5,000 are usual."""
 _TAIL_BYTES = 65_536

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from PIL import Image
 
-from analysis.results.folders import about_others, children, confine, find_benches, find_studies
+from analysis.results.folders import about_others, children, confine, find_files, find_studies, holds_rows
 from analysis.results.integrity import check_signals, read_study, shared_trials
 from analysis.results.labels import free_name
 from analysis.results.messages import ResultsError, counted, plural, printable
@@ -23,14 +23,23 @@ from analysis.results.remote import Remote
 from trainables.results import schema
 from trainables.results.credentials import is_url
 from trainables.results.files import UnsafePathError, within
-from trainables.results.layout import BENCH_FILE, EPOCHS, EVALUATIONS_FILE, MANIFEST, SAMPLES, SIGNALS, TRIALS
+from trainables.results.layout import (
+    BENCH_FILE,
+    EPOCHS,
+    EVALUATIONS_FILE,
+    MANIFEST,
+    SAMPLES,
+    SCORES_FILE,
+    SIGNALS,
+    TRIALS,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 log = logging.getLogger("mebm")
 
-_SMALL = (MANIFEST, TRIALS, EPOCHS, BENCH_FILE, EVALUATIONS_FILE)
+_SMALL = (MANIFEST, TRIALS, EPOCHS, BENCH_FILE, SCORES_FILE, EVALUATIONS_FILE)
 """What of a study in a store is always read; the rest is brought when it is asked for."""
 
 
@@ -44,6 +53,7 @@ class Results:
         manifests: A study's name to the content of its `manifest.json`.
         folders: A study's name to its folder; of one in a store, to a temporary copy that lives as long as this object.
         bench: One row per timed implementation of `mebm bench`, `BENCH_COLUMNS`.
+        scores: One row per image set, protocol and metric of `mebm score`, `SCORE_COLUMNS`.
         notes: What was left out or cannot be relied on, a line each, also a warning of the logger `mebm`; more come
             when signals or samples are read that are damaged.
     """
@@ -53,6 +63,7 @@ class Results:
     manifests: dict[str, dict[str, Any]]
     folders: dict[str, Path]
     bench: pd.DataFrame = dataclasses.field(default_factory=lambda: empty_frame(schema.BENCH_COLUMNS))
+    scores: pd.DataFrame = dataclasses.field(default_factory=lambda: empty_frame(schema.SCORE_COLUMNS))
     notes: list[str] = dataclasses.field(default_factory=list)
     _remotes: dict[str, Remote] = dataclasses.field(default_factory=dict, repr=False)
 
@@ -165,6 +176,11 @@ def read_bench(path: Path | str) -> pd.DataFrame:
     return read_parquet(path, schema.BENCH_COLUMNS)
 
 
+def read_scores(path: Path | str) -> pd.DataFrame:
+    """A `scores.parquet` (`SCORE_COLUMNS`); errors as of `read_parquet`."""
+    return read_parquet(path, schema.SCORE_COLUMNS)
+
+
 def read_evaluations(path: Path | str) -> pd.DataFrame:
     """An `evaluations.parquet` (`EVALUATION_COLUMNS`); errors as of `read_parquet`."""
     return read_parquet(path, schema.EVALUATION_COLUMNS)
@@ -174,15 +190,18 @@ def load(*paths: Path | str) -> Results:
     """Read studies, finished or still running.
 
     Args:
-        paths: Study folders or folders of them, also of `mebm bench`, or URLs of such in a store. A study given twice
-            is read once; two studies of one name in different folders are both kept, the later one as "NAME (2)".
+        paths: Study folders or folders of them, also of `mebm bench` and `mebm score`, or URLs of such in a store. A
+            study given twice is read once; two studies of one name in different folders are both kept, the later one
+            as "NAME (2)".
 
     Raises:
         ResultsError: A folder holds no study, or a link that leads out of it; a file of a study is missing, broken, or
             of another schema; a store cannot be read.
     """
     copies = {
-        str(path): Remote.open(str(path), _SMALL, (MANIFEST, TRIALS, BENCH_FILE)) for path in paths if is_url(path)
+        str(path): Remote.open(str(path), _SMALL, (MANIFEST, TRIALS, BENCH_FILE, SCORES_FILE))
+        for path in paths
+        if is_url(path)
     }
     try:
         return _load([copies[str(path)].folder if is_url(path) else Path(path) for path in paths], copies)
@@ -222,7 +241,7 @@ def _load(paths: Sequence[Path], copies: Mapping[str, Remote]) -> Results:
         confine(path)
         found = find_studies(path)
         if found != [path]:
-            idle = [child for child in children(path) if child not in found and not (child / BENCH_FILE).is_file()]
+            idle = [child for child in children(path) if child not in found and not holds_rows(child)]
             notes += about_others(path, idle)
         for folder in found:
             remote = next((c.of(folder) for c in copies.values() if folder.is_relative_to(c.folder)), None)
@@ -239,7 +258,8 @@ def _load(paths: Sequence[Path], copies: Mapping[str, Remote]) -> Results:
                 continue
             notes += said
             studies[free_name(read.manifest["study"], studies, "{} ({})")] = read
-    benches = list(dict.fromkeys(f.resolve() for path in paths for f in find_benches(path)))
+    benches = list(dict.fromkeys(f.resolve() for path in paths for f in find_files(path, BENCH_FILE)))
+    scored = list(dict.fromkeys(f.resolve() for path in paths for f in find_files(path, SCORES_FILE)))
     trials, epochs = complete(
         _together([s.named(s.trials, name) for name, s in studies.items()], schema.TRIAL_COLUMNS),
         _together([s.named(s.epochs, name) for name, s in studies.items()], schema.EPOCH_COLUMNS),
@@ -254,6 +274,7 @@ def _load(paths: Sequence[Path], copies: Mapping[str, Remote]) -> Results:
         {name: s.manifest for name, s in studies.items()},
         {name: s.folder for name, s in studies.items()},
         _together([read_bench(f) for f in benches], schema.BENCH_COLUMNS).drop_duplicates(ignore_index=True),
+        _together([read_scores(f) for f in scored], schema.SCORE_COLUMNS).drop_duplicates(ignore_index=True),
         _remotes={name: s.remote for name, s in studies.items() if s.remote is not None},
     )
     for text in notes:

@@ -94,6 +94,15 @@ def _hyperparameters() -> pd.DataFrame:
     return frame[[c.name for c in HYPERPARAMETER_COLUMNS]]
 
 
+def published_models() -> dict[str, list[tuple[int, str]]]:
+    """Names of the rows of Tables 1-4, each with the tables and data sets it is in."""
+    found: dict[str, list[tuple[int, str]]] = {}
+    frame = _results()
+    for row in frame[frame["table"] <= 4].to_dict("records"):
+        found.setdefault(row["model"], []).append((row["table"], row["dataset"]))
+    return found
+
+
 def published_hyperparameters() -> pd.DataFrame:
     """The five hyperparameters of Table 5 (`HYPERPARAMETER_COLUMNS`)."""
     return _hyperparameters().copy()

@@ -77,8 +77,10 @@ def quality_columns(table: int) -> tuple[Column, ...]:
     )
 
 
-def quality_table(table: int, trials: Sequence[Trial], merge: Merge = "all") -> pd.DataFrame:
-    """Table 1, 2, 3 or 4 (`quality_columns`); see `build_tables`."""
+def quality_table(
+    table: int, trials: Sequence[Trial], merge: Merge = "all", scores: Sequence[Mapping[str, Any]] = ()
+) -> pd.DataFrame:
+    """Table 1, 2, 3 or 4 (`quality_columns`); see `build_tables`. `scores` fill rows without trials."""
     columns = quality_columns(table)
     of_method = group_by(trials, ("dataset", "method"))
     rows = []
@@ -91,16 +93,57 @@ def quality_table(table: int, trials: Sequence[Trial], merge: Merge = "all") -> 
         begun = distinct(t for t in candidates if t["study"] in studies and all(t[f] == group[0][f] for f in alike))
         group = distinct(group)
         row = compare.published_row(published, numbers_of(table))
+        images = [s for s in scores if (s["model"], s["dataset"]) == (published["model"], published["dataset"])]
         known = compare.row_differences(table, published["method"])
         row |= (
             _measured(group, rate_of(begun), settings, numbers_of(table), known, published)
             if group
+            else _of_images(images, numbers_of(table), published)
+            if images
             else _nothing(candidates, numbers_of(table))
         )
+        if group and images:
+            row["comparable_reason"] = "; ".join(r for r in (row["comparable_reason"], _BESIDE) if r)
         if merged is not None:
             row["comparable_reason"] = "; ".join(r for r in (row["comparable_reason"], merged) if r)
         rows.append(row)
     return typed_frame(rows, columns)
+
+
+_BESIDE = "images of other programs were scored too (scores.parquet); the trials stand here"
+_METRICS = {"inception_score": "isc", "fid": "fid"}
+
+
+def _of_images(
+    scores: Sequence[Mapping[str, Any]], names: Sequence[str], published: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A row of image sets that another program made: mean and spread over sets, under the protocol with the most."""
+    protocols = Counter((s["protocol"], s["protocol_digest"]) for s in scores if s["value"] is not None)
+    if not protocols:
+        return _nothing((), names) | {"comparable_reason": "images were scored, but no number of this table was had"}
+    (protocol, digest), _ = protocols.most_common(1)[0]
+    kept = [s for s in scores if (s["protocol"], s["protocol_digest"]) == (protocol, digest)]
+    row = _nothing((), names)
+    for name in names:
+        # A set that was scored again, on another device or reference, counts once: the newest.
+        newest = {s["digest"]: s for s in kept if s["metric"] == _METRICS.get(name) and s["value"] is not None}
+        values = [s["value"] for s in newest.values()]
+        row |= compare.number(name, values, ()) | compare.difference(name, values, published[name])
+        row[f"{name}_trial_ids"] = joined(f"{s['source']}#{s['digest'][:12]}" for s in newest.values())
+    reasons = [f"protocol {protocol}, that of the published value is not known"]
+    reasons += dict.fromkeys(text for s in kept for text in (s["departures"] or "").split("; ") if text)
+    odd = {s["data_source"] for s in kept if not (s["data_source"] or "").startswith("torchvision:")}
+    reasons += [f"reference from {text}, not the data set's own files" for text in sorted(odd)]
+    others = sorted({p for p, d in protocols if (p, d) != (protocol, digest)})
+    reasons += [f"scores under {', '.join(others)} are left out"] if others else []
+    return row | {
+        "protocol": protocol,
+        "comparable": False,
+        "comparable_reason": "; ".join(["images of another program, scored here", *reasons]),
+        "hardware": joined(s["device"] for s in kept),
+        "studies": "scores",
+        "trial_ids": joined(dict.fromkeys(f"{s['source']}#{s['digest'][:12]}" for s in kept)),
+    }
 
 
 def _merged(trials: list[Trial], merge: Merge, names: Sequence[str]) -> tuple[list[Trial], str | None]:
@@ -203,7 +246,7 @@ def _one_protocol(scored: list[Trial], metric: str) -> tuple[list[Trial], list[s
 
 def _table(number: int, caption: str) -> Table:
     def build(measured: Measured) -> pd.DataFrame:
-        return quality_table(number, measured.trials, measured.merge)
+        return quality_table(number, measured.trials, measured.merge, measured.scores)
 
     return Table(f"table_{number}", caption, quality_columns(number), build, show_rows, number)
 

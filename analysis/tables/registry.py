@@ -54,6 +54,11 @@ class Measured:
         own = [kind_of(config) == BUILT_IN for config in self.frame["config"]]
         return list(records(self.frame if all(own) else self.frame[own]))
 
+    @cached_property
+    def scores(self) -> list[dict[str, Any]]:
+        """Scores of image sets that other programs made, `SCORE_COLUMNS`."""
+        return records(self.results.scores) if self.results is not None else []
+
 
 @dataclass(frozen=True)
 class Display:

@@ -182,14 +182,15 @@ def _write_outputs(folder: Path) -> list[str]:
 
 def estimate(study: StudyConfig, gpu: str | None, benches: tuple[Path, ...]) -> Any:
     """What a study will take (`study.estimate.plan.Plan`) on a device (None: this machine's), by folders of benches."""
-    from analysis.results.folders import find_benches
+    from analysis.results.folders import find_files
     from analysis.results.load import read_bench
     from analysis.results.parquet import records
     from study.estimate.plan import make_plan, script_plan
     from study.estimate.resources import local_gpu
+    from trainables.results.layout import BENCH_FILE
 
     if study.is_script:
         return script_plan(study)
     here = None if gpu else local_gpu()
-    rows = [row for folder in benches for file in find_benches(folder) for row in records(read_bench(file))]
+    rows = [row for folder in benches for file in find_files(folder, BENCH_FILE) for row in records(read_bench(file))]
     return make_plan(study, here.name if here else gpu, rows)

@@ -142,6 +142,18 @@ class StudyConsole:
             table.add_row(*_texts([*cells, row["metric"], value, bounds, row.get("remark") or ""]))
         self.rich.print(table)
 
+    def scores(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """What `mebm score` measured (`schema.SCORE_COLUMNS`)."""
+        headers = ("images", "protocol", "n", "metric", "value", "± se", "not as the protocol asks")
+        table = _table((header, header in ("n", "value", "± se")) for header in headers)
+        for row in rows:
+            value, error = ("-" if row[name] is None else f"{row[name]:.4g}" for name in ("value", "se"))
+            said = "; ".join(text for text in (row["departures"], row["remark"]) if text)
+            table.add_row(
+                *_texts([row["source"], row["protocol"], number(row["samples"]), row["metric"], value, error, said])
+            )
+        self.rich.print(table)
+
     def bench(
         self,
         rows: Sequence[Mapping[str, Any]],

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from analysis.results.folders import find_benches
+from analysis.results.folders import find_files
 from analysis.results.load import read_bench
 from analysis.results.messages import ResultsError
 from analysis.results.parquet import records
@@ -24,6 +24,7 @@ from trainables.config.arguments import is_own
 from trainables.config.dataset import dataset_info
 from trainables.config.trial import ARGUMENTS, SPEED_OPTIONS, TrialConfig
 from trainables.data.subset import load_images, training_images
+from trainables.results.layout import BENCH_FILE
 from trainables.timing.dry_run import iteration_flops
 from trainables.training.cost import USABLE, forward_flops, layers, memory
 from trainables.training.execution import resolve_execution
@@ -98,7 +99,7 @@ def local_gpu() -> Gpu | None:
 def benches_beside(folder: Path) -> list[dict[str, Any]]:
     """Rows of every readable `mebm bench` beside a study (`results/bench` beside `results/NAME`)."""
     rows: list[dict[str, Any]] = []
-    for file in find_benches(folder.parent):
+    for file in find_files(folder.parent, BENCH_FILE):
         with suppress(ResultsError):
             rows += records(read_bench(file))
     return rows

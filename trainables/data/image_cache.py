@@ -120,7 +120,7 @@ def cached(
             for left in folder.glob(f".{path.name}.*{PART}"):  # of a process that was killed
                 left.unlink(missing_ok=True)
             with replacing(path, sync=True) as file:
-                _write(found, file, _Reading(size, side, channels, classes), bad_images)
+                _write(found, file, Reading(size, side, channels, classes), bad_images)
     except OSError as error:  # what a reader cannot read is a DataError already
         raise DataError(
             f"{folder}: images cannot be cached there ({error.strerror or error}); MEBM_CACHE names another folder"
@@ -138,7 +138,7 @@ def square(picture: Image.Image, side: int) -> Image.Image:
     return picture.crop((left, top, left + edge, top + edge)).resize((side, side), Image.Resampling.BICUBIC)
 
 
-class _Reading:
+class Reading:
     """One pass over a data set: the shape and labels of its images, and what was odd among them.
 
     The shape is settled by the first images where it is not given.
@@ -173,6 +173,7 @@ class _Reading:
         return np.asarray(picture).reshape(picture.height, picture.width, channels)
 
     def settle(self, shapes: Sequence[tuple[int, ...]]) -> None:
+        """Take the most common shape where none was given."""
         if not shapes or (self.size is not None and self.channels is not None):
             return
         height, width, channels = Counter(shapes).most_common(1)[0][0]
@@ -190,6 +191,7 @@ class _Reading:
         return pixels
 
     def label(self, label: Any) -> int:
+        """A label as a number; `BadImageError` where it is none."""
         if label is None:
             return 0
         number = isinstance(label, int | float) and not isinstance(label, bool)
@@ -230,7 +232,7 @@ def _held_out(items: Iterable[Item], *, test: bool) -> Iterator[Item]:
     return (item for number, item in enumerate(items) if (number % HELD_OUT_EVERY == 0) == test)
 
 
-def _write(found: Found, file: IO[bytes], reading: _Reading, bad_images: str) -> None:
+def _write(found: Found, file: IO[bytes], reading: Reading, bad_images: str) -> None:
     splits: dict[str, Any] = {}
     bad = reading.bad
     for name, split in (("train", found.train), ("test", found.test or found.train)):

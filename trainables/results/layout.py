@@ -18,6 +18,8 @@ STUDY_TABLES = (TRIALS, EPOCHS, ATTEMPTS)
 """Made from the journal; what follows is made by other commands."""
 BENCH_FILE = "bench.parquet"
 EVALUATIONS_FILE = "evaluations.parquet"
+SCORES_FILE = "scores.parquet"
+"""Of `mebm score`: image sets of models that were not trained here."""
 OPTUNA_FILE = "tables/importances_optuna.parquet"
 """Optuna's importances, which need Optuna to compute and nothing to read."""
 

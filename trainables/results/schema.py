@@ -347,4 +347,23 @@ EVALUATION_COLUMNS: tuple[Column, ...] = (
     Column("remark", "string", "what could not be had, or was done otherwise"),
     Column("created_at", "string", "UTC time, ISO 8601"),
 )
+SCORE_COLUMNS: tuple[Column, ...] = (
+    Column("model", "string", "the model that made the images, as its row in the paper's tables is called"),
+    Column("source", "string", "file or folder the images were read from, without the folders above it"),
+    Column("digest", "string", "SHA-256 of their pixels, whatever form the file has"),
+    Column("dataset", "string", "data set they are compared with"),
+    Column("data_source", "string", "where that was read from, with a hash of its images"),
+    Column("protocol", "string", "name of the protocol"),
+    Column("protocol_digest", "string", "hash of everything the protocol says"),
+    Column("samples", "int64", "images that were scored", "image"),
+    Column("metric", "string", "fd, fid, isc, kid, precision, recall; isc_sd and kid_sd are torch-fidelity's own"),
+    Column("value", "float64", "the number"),
+    Column("se", "float64", "standard error of the score's own sampling; null where not estimated"),
+    Column("reference", "string", "what it is compared with: data, images, extractor"),
+    Column("departures", "string", "where the images are not what the protocol asks for; separated by semicolons"),
+    Column("remark", "string", "what could not be had"),
+    Column("seconds", "float64", "time of the protocol's scoring", "s"),
+    Column("device", "string", "where it was scored"),
+    Column("created_at", "string", "UTC time, ISO 8601"),
+)
 """`evaluations.parquet`, what `mebm evaluate` measures: one row per model, protocol and metric."""

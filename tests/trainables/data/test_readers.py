@@ -259,7 +259,7 @@ def test_images_are_not_read_far_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
             asked.append(i)
             yield Item(str(i), 0, lambda: _pixels(1)[0])
 
-    usable = image_cache._Reading(None, None, None, None).usable(items())
+    usable = image_cache.Reading(None, None, None, None).usable(items())
     for _ in range(7):
         next(usable)
     assert len(asked) == 10

@@ -7,10 +7,10 @@ import pickle
 import pickletools
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import IO, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,7 +113,7 @@ def read_batch(file: Path) -> dict[str, Any]:
     """`data` and `labels` of a pickled or .npz batch. DataError: unreadable, or more than arrays and lists is in it."""
     check_regular(file)
     try:
-        content: Any = _read_npz(file) if file.suffix == ".npz" else _read_pickle(file)
+        content: Any = read_npz(file, ("data", "labels")) if file.suffix == ".npz" else _read_pickle(file)
     except Exception as error:  # a damaged pickle raises nearly anything
         raise DataError(f"{file}: not a readable batch ({shown(error) or repr(error)[:60]})") from error
     missing = {"data", "labels"} - set(content) if isinstance(content, dict) else {"data", "labels"}
@@ -122,25 +122,29 @@ def read_batch(file: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def _read_npz(file: Path) -> dict[str, Any]:
-    """Arrays of plain numbers, none larger than its file says it is."""
+def read_npz(file: Path, names: Collection[str] | None = None) -> dict[str, Any]:
+    """Arrays of plain numbers by name (None: all), none larger than its file says it is. Raises ValueError, OSError."""
     with zipfile.ZipFile(file) as parts:
-        names = set(parts.namelist())
-        for name in ("data.npy", "labels.npy"):
-            if name not in names:
-                continue
+        there = [name for name in parts.namelist() if name.endswith(".npy")]
+        wanted = [name for name in there if names is None or name.removesuffix(".npy") in names]
+        for name in wanted:
             part = parts.getinfo(name)
             if part.file_size > MAX_BYTES:
                 raise ValueError(f"{name} claims {part.file_size / 1e9:,.1f} GB")
             with parts.open(name) as opened:
-                version = np.lib.format.read_magic(opened)
-                header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-                shape, _, dtype = header[version](opened)
-                size = part.file_size - opened.tell()
-            if dtype.hasobject or math.prod(shape) * dtype.itemsize != size:
-                raise ValueError(f"{name} claims {shown(shape)} of {shown(dtype)}, but has {size:,} bytes")
+                check_npy(opened, part.file_size, name)
     with np.load(file, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in ("data", "labels") if name in arrays.files}
+        return {name: arrays[name] for name in (w.removesuffix(".npy") for w in wanted)}
+
+
+def check_npy(opened: IO[bytes], length: int, name: str) -> None:
+    """Refuse, with a ValueError, an array of objects, or one that claims more than the file's `length` bytes."""
+    version = np.lib.format.read_magic(opened)
+    header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    shape, _, dtype = header[version](opened)
+    size = length - opened.tell()
+    if dtype.hasobject or math.prod(shape) * dtype.itemsize != size:
+        raise ValueError(f"{name} claims {shown(shape)} of {shown(dtype)}, but has {size:,} bytes")
 
 
 def _read_pickle(file: Path) -> Any:

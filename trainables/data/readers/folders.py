@@ -88,17 +88,17 @@ def _labelled_files(folder: Path) -> tuple[Files, tuple[str, ...]]:
 def _images(folder: Path, *, deep: bool = True) -> list[str]:
     """Image files in a folder (and its subfolders), sorted; hidden ones, such as ._1.jpg of an archive, are none."""
     start = len(str(folder))
-    return sorted(_image_files(folder, deep=deep), key=lambda path: natural_key(path[start:]))
+    return sorted(image_files(folder, deep=deep), key=lambda path: natural_key(path[start:]))
 
 
 def holds_images(folder: Path) -> bool:
     """Whether there is an image file in a folder or below it."""
     with suppress(DataError):
-        return next(_image_files(folder), None) is not None
+        return next(image_files(folder), None) is not None
     return False
 
 
-def _image_files(folder: Path, *, deep: bool = True) -> Iterator[str]:
+def image_files(folder: Path, *, deep: bool = True) -> Iterator[str]:
     """Image files, unsorted: plain strings, because a million `Path` objects take longer to make than files to find.
 
     Links to folders are followed, unless they lead back; one to nothing, which may be a whole class, is refused.

@@ -91,7 +91,7 @@ def _found(train: list[Path], tests: list[list[Path]], beside: list[Path]) -> Fo
     _check_shards(test)
     _check_classes([*train, *test])
     read = {*train, *test, *(f.parent for f in (*train, *test))}
-    items = partial(_parquet_items, train), partial(_parquet_items, test) if test else None
+    items = partial(parquet_items, train), partial(parquet_items, test) if test else None
     left = [p for p in beside if p not in read and (p.is_file() or any(p.glob("*.parquet")))]
     return Found("parquet", (*train, *test), *items, tuple(printable(p.name) for p in left))
 
@@ -168,7 +168,8 @@ def _withholds_labels(file: Path) -> bool:
     return False  # a damaged file is named when its images are read
 
 
-def _parquet_items(files: list[Path]) -> Iterator[Item]:
+def parquet_items(files: list[Path]) -> Iterator[Item]:
+    """The images of Parquet files, row by row."""
     for file in files:
         check_regular(file)
         try:
