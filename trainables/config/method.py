@@ -171,6 +171,8 @@ METHODS: dict[str, str] = {
     "kl-ebm": "trainables.methods.kl_ebm:KlEbm",
     "f-ebm": "trainables.methods.f_ebm:FEbm",
     "vera": "trainables.methods.vera:Vera",
+    "sada-jem": "trainables.methods.sada_jem:SadaJem",
+    "diffurecov": "trainables.methods.diffurecov:DiffuRecov",
 }
 """Methods by name, each a class in a module that is imported when it is asked for: they need torch."""
 BUILT_IN["method"] = METHODS.keys

@@ -42,6 +42,8 @@ SPEED_OPTIONS = (
 
 OPTIMISERS = ("sgd", "adam")
 BUILT_IN["optimiser"] = lambda: OPTIMISERS
+YOUNGER = ("sam_rho", "sam_adaptive")
+"""Fields that older configurations have not, and that do nothing at their defaults."""
 ARGUMENTS = ("dataset_args", "network_args", "initial_args", "optimiser_args")
 
 
@@ -86,8 +88,8 @@ class TrialConfig(Model):
     """images in the labelled batch; it sets the epoch"""
     augment: Literal["none", "crop_flip"] = "crop_flip"
     """augmentation of the labelled batch: reflect-pad 4, random crop, horizontal flip"""
-    energy_augment: Literal["none", "crop_flip"] = "none"
-    """augmentation of x+ (none in M-EBM; crop_flip in JEM, JEM++ and VERA)"""
+    energy_augment: Literal["none", "flip", "crop_flip"] = "none"
+    """augmentation of x+ (none in M-EBM; crop_flip in JEM, JEM++ and VERA; flip, horizontal alone, in DiffuRecov)"""
     shared_batch: bool = False
     """the labelled batch is x+ itself, in one forward (VERA), not a second batch"""
     batch_order: Literal["shuffled", "replacement"] = "shuffled"
@@ -105,12 +107,12 @@ class TrialConfig(Model):
     # Network
     network: str = "wrn-28-10"
     """wrn-DEPTH-WIDTH (depth 10, 16, 22, 28, ...), conv-CHANNELS, or a method's own network at a width of your choice:
-    igebm-128, febm-128, shortrun-64, multiscale-64; or FILE.py:NAME of your own"""
+    igebm-128, febm-128, shortrun-64, multiscale-64, diffurecov-128-8; or FILE.py:NAME of your own"""
     network_args: SerializeAsAny[Arguments] = Field(default_factory=Arguments)
     """arguments of a network of your own; searchable as network_args.NAME"""
     norm: Literal["batch", "none", "spectral", "instance"] = "batch"
-    """normalisation. wrn, conv: batch or none; igebm, febm: spectral or none; multiscale: instance or none; shortrun:
-    none; of a network of your own what it has"""
+    """normalisation. wrn, conv: batch or none; igebm, febm, diffurecov: spectral or none; multiscale: instance or none;
+    shortrun: none; of a network of your own what it has"""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """dropout inside residual blocks, in every training forward (VERA 0.3, IGEBM 0.5)"""
     norm_momentum: Probability = 0.9
@@ -124,8 +126,8 @@ class TrialConfig(Model):
     # Sampler
     initial: str = "gaussian"
     """p0: N(mu, Sigma) of the data (from 64 pixels up estimated on down-sampled images, as released); the same at full
-    resolution with a low-rank Sigma; one Gaussian per class (JEM++); uniform in the pixel range; or FILE.py:NAME of
-    your own"""
+    resolution with a low-rank Sigma; one Gaussian per class (JEM++); uniform in the pixel range; normal, N(0, 1) in
+    every pixel (DiffuRecov); or FILE.py:NAME of your own"""
     initial_args: SerializeAsAny[Arguments] = Field(default_factory=Arguments)
     """arguments of a p0 of your own"""
     initial_rank: int | None = Field(None, ge=1, le=65_536)
@@ -194,6 +196,11 @@ class TrialConfig(Model):
     """bound on the gradient's norm (KL-EBM: 0.5)"""
     clip_sigma: PositiveFloat | None = None
     """bound on every gradient element: this many of Adam's standard deviations + 0.1 (IGEBM: 3)"""
+    sam_rho: NonNegativeFloat = 0.0
+    """radius of sharpness-aware minimisation: the gradient is taken again, on the same images, a step of this length up
+    the first one (SADA-JEM: 2); 0: plain, one pass"""
+    sam_adaptive: bool = False
+    """that step is measured and taken in units of each weight's size (ASAM; SADA-JEM)"""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """decay per iteration of a moving average of the weights (KL-EBM: 0.99); null: none"""
     warmup_iterations: int = Field(1000, ge=0, le=10**12)
@@ -446,7 +453,7 @@ class TrialConfig(Model):
         values = self.model_dump(mode="json")
         if not with_seed:
             del values["seed"]
-        for name in ("method_args", *ARGUMENTS):
+        for name in ("method_args", *ARGUMENTS, *YOUNGER):  # without what is not used, so that settings keep their ids
             if not values[name]:
                 del values[name]
         if not values["evaluation"]["metrics"]:

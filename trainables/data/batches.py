@@ -59,6 +59,12 @@ def crop_flip(images: Tensor, generator: torch.Generator, padding: int = CROP_PA
     return images.permute(0, 2, 3, 1)[index[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
+def flip(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Flip each of (N, C, H, W) horizontally with probability 1/2."""
+    flipped = torch.rand(len(images), generator=generator, device=images.device) < 0.5
+    return torch.where(flipped[:, None, None, None], images.flip(3), images)
+
+
 def _reflect(index: Tensor, size: int) -> Tensor:
     index = index.abs()
     return torch.where(index >= size, 2 * (size - 1) - index, index)

@@ -97,7 +97,7 @@ class FEbm(FreshAsTrained, Contrastive):
 
     def extra_flops(self, trial: TrialConfig, shape: tuple[int, int, int], forward: int, chain: int) -> int:
         """The critic's chain; H trains on x+ and x- and values them for E; E values the critic's samples."""
-        return chain + 9 * forward
+        return chain + (11 if trial.sam_rho > 0 else 9) * forward
 
     def networks(self, make: Make) -> dict[str, TrainedNetwork]:
         """The critic too, with the energy's optimiser."""

@@ -1,7 +1,7 @@
 """Energy models: a trunk, an energy head and, where the published network has one, a class head.
 
 Here are the trunks of M-EBM, M-JEM, LSE-JEM, JEM, JEM++, VERA and the softmax classifier (one Wide ResNet) and of
-ShortRun; IGEBM's and f-EBM's are in `igebm`, KL-EBM's in `multiscale`, VERA's generator in `vera_generator`.
+ShortRun; those of other methods are in files of their names.
 
 The Wide ResNet is the released one (sndnyang/mebm models/wideresnet.py), which is not the stock one: LeakyReLU(0.2),
 biases on every convolution, the stride on the second convolution of a block, no norm on the shortcut, and PyTorch's
@@ -45,15 +45,27 @@ class EnergyModel(nn.Module):
         classes: None: no class head.
         energy: `head`, or `logsumexp`: -logsumexp of the class logits (JEM, JEM++, LSE-JEM, VERA). The unused energy
             head then stays without gradient, as in the released code.
+        head: of the family's own, (N, F) to (N, 1); None: linear.
+
+    What the energy is conditioned on, (N, ...) each, follows the images in every pass, where the trunk takes it.
     """
 
-    def __init__(self, trunk: Trunk, classes: int | None, *, energy: Literal["head", "logsumexp"] = "head") -> None:
+    def __init__(
+        self,
+        trunk: Trunk,
+        classes: int | None,
+        *,
+        energy: Literal["head", "logsumexp"] = "head",
+        head: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         if energy == "logsumexp" and classes is None:
             raise ValueError("energy logsumexp needs a class head")
         self.trunk = trunk
         parts = trunk.scale_features
-        self.energy_head: nn.Module = nn.Linear(parts[0], 1) if len(parts) == 1 else ScaleHeads(parts)
+        if head is None:
+            head = nn.Linear(parts[0], 1) if len(parts) == 1 else ScaleHeads(parts)
+        self.energy_head: nn.Module = head
         self.class_head: nn.Linear | None = nn.Linear(trunk.features, classes) if classes is not None else None
         self.energy_kind = energy
 
@@ -62,13 +74,13 @@ class EnergyModel(nn.Module):
         """Whether `logits` works."""
         return self.class_head is not None
 
-    def energy(self, x: Tensor) -> Tensor:
+    def energy(self, x: Tensor, *cond: Tensor) -> Tensor:
         """E(x), low on data: (N, C, H, W) to (N,), in float32 under autocast too. The sum of `energy_terms`."""
-        return _total(self.energy_terms(x))
+        return _total(self.energy_terms(x, *cond))
 
-    def energy_terms(self, x: Tensor) -> Tensor:
+    def energy_terms(self, x: Tensor, *cond: Tensor) -> Tensor:
         """(N,), or (N, 3) with the small, mid and large network's energy; KL-EBM's losses use their mean."""
-        return self._terms(self.trunk(x))
+        return self._terms(self.trunk(x, *cond))
 
     def logits(self, x: Tensor) -> Tensor:
         """Class logits: (N, C, H, W) to (N, classes), in float32 under autocast too.
@@ -90,9 +102,9 @@ class EnergyModel(nn.Module):
         """E of the image whose `stem` is h: (N,). Raises RuntimeError: the trunk cannot be cut there."""
         return _total(self._terms(self.trunk.after_first(h)))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *cond: Tensor) -> Tensor:
         """The energy, so that `model(x)` is what the sampler descends."""
-        return self.energy(x)
+        return self.energy(x, *cond)
 
     def _terms(self, features: Tensor) -> Tensor:
         if self.energy_kind == "logsumexp":
@@ -158,7 +170,8 @@ def build_network(
         return own_network(name, arguments, shape, classes, momentum=momentum, seed=seed, **heads)  # type: ignore[arg-type]
     with seeded(seed):
         trunk: Trunk = family.build(sizes, shape, norm, momentum, dropout)
-        model = EnergyModel(trunk, classes if class_head else None, energy=energy)
+        head = None if family.head is None else family.head(trunk.features)
+        model = EnergyModel(trunk, classes if class_head else None, energy=energy, head=head)
         if family.xavier_head:
             assert isinstance(model.energy_head, nn.Linear)
             nn.init.xavier_uniform_(model.energy_head.weight)  # TensorFlow's default (IGEBM utils.py:101-132)

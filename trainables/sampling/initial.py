@@ -86,4 +86,22 @@ class Uniform(Initial):
         return torch.zeros(1, *self.shape)
 
 
-INITIALS = (InitialKind("uniform", lambda data, *_: Uniform(data.shape), needs_images=False),)
+@dataclass(frozen=True)
+class Normal(Initial):
+    """N(0, 1) in every pixel, not clamped: the end of a diffusion."""
+
+    shape: Shape
+
+    def sample(self, count: int, generator: torch.Generator, rows: Tensor | None = None) -> Tensor:
+        """See `Initial`."""
+        return chosen(torch.randn(count, *self.shape, generator=generator, device=generator.device), rows)
+
+    def centres(self) -> Tensor:
+        """See `Initial`."""
+        return torch.zeros(1, *self.shape)
+
+
+INITIALS = (
+    InitialKind("uniform", lambda data, *_: Uniform(data.shape), needs_images=False),
+    InitialKind("normal", lambda data, *_: Normal(data.shape), needs_images=False),
+)

@@ -2,7 +2,8 @@
 
 One multiplication with its addition is two operations; convolutions, matrix products and attention count, norms and
 activations do not. With F the forward pass of a batch, a Langevin step costs 2F (forward, and backward to the image
-alone), x+ and x- 3F each, a labelled batch 3F of its own size: (2K + 6) F for M-EBM, (2K + 12) F for M-JEM. `shape` is
+alone), x+ and x- 3F each, a labelled batch 3F of its own size: (2K + 6) F for M-EBM, (2K + 12) F for M-JEM. SAM takes
+all but the chain twice. `shape` is
 (channels, height, width) of an image, `classes` of the data set.
 """
 
@@ -139,9 +140,14 @@ def _plan(config: TrialConfig, shape: Shape, classes: int) -> _Passes:
 
 
 def copies_of_weights(config: TrialConfig) -> int:
-    """The weights, their gradient, what the optimiser keeps of them, and what a gated step copies."""
+    """The weights, their gradient, SAM's copies of both, what the optimiser keeps, and what a gated step copies."""
     kept, own = kept_by_optimiser(config), is_own("optimiser", config.optimiser)
-    return 2 + kept + (1 + kept if own and gated(config.optimiser, config.optimiser_args) else 0)
+    return (
+        2
+        + 2 * (config.sam_rho > 0)
+        + kept
+        + (1 + kept if own and gated(config.optimiser, config.optimiser_args) else 0)
+    )
 
 
 def kept_by_optimiser(config: TrialConfig) -> int:
@@ -171,23 +177,22 @@ def closed_flops(config: TrialConfig, shape: Shape, classes: int) -> int:
     """Operations of one training iteration of a method that comes with the package."""
     found, batch = _plan(config, shape, classes), config.batch_size
     forward = found.energy * batch
-    total = 0
+    losses = chain = 0
     if config.samples:
-        total += 6 * forward  # x+ and x-: forward, backward to weights and to activations
-    chain = 0
+        losses += 6 * forward  # x+ and x-: forward, backward to weights and to activations
     if config.chains:
         step = 2 * forward
         if config.inner_steps > 1:  # the rest of the network once, the first layer forward and back N times
             step = 2 * (found.energy - found.stem) * batch + (1 + 2 * config.inner_steps) * found.stem * batch
         chain = config.sampling_steps * step
-    total += chain + config.method_args.extra_flops(config, shape, forward, chain)
     if config.gradient_penalty > 0:
-        total += 3 * forward  # dE/dx with a graph, and the way back through it
+        losses += 3 * forward  # dE/dx with a graph, and the way back through it
     if config.kl_weight > 0 or config.entropy_weight > 0:
-        total += 8 * forward  # the last step again with a graph, E at its end, the way back through both
+        losses += 8 * forward  # the last step again with a graph, E at its end, the way back through both
     if config.classifies and not config.shared_batch:
-        total += 3 * found.logits * config.label_batch_size
-    return total
+        losses += 3 * found.logits * config.label_batch_size
+    passes = 2 if config.sam_rho > 0 else 1
+    return passes * losses + chain + config.method_args.extra_flops(config, shape, forward, chain)
 
 
 @dataclass(frozen=True)

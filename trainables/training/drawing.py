@@ -7,8 +7,8 @@ runs plainly: it would need code of its own for one use, and batch norm would co
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -31,7 +31,7 @@ from trainables.training.execution import (
     layout_of,
     within,
 )
-from trainables.training.method import Method
+from trainables.training.method import Batch, Method
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,41 @@ class Drawing:
         starts = pixels.from_signed(self.initial.sample(count, random))
         self.run(starts, random, lambda ends: keep(pixels.to_signed(ends)))
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """A block in which the energy is as its sampler takes it: constant, without dropout.
+
+        Batch norm uses the batch's own statistics, as in training; running statistics and all else of the model are put
+        back.
+        """
+        model = self.networks["energy"]
+        with frozen_statistics(model), FrozenWeights(model, copies_dtype(self.trial)).hold():
+            without_dropout(model)  # IGEBM samples without it once trained (test_inception.py)
+            if self.trial.sampler_norm_mode == "eval":
+                model.eval()
+            yield
+
+    def langevin(
+        self,
+        start: Batch,
+        random: torch.Generator,
+        *,
+        steps: int | None = None,
+        potential: Callable[[Tensor], Tensor] | None = None,
+        **changes: Any,
+    ) -> Tensor:
+        """`Context.langevin` outside training: the ends of chains, in a block of `held`; K is `self.steps`."""
+        method, model = cast("Method", self.trial.method_args), self.networks["energy"]
+        energy = within(self.autocast, lambda x: method.energy(model, x, *start.cond))
+        descended = energy if potential is None else lambda x: energy(x) + potential(x)
+        chain = replace(Langevin.of(self.trial), **changes)
+        x = start.x.contiguous(memory_format=layout_of(self.trial))
+        return chain.run(descended, x, self.steps if steps is None else steps, random)
+
     def run(self, starts: Tensor, random: torch.Generator, keep: Callable[[Tensor], None]) -> None:
         """Run chains from `starts`, (N, C, H, W) in the method's pixel range, with the trial's sampler and precision.
 
-        Batch norm uses the batch's own statistics, as in training; running statistics and all else of the model stay as
-        they are. There is no dropout. `keep` is called with the ends of each batch's chains.
+        The model is as in `held`. `keep` is called with the ends of each batch's chains.
         """
         c, model = self.trial, cast("EnergyModel", self.networks["energy"])
         method = cast("Method", c.method_args)
@@ -95,10 +125,7 @@ class Drawing:
             energy = within(self.autocast, partial(method.energy, passes))
             return partial(Langevin.of(c).run, energy, generator=random, cut=cut)
 
-        with frozen_statistics(model), FrozenWeights(model, copies_dtype(c)).hold():
-            without_dropout(model)  # IGEBM samples without it once trained (test_inception.py)
-            if c.sampler_norm_mode == "eval":
-                model.eval()
+        with self.held():
             run, graph = sampler(self.passes or plain), None
             try:
                 for batch in starts.split(self.batch_size):

@@ -30,7 +30,7 @@ MAX_VARIANTS = 128
 GRAPH_WARMUP = 3
 """Plain iterations before a capture: libraries choose their kernels, optimisers make their state."""
 
-Pass = Callable[[Tensor], Tensor]
+Pass = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,8 @@ def not_branched(config: TrialConfig) -> str | None:
     """Why x+ cannot run beside the sampler with the values it has before it; None where it can."""
     if not config.chains:
         return f"{config.method} has no chains"
+    if config.sam_rho > 0:
+        return "SAM takes the gradients twice, and draws x- once"
     if not config.method_args.beside:
         return f"{config.method}'s x- needs x+"
     if is_own("network", config.network):
@@ -122,9 +124,9 @@ class Passes:
                 taken = torch.compile(plain, dynamic=False)
                 setattr(self, name, taken if refused is None else _Attempt(taken, plain, refused).run)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, *cond: Tensor) -> Tensor:
         """The energy, as of the network itself."""
-        return self.energy(x)
+        return self.energy(x, *cond)
 
 
 @dataclass
@@ -135,24 +137,24 @@ class _Attempt:
     plain: Pass
     refused: Callable[[str], object]
 
-    def run(self, x: Tensor) -> Tensor:
+    def run(self, x: Tensor, *cond: Tensor) -> Tensor:
         """The pass."""
         if self.compiled is not None:
             try:
-                return self.compiled(x)
+                return self.compiled(x, *cond)
             except Exception as error:  # whatever the compiler makes of somebody's code
                 self.compiled = None
                 reason = (str(error).splitlines() or [""])[0][:200]
                 self.refused(f"not compiled: {type(error).__name__}{f': {reason}' * bool(reason)}")
-        return self.plain(x)
+        return self.plain(x, *cond)
 
 
 def within(block: Callable[[], AbstractContextManager[Any]], call: Pass) -> Pass:
     """The call inside such a block."""
 
-    def run(x: Tensor) -> Tensor:
+    def run(x: Tensor, *cond: Tensor) -> Tensor:
         with block():
-            return call(x)
+            return call(x, *cond)
 
     return run
 

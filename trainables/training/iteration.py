@@ -14,6 +14,7 @@ from trainables.training.context import Context
 from trainables.training.hooks import NoForks, of_kind
 from trainables.training.launch import Launcher
 from trainables.training.method import Progress, Variant
+from trainables.training.network import Sam
 
 
 class Iteration:
@@ -22,6 +23,8 @@ class Iteration:
     def __init__(self, trial: TrialConfig, data: ImageData | None = None) -> None:
         self.context = Context(trial, data)
         self.method, self.update = self.context.method, self.context.method.update()
+        if trial.sam_rho > 0:
+            self.update = Sam(trial.sam_rho, trial.sam_adaptive)
         self.launch = Launcher(self.context, self.issue)
         self._alone = NoForks(self.method)
 

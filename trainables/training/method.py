@@ -56,7 +56,7 @@ class Stream:
     Attributes:
         labelled: the batch brings its labels.
         order: `shuffled` passes, or drawn with `replacement`.
-        augment: `none` or `crop_flip`.
+        augment: `none`, `flip` or `crop_flip`.
         dequantise: noise of one grey level; `noise_std` is of Gaussian noise.
         random: purposes of the streams of random numbers of the order, of augmentation (and dequantisation), of noise.
     """

@@ -230,22 +230,30 @@ class Sam:
 
     The second pass sees the same x+, x- and labels (`Context.once`). Running statistics and signals are the first
     pass's. With `rho` 0 it is `plain`, bit by bit, where passes are deterministic.
+
+    Args:
+        rho: length of the step over all parameters that have a gradient.
+        adaptive: the step is rho w^2 g / ||(|w| g)|| in place of rho g / ||g|| (ASAM: Kwon et al., ICML 2021;
+            sndnyang/SADAJEM sam.py:14-48).
     """
 
     rho: float
+    adaptive: bool = False
 
     def __call__(
         self, gradients: Callable[[], None], main: TrainedNetwork, muted: Callable[[], AbstractContextManager[None]]
     ) -> Tensor:
         """See `Update`."""
         norm = plain(gradients, main, muted)
-        weights = [(p, p.detach().clone(), p.grad) for p in main.parameters() if p.grad is not None]
         with torch.no_grad():
-            for p, _, gradient in weights:
-                p.add_(gradient * (self.rho / (norm + 1e-12)))
+            moved = [(p, p.detach().clone(), p.grad) for p in main.parameters() if p.grad is not None]
+            if self.adaptive:
+                norm = torch.nn.utils.get_total_norm([p.abs() * gradient for p, _, gradient in moved])
+            for p, _, gradient in moved:
+                p.add_((p * p * gradient if self.adaptive else gradient) * (self.rho / (norm + 1e-12)))
         with frozen_statistics(main.network), muted():
             plain(gradients, main, muted)
         with torch.no_grad():
-            for p, before, _ in weights:
+            for p, before, _ in moved:
                 p.copy_(before)
         return main.gradient_norm()

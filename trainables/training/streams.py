@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainables.data.batches import CROP_PADDING, Batches, crop_flip
+from trainables.data.batches import CROP_PADDING, Batches, crop_flip, flip
 from trainables.data.datasets import ImageData
 from trainables.data.pixels import PixelRange
 from trainables.training.method import Batch, Stream
@@ -37,7 +37,7 @@ class Streams:
             ValueError: images are too small for an augmentation.
         """
         small = min(self._data.shape[1:]) <= CROP_PADDING
-        if small and any(stream.augment != "none" for stream in wanted.values()):
+        if small and any(stream.augment == "crop_flip" for stream in wanted.values()):
             raise ValueError(f"augment: crop_flip needs images larger than {CROP_PADDING} pixels; use augment: none")
         for name, stream in wanted.items():
             if self._specs.get(name) != stream:
@@ -66,6 +66,8 @@ class Streams:
         images = self._data.images[index]
         if stream.augment == "crop_flip":
             images = crop_flip(images, augment)
+        elif stream.augment == "flip":
+            images = flip(images, augment)
         x = self._pixels.from_uint8(images, augment if stream.dequantise else None)
         if stream.noise_std != 0:
             x = x + stream.noise_std * torch.randn(x.shape, generator=noise, device=x.device)

@@ -123,7 +123,8 @@ def test_methods_lists_every_method_with_its_source_and_what_stays_quoted(mebm):
     assert all(f"{q.title} ({q.rows}): {q.reason}" in flat for q in QUOTED)
     shown = json.loads(mebm("methods", "--json")[1])
     assert [m["name"] for m in shown["methods"]] == [
-        "m-ebm", "m-jem", "lse-jem", "softmax", "jem", "jem++", "igebm", "shortrun", "kl-ebm", "f-ebm", "vera",
+        "m-ebm", "m-jem", "lse-jem", "softmax", "jem", "jem++", "igebm", "shortrun", "kl-ebm", "f-ebm", "vera", "sada-jem",
+        "diffurecov",
     ]  # fmt: skip
     # Every row of the paper's tables is of a method that runs or of one that says why it does not.
     quoted = " ".join(q["title"] for q in shown["quoted"])

@@ -289,6 +289,47 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "epochs": 200,
     },
 }
+# Section 5 of algorithms_more.md.
+PUBLISHED["sada-jem"] = {
+    **_MEBM,
+    **_PLAIN_LOSS,
+    "initial": "class-gaussian",
+    "noise_std": 0.0,
+    "l2_form": "batch_means",
+    "sam_rho": 2.0,
+    "sam_adaptive": True,
+}
+# Section 1.
+PUBLISHED["diffurecov"] = {
+    **_SIGNED_DATA,
+    **_PLAIN_LOSS,
+    "network": "diffurecov-128-8",
+    "norm": "spectral",
+    "dropout": 0.0,
+    "batch_size": 256,
+    "energy_augment": "flip",
+    "input_noise": 0.0,
+    "initial": "normal",
+    "buffer": "none",
+    "sampling_steps": 30,
+    "inner_steps": 1,
+    "step_size": 0.5,
+    "noise_std": 1.0,
+    "noise_placement": "after",
+    "gradient_clamp": None,
+    "sample_clamp": False,
+    "sampler_norm_mode": "train",
+    "method_args": {"step_variance": 2e-4, "test_noise": 0.99},
+    "optimiser": "adam",
+    "betas": (0.9, 0.999),
+    "learning_rate": 1e-4,
+    "weight_decay": 0.0,
+    "warmup_iterations": 1000,
+    "decay_epochs": (),
+    "clip_norm": None,
+    "clip_sigma": None,
+    "ema_decay": 0.999,
+}
 # Energy, cross-entropy, where x- comes from, critic (the comparison of section 0).
 PARTS: dict[str, tuple[str | None, bool, str | None, bool]] = {
     "m-ebm": ("head", False, "chains", False),
@@ -302,7 +343,12 @@ PARTS: dict[str, tuple[str | None, bool, str | None, bool]] = {
     "kl-ebm": ("head", False, "chains", False),
     "f-ebm": ("head", False, "chains", True),
     "vera": ("logsumexp", True, "generator", False),
+    "sada-jem": ("logsumexp", True, "chains", False),
+    "diffurecov": ("head", False, "chains", False),
 }
+WITHOUT_BUFFER = {"shortrun", "diffurecov"}
+OWN_NETWORK = {"diffurecov": "conditioned on t"}
+"""Methods that take no network but their own, and what they say of another."""
 SMALL = {
     "wrn": "wrn-10-1",
     "conv": "conv-8",
@@ -310,6 +356,7 @@ SMALL = {
     "febm": "febm-4",
     "shortrun": "shortrun-4",
     "multiscale": "multiscale-4",
+    "diffurecov": "diffurecov-4-1",
 }
 
 
@@ -337,7 +384,7 @@ def test_parts(name: str) -> None:
     assert (method.head, c.classifies, c.samples) == (energy, classifies, sampler is not None)
     assert c.chains == (sampler == "chains") and ("generator" in method.kept) == (sampler == "generator")
     assert (method.energies == 2) == critic
-    assert c.buffered == (PARTS[name][2] == "chains" and name != "shortrun")
+    assert c.buffered == (PARTS[name][2] == "chains" and name not in WITHOUT_BUFFER)
 
 
 @pytest.mark.parametrize(
@@ -352,6 +399,8 @@ def test_parts(name: str) -> None:
         ("kl-ebm", 390),
         ("f-ebm", 390),
         ("vera", 1250),
+        ("sada-jem", 390),
+        ("diffurecov", 390),
     ],
 )
 def test_iterations_in_an_epoch(name: str, wanted: int) -> None:
@@ -359,12 +408,17 @@ def test_iterations_in_an_epoch(name: str, wanted: int) -> None:
     assert c.iterations_per_epoch is None and _per_epoch(c, 50_000) == wanted
 
 
-def test_shortrun_trains_for_about_100000_iterations() -> None:
+def test_iterations_of_shortrun_and_diffurecov() -> None:
     c = build_trial({"method": "shortrun", "dataset": "cifar10"})
     assert c.epochs * _per_epoch(c, 50_000) == pytest.approx(100_000, rel=0.005)
+    c = build_trial({"method": "diffurecov", "dataset": "cifar10"})
+    assert c.epochs * _per_epoch(c, 50_000) == pytest.approx(240_000, rel=0.005) and c.evaluation.weights == "ema"
 
 
-@pytest.mark.parametrize(("name", "limit"), [("m-ebm", 1e5), ("m-jem", 1e5), ("jem", 1e8), ("jem++", 1e8)])
+@pytest.mark.parametrize(
+    ("name", "limit"),
+    [("m-ebm", 1e5), ("m-jem", 1e5), ("sada-jem", 1e5), ("jem", 1e8), ("jem++", 1e8), ("diffurecov", 1e6)],
+)
 def test_released_checks_for_divergence(name: str, limit: float) -> None:
     assert build_trial({"method": name, "dataset": "cifar10"}).divergence.loss_limit == limit
 
@@ -376,7 +430,7 @@ def test_settings_that_depend_on_k(steps: int) -> None:
     for name in ("m-ebm", "m-jem"):
         c = build_trial({"method": name, "dataset": "cifar10", "sampling_steps": steps})
         assert (c.sampling_steps, c.l2_weight, c.noise_std) == (steps, l2, noise)
-    for name in ("jem", "jem++", "igebm", "shortrun", "kl-ebm", "f-ebm"):
+    for name in ("jem", "jem++", "igebm", "shortrun", "kl-ebm", "f-ebm", "diffurecov"):
         base = build_trial({"method": name, "dataset": "cifar10"}).model_dump()
         c = build_trial({"method": name, "dataset": "cifar10", "sampling_steps": steps})
         changed = {key for key, value in c.model_dump().items() if value != base[key]}
@@ -422,9 +476,8 @@ def test_networks_for_digits(name: str) -> None:
     """A small network of the published kind where there is one for 8x8 images; digits keep their short schedule."""
     c = build_trial({"method": name, "dataset": "digits"})
     family = parse_network(c.network)[0].name
-    assert family == {"igebm": "igebm", "f-ebm": "febm", "shortrun": "shortrun", "kl-ebm": "multiscale"}.get(
-        name, "conv"
-    )
+    own = {"igebm": "igebm", "f-ebm": "febm", "shortrun": "shortrun", "kl-ebm": "multiscale"}
+    assert family == (own | {"diffurecov": "diffurecov"}).get(name, "conv")
     assert (c.warmup_iterations, c.decay_epochs, c.validation_images) == (0, (), 0)
     assert c.augment == c.energy_augment == "none", "a mirrored digit is no digit"
     network = build_network(
@@ -472,6 +525,8 @@ KEPT = {
         "ema_decay",
     ),
     "vera": ("norm", "shared_batch", "class_weight", "gradient_penalty", "betas", "batch_size"),
+    "diffurecov": ("norm", "buffer", "initial", "sampling_steps", "noise_std", "step_size", "method_args"),
+    "sada-jem": ("initial", "noise_std", "sampling_steps", "sam_rho", "sam_adaptive", "l2_weight"),
 }
 
 
@@ -496,15 +551,20 @@ def test_networks_of_another_family(name: str, family: str, dataset: str) -> Non
         with pytest.raises(ValidationError, match="one energy per image"):
             build_trial(values)
         return
+    if name in OWN_NETWORK and family != parse_network(preset.network)[0].name:
+        with pytest.raises(ValidationError, match=OWN_NETWORK[name]):
+            build_trial(values)
+        return
     c = build_trial(values)
     assert c.network == SMALL[family]
     if parse_network(preset.network)[0].name == family:
         assert (c.norm, c.initialisation, c.dropout) == (preset.norm, preset.initialisation, preset.dropout)
         return
     own = {"wrn": "batch", "conv": "batch", "igebm": "spectral", "febm": "spectral", "multiscale": "instance"}
+    own["diffurecov"] = "spectral"
     bare = name in ("jem", "shortrun", "vera")  # published without normalisation, so they stay without
     assert (c.norm, c.initialisation) == ("none" if bare else own.get(family, "none"), "default")
-    assert c.dropout == (preset.dropout if family in ("wrn", "igebm") else 0)
+    assert c.dropout == (preset.dropout if family in ("wrn", "igebm", "diffurecov") else 0)
     # Only the network's own fields change.
     assert {k for k, v in c.model_dump().items() if v != preset.model_dump()[k]} <= {
         "network",
@@ -549,9 +609,9 @@ def test_deviations_that_every_method_has() -> None:
         assert ("ends runs that the released code would continue" in text) == (name != "softmax"), name
         family = name in ("m-ebm", "m-jem", "lse-jem")
         for words, has in (
-            ("moves the best epoch", family or name in ("softmax", "jem", "jem++")),
-            ("a decay epoch inside the warm-up", family or name in ("softmax", "jem", "jem++")),
-            ("channels-last memory", family or name in ("softmax", "jem++")),
+            ("moves the best epoch", family or name in ("softmax", "jem", "jem++", "sada-jem")),
+            ("a decay epoch inside the warm-up", family or name in ("softmax", "jem", "jem++", "sada-jem")),
+            ("channels-last memory", family or name in ("softmax", "jem++", "sada-jem")),
             ("CIFAR-100: the learning rate of 0.02 is the paper's", family or name == "softmax"),
             ("scripts and readme of the release disagree", family),
             ("650 of a WRN-10-1", name == "jem"),

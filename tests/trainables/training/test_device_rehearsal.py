@@ -45,6 +45,7 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 EXECUTIONS = ("eager", "compiled", "graphed", "compiled-graphed")
 SHAPE, CLASSES, IMAGES = (3, 8, 8), 4, 80
 NETWORKS = {"igebm": "igebm-2", "f-ebm": "febm-2", "shortrun": "shortrun-2", "kl-ebm": "multiscale-2"}
+NETWORKS["diffurecov"] = "diffurecov-2-1"
 
 Fields = dict[str, Any]
 

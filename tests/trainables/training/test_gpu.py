@@ -57,7 +57,7 @@ def make_config(quick: Quick, method: str, **fields: Any) -> TrialConfig:
     family = str(settings.get("network", "wrn-10-2")).split("-")[0]
     base: dict[str, Any] = {
         "method": method,
-        "network": "wrn-10-2" if family == "wrn" else f"{family}-8",
+        "network": "wrn-10-2" if family == "wrn" else f"{family}-8" + "-1" * (family == "diffurecov"),
         "norm": settings.get("norm", "batch"),
         "initialisation": "default",
         "dropout": settings.get("dropout", 0.0),
