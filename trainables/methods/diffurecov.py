@@ -138,8 +138,8 @@ class DiffuRecov(FreshAsTrained, Method):
         "eight blocks per resolution, as the README's command for the published row (the code's default: two)",
         "scored on 10,000 samples in training (released: 64); the protocol fresh-50k is its final one (a third party "
         "reports 10,000)",
-        "where samples are drawn spectral norm goes on from where training left it, and is put back; the gradient after "
-        "the last step, which is not used, is taken in training alone",
+        "where samples are drawn spectral norm goes on from where training left it, and is put back; the gradient "
+        "after the last step, which is not used, is taken in training alone",
         "PyTorch's Adam: epsilon is 1e-8 (released: 1e-7) and added after the bias correction, not before",
         "the warm-up's first iteration has rate 0",
         "noise_std is in units of the level's step; step_size is the factor of the drift, 1/2 by construction",

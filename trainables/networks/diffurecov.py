@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainables.config.network import MAX_SIZE, Family
-from trainables.networks.layers import SLOPE, Dropout, Shape, Sizes, Trunk, half_to_float
+from trainables.networks.layers import SLOPE, Shape, Sizes, Trunk, half_to_float
 from trainables.networks.spectral import conv, linear, sinusoids
 
 MULTIPLES = (1, 2, 2, 2, 4, 4)
@@ -23,13 +23,12 @@ LONGEST = 64
 
 
 class _Block(nn.Module):
-    """LeakyReLU - conv - shift by t - LeakyReLU - dropout - conv - scale, plus the input or a 3x3 convolution of it."""
+    """LeakyReLU - conv - shift by t - LeakyReLU - conv - scale, plus the input or a 3x3 convolution of it."""
 
-    def __init__(self, inputs: int, outputs: int, embedded: int, norm: str, dropout: float) -> None:
+    def __init__(self, inputs: int, outputs: int, embedded: int, norm: str) -> None:
         super().__init__()
         self.conv1 = conv(inputs, outputs, norm)
         self.shift = linear(embedded, outputs, norm)
-        self.dropout = Dropout(dropout)
         self.conv2 = conv(outputs, outputs, norm, closing=True)
         self.scale = nn.Parameter(torch.ones(outputs, 1, 1))
         self.bypass: nn.Module = conv(inputs, outputs, norm) if inputs != outputs else nn.Identity()
@@ -37,7 +36,7 @@ class _Block(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """(N, inputs, H, W) and LeakyReLU of the embedding of t, (N, embedded), to (N, outputs, H, W)."""
         h = self.conv1(F.leaky_relu(x, SLOPE)) + self.shift(embedding)[:, :, None, None]
-        h = self.conv2(self.dropout(F.leaky_relu(h, SLOPE))) * self.scale
+        h = self.conv2(F.leaky_relu(h, SLOPE)) * self.scale
         return h + self.bypass(x)  # type: ignore[no-any-return]
 
 
@@ -48,10 +47,9 @@ class DiffuRecovNet(Trunk):
         sizes: channels of the first resolution, 128 as published, and blocks per resolution, 8 as published.
         shape: of an image; it is halved while its side stays 4 at least.
         norm: `spectral` or `none`.
-        dropout: of every block; 0 as published.
     """
 
-    def __init__(self, sizes: Sizes, shape: Shape, norm: str, _momentum: float, dropout: float) -> None:
+    def __init__(self, sizes: Sizes, shape: Shape, norm: str, _momentum: float, _dropout: float) -> None:
         super().__init__()
         width, blocks = sizes
         embedded = 4 * width
@@ -63,7 +61,7 @@ class DiffuRecovNet(Trunk):
         for multiple in (*MULTIPLES, *MULTIPLES[-1:] * resolutions)[:resolutions]:
             level = []
             for _ in range(blocks):
-                level.append(_Block(inputs, multiple * width, embedded, norm, dropout))
+                level.append(_Block(inputs, multiple * width, embedded, norm))
                 inputs = multiple * width
             levels.append(nn.ModuleList(level))
         self.levels = nn.ModuleList(levels)
@@ -101,7 +99,6 @@ NETWORKS = (
         "diffurecov-128-8",
         ("spectral", "none"),
         DiffuRecovNet,
-        dropout=True,
         largest=(MAX_SIZE, LONGEST),
         head=lambda _features: SumHead(),
     ),

@@ -76,7 +76,7 @@ def test_unknown_keys(values: dict[str, Any], key: str) -> None:
         ("ema_decay", 0.0),
         ("norm", "layer"),
         ("norm_momentum", 1.5),
-        ("initial", "normal"),
+        ("initial", "gauss"),
         ("sampling_steps", 0),
         ("sampling_steps", 2.5),
         ("sampling_steps", None),
