@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 import pyarrow as pa
+from PIL import Image
 from plotly.offline import get_plotlyjs
 
+from analysis.figures.paper.size import PrintSize, in_print
+from analysis.figures.paper.text import PIXELS
 from analysis.figures.registry import Drawing, joint_drawings, study_drawings
 from analysis.figures.style import with_look
 from analysis.results.labels import file_name, free_name
@@ -35,8 +38,12 @@ FORMATS: tuple[str, ...] = ("html", "json", "png", "svg", "pdf", "csv")
 """What a figure is written as; its data is always written as Parquet, csv writes it also as CSV."""
 IMAGES: tuple[str, ...] = ("png", "svg", "pdf")
 WIDTH = 1000
-"""Width of an image in pixels of its layout; a PNG has twice as many."""
+"""Width in pixels of the layout of an image that is not for print; a PNG has twice as many."""
+DPI = 600
+"""Dots per inch of a PNG for print."""
 _HEIGHT = 450
+_PAGE = "<style>@page { margin: 0 } img { display: block }</style>"
+"""Kaleido's page has margins, into which it shrinks what is to be as large in a PDF as its layout says."""
 LIBRARY = "plotly.min.js"
 CONFIG = {"displaylogo": False, "responsive": True}
 """What plotly's library is told on every page."""
@@ -79,13 +86,18 @@ def pick(drawn: Sequence[Drawing], only: Sequence[str]) -> list[Drawing]:
 
 
 def export_figures(
-    results: Results, out: Path | str, formats: Sequence[str] = ("html", "json"), only: Sequence[str] = ()
+    results: Results,
+    out: Path | str,
+    formats: Sequence[str] = ("html", "json"),
+    only: Sequence[str] = (),
+    size: PrintSize | None = None,
 ) -> list[Export]:
     """Write the report's figures of one or many studies, in its order; of several each study has its folder.
 
     Args:
         formats: Of `FORMATS`.
         only: See `pick`.
+        size: Of images for a paper; None: `WIDTH` wide, for pages and slides.
 
     Raises:
         ResultsError: Nothing can be drawn, a name fits no figure, or images cannot be made: then nothing is written.
@@ -95,7 +107,7 @@ def export_figures(
     shown = pick(list(figure_drawings(results)), only)
     if not shown:
         raise ResultsError(f"{', '.join(results.studies) or 'no study'}: nothing to draw: no trial has started")
-    return write_drawings(shown, results.studies, Path(out), formats)
+    return write_drawings(shown, results.studies, Path(out), formats, size)
 
 
 def check_formats(formats: Sequence[str]) -> None:
@@ -116,7 +128,13 @@ def check_formats(formats: Sequence[str]) -> None:
         )
 
 
-def write_drawings(drawn: Sequence[Drawing], studies: Sequence[str], out: Path, formats: Sequence[str]) -> list[Export]:
+def write_drawings(
+    drawn: Sequence[Drawing],
+    studies: Sequence[str],
+    out: Path,
+    formats: Sequence[str],
+    size: PrintSize | None = None,
+) -> list[Export]:
     """Write figures and their data; arguments and result as of `export_figures`, `drawn` as of `figure_drawings`."""
     folders = _folders(studies)
     exports, specs = [], []
@@ -129,7 +147,7 @@ def write_drawings(drawn: Sequence[Drawing], studies: Sequence[str], out: Path, 
         specs += [(figure, file) for file in images]
         shown = tuple(f.as_posix() for f in files + images)
         exports.append(Export(drawing.study, drawing.name, drawing.caption, shown))
-    write_images(out, specs)
+    write_images(out, specs, size)
     return exports
 
 
@@ -154,8 +172,11 @@ def write_figure(
     return files
 
 
-def write_images(out: Path, specs: Sequence[tuple[go.Figure, Path]]) -> None:
-    """Draw figures as PNG, SVG or PDF (by the suffix of their file, relative to `out`) in one browser."""
+def write_images(out: Path, specs: Sequence[tuple[go.Figure, Path]], size: PrintSize | None = None) -> None:
+    """Draw figures as PNG, SVG or PDF (by the suffix of their file, relative to `out`) in one browser.
+
+    With a `size` they are as they are printed. Fonts are embedded in a PDF.
+    """
     if not specs:
         return
     import kaleido
@@ -169,22 +190,35 @@ def write_images(out: Path, specs: Sequence[tuple[go.Figure, Path]]) -> None:
         jobs = []
         for number, (figure, file) in enumerate(specs):
             kind = file.suffix[1:]
+            shown = in_print(figure, size) if size else go.Figure(figure)
             # A figure's background is see-through for pages of any colour; an image is put on paper or slides.
-            shown = go.Figure(figure).update_layout(paper_bgcolor="white", meta=None)
-            size = {"width": WIDTH, "height": shown.layout.height or _HEIGHT, "scale": 2 if kind == "png" else 1}
+            shown.update_layout(paper_bgcolor="white", meta=None)
+            scale = 1.0 if kind != "png" else DPI / PIXELS if size else 2.0
+            opts = {"width": shown.layout.width or WIDTH, "height": shown.layout.height or _HEIGHT, "scale": scale}
             path = str(Path(folder) / f"{number}.{kind}")
-            jobs.append({"fig": shown.to_dict(), "path": path, "opts": {"format": kind, **size}})
+            jobs.append({"fig": shown.to_dict(), "path": path, "opts": {"format": kind, **opts}})
+        # MathJax would be fetched from the network, and no text here has TeX in it.
+        page = kaleido.PageGenerator(mathjax=False)
+        page.header += _PAGE
         try:
-            # MathJax would be fetched from the network, and no text here has TeX in it.
             kaleido.write_fig_from_object_sync(
-                jobs, kopts={"mathjax": False, "timeout": _TIMEOUT}, cancel_on_error=True
+                jobs, kopts={"page_generator": page, "timeout": _TIMEOUT}, cancel_on_error=True
             )
         except (*failures, TimeoutError) as error:
             words = " ".join(str(error).split())[:200] or "it did not answer"
             raise ResultsError(f"images: the browser failed ({type(error).__name__}: {words})") from error
         for job, (_, file) in zip(jobs, specs, strict=True):
+            if size and file.suffix == ".png":
+                _say_dots(Path(str(job["path"])))
             (out / file).parent.mkdir(parents=True, exist_ok=True)
             Path(str(job["path"])).replace(out / file)
+
+
+def _say_dots(path: Path) -> None:
+    """Write the dots per inch into a PNG, by which programs know its size on paper."""
+    with Image.open(path) as picture:
+        picture.load()
+    picture.save(path, dpi=(DPI, DPI), optimize=True)
 
 
 def _folders(studies: Sequence[str]) -> dict[str, Path]:

@@ -9,6 +9,7 @@ from typing import Any
 from analysis.figures import export as files
 from analysis.figures.learning_curves import COURSE_COLUMNS, courses, draw_courses
 from analysis.figures.models.index import KINDS, Exhibit, draw
+from analysis.figures.paper.size import PrintSize, print_size
 from analysis.figures.registry import TOGETHER
 from analysis.figures.style import with_look
 from analysis.results.load import Results, load
@@ -40,7 +41,9 @@ def make_all(
     out: Path,
     *,
     only: Sequence[str] = (),
-    formats: str = "html,json",
+    formats: str | None = None,
+    column: str | None = None,
+    font: str | None = None,
     kinds: Sequence[str] = (),
     **models: Any,
 ) -> tuple[list[Named], list[str]]:
@@ -50,7 +53,10 @@ def make_all(
     nothing, or nothing can be made of what was asked for. ResultsError: a folder holds no study, a name fits no figure,
     or images cannot be made. OSError: `out` cannot be written, or a link leads out of it.
     """
-    endings = parse_choices("--format", formats, files.FORMATS)
+    size = _size(column, font)
+    endings = parse_choices("--format", formats or ("pdf" if size else "html,json"), files.FORMATS)
+    if size and not set(endings) & set(files.IMAGES):
+        raise UserError(f"--column and --font are of images, but --format has none of {', '.join(files.IMAGES)}")
     if only and kinds:
         raise UserError("--only and --kind: give one of them; --only takes kinds too")
     files.check_formats(endings)
@@ -67,9 +73,16 @@ def make_all(
         exhibits, notes = _of_models(places, out, kinds, required=bool(kinds) or not drawn, **models)
     if everything and any(e.kind == "curves" for e in exhibits):
         drawn = [d for d in drawn if d.section != TOGETHER]  # the same figure
-    made: list[Named] = [(e.name, e.files) for e in files.write_drawings(drawn, results.studies, out, endings)]
-    pages = _write_pages(results, out, exhibits, endings)
+    made: list[Named] = [(e.name, e.files) for e in files.write_drawings(drawn, results.studies, out, endings, size)]
+    pages = _write_pages(results, out, exhibits, endings, size)
     return [*made, *((e.kind, [*e.files, *pages.get(e.page or "", [])]) for e in exhibits)], notes
+
+
+def _size(column: str | None, font: str | None) -> PrintSize | None:
+    try:
+        return print_size(column, font)
+    except ValueError as error:
+        raise UserError(f"{'--font' if str(error).startswith('no font') else '--column'}: {error}") from None
 
 
 def _of_models(
@@ -88,7 +101,7 @@ def _of_models(
 
 
 def _write_pages(
-    results: Results, out: Path, models: Sequence[Exhibit], formats: Sequence[str]
+    results: Results, out: Path, models: Sequence[Exhibit], formats: Sequence[str], size: PrintSize | None
 ) -> dict[str, list[str]]:
     """The drawings among the figures of models in the other formats; the files by the page of a drawing."""
     found: dict[str, list[str]] = {}
@@ -107,5 +120,5 @@ def _write_pages(
         images = [stem.with_name(f"{stem.name}.{f}") for f in formats if f in files.IMAGES]
         specs += [(figure, file) for file in images]
         found[exhibit.page] = [f.as_posix() for f in [*others, *images]]
-    files.write_images(out, specs)
+    files.write_images(out, specs, size)
     return found

@@ -20,7 +20,8 @@ class Figures:
     Examples:
       mebm figures results/NAME --out F
       mebm figures results/NAME --list
-      mebm figures results/NAME --only phase,survival --format svg,pdf
+      mebm figures results/NAME --only phase,survival --column single --font serif
+      mebm figures results/NAME --column double --format pdf,png,svg
       mebm figures results/NAME --kind tsne --trials t0003,t0007
       mebm figures results/m-ebm results/m-jem results/lse-jem --kind tsne --out joint
     A figure of the report is NAME.html, NAME.json (plotly) and its data NAME.parquet; of several DIRs each study's are
@@ -34,12 +35,20 @@ class Figures:
         "Default: all that can be made.",
         metavar="NAME,...",
     )
-    formats: str = option(
+    formats: str | None = option(
         "Of html, json, png, svg, pdf, csv. png, svg and pdf need the extra figures and a Chrome or Chromium; "
-        "csv is the data, which is always written as Parquet.",
+        "csv is the data, which is always written as Parquet. Default: html,json; with --column or --font pdf.",
         "--format",
-        default="html,json",
         metavar="F,...",
+    )
+    column: str | None = option(
+        "Images for a paper, as wide as its column: single (3.3 in), double (6.9 in) or inches, such as 5.5. Type of "
+        "8 pt, fonts embedded in a pdf, 600 dpi in a png, readable without colour. Default: 1,000 pixels wide.",
+        metavar="single|double|INCHES",
+    )
+    font: Any = option(
+        "Type of images for a paper; without --column in a single column. Default: sans.",
+        type=click.Choice(["sans", "serif"]),
     )
     trust_code: bool = trust_option()
     listed: bool = flag("Name the figures that can be made, and make none.", "--list")
@@ -83,6 +92,8 @@ class Figures:
             target,
             only=names(self.only, "--only", "figure"),
             formats=self.formats,
+            column=self.column,
+            font=self.font,
             kinds=self.kinds,
             trials=trials,
             best=self.best,
@@ -92,6 +103,7 @@ class Figures:
         )
         for name, files in made:
             more = f" (and {len(files) - 1} more)" if len(files) > 1 else ""
-            console.say(f"{name:<10} {target / files[0]}{more}")
+            first = next((f for f in files if not f.endswith((".parquet", ".csv"))), files[0])
+            console.say(f"{name:<10} {target / first}{more}")
         for note in notes:
             console.say(f"not made: {note}")
