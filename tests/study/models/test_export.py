@@ -66,7 +66,10 @@ def test_a_study_in_a_store_gives_the_same_figures(mebm, trained, tmp_path, stor
         (["--only", "phse"], "no figure 'phse'; did you mean phase?"),
         (["--only", ","], "--only ',': names no figure"),
         (["--format", "pgn"], "--format pgn: must be of html, json, png, svg, pdf, csv; did you mean png?"),
-        (["--column", "wide"], "--column: no column 'wide'; expected single (3.3 in), double (6.9 in) or inches from 2"),
+        (
+            ["--column", "wide"],
+            "--column: no column 'wide'; expected single (3.3 in), double (6.9 in) or inches from 2",
+        ),
         (["--column", "single", "--format", "html"], "--column and --font are of images, but --format has none of png"),
         (["--only", "phase", "--kind", "tsne"], "--only and --kind: give one of them"),
         (["--trials", "t0009"], "--trials t0009: no such trial"),
