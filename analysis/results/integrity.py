@@ -26,6 +26,7 @@ from trainables.results.bounded import parse_json, read_table
 from trainables.results.layout import (
     ATTEMPTS,
     BENCH_FILE,
+    DIAGNOSIS_FILE,
     EPOCHS,
     EVALUATIONS_FILE,
     JOURNAL,
@@ -39,7 +40,7 @@ from trainables.results.layout import (
 from trainables.results.own import is_own
 from trainables.results.schema import EPOCH_COLUMNS, TRIAL_COLUMNS, Cause, Column, Outcome
 
-_KNOWN = (*STUDY_TABLES, BENCH_FILE, EVALUATIONS_FILE, SCORES_FILE)
+_KNOWN = (*STUDY_TABLES, BENCH_FILE, EVALUATIONS_FILE, SCORES_FILE, DIAGNOSIS_FILE)
 _LONGEST_CONFIG = 1_000_000
 """Characters of a trial's configuration; 5,000 are usual."""
 _TAIL_BYTES = 65_536

@@ -25,6 +25,7 @@ from trainables.results.credentials import is_url
 from trainables.results.files import UnsafePathError, within
 from trainables.results.layout import (
     BENCH_FILE,
+    DIAGNOSIS_FILE,
     EPOCHS,
     EVALUATIONS_FILE,
     MANIFEST,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("mebm")
 
-_SMALL = (MANIFEST, TRIALS, EPOCHS, BENCH_FILE, SCORES_FILE, EVALUATIONS_FILE)
+_SMALL = (MANIFEST, TRIALS, EPOCHS, BENCH_FILE, SCORES_FILE, DIAGNOSIS_FILE, EVALUATIONS_FILE)
 """What of a study in a store is always read; the rest is brought when it is asked for."""
 
 
@@ -179,6 +180,11 @@ def read_bench(path: Path | str) -> pd.DataFrame:
 def read_scores(path: Path | str) -> pd.DataFrame:
     """A `scores.parquet` (`SCORE_COLUMNS`); errors as of `read_parquet`."""
     return read_parquet(path, schema.SCORE_COLUMNS)
+
+
+def read_diagnosis(path: Path | str) -> pd.DataFrame:
+    """A `diagnosis.parquet` (`DIAGNOSIS_COLUMNS`); errors as of `read_parquet`."""
+    return read_parquet(path, schema.DIAGNOSIS_COLUMNS)
 
 
 def read_evaluations(path: Path | str) -> pd.DataFrame:

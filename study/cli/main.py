@@ -21,7 +21,8 @@ from study.display import console, output
 
 ORDER = (
     "sweep", "resume", "plan", "train", "methods", "configs", "show", "init", "fields", "tables", "report", "compare",
-    "detector", "status", "figures", "evaluate", "score", "sample", "bench", "recommend", "import", "new", "serve",
+    "detector", "status", "figures", "evaluate", "score", "diagnose", "sample", "bench",
+    "recommend", "import", "new", "serve",
 )  # fmt: skip
 """Commands in the order of their use; those not named here come after them."""
 ANSWERS = ("status", "plan", "methods", "configs", "show", "fields", "compare", "detector", "recommend")

@@ -117,8 +117,11 @@ class StudyConsole:
         self._overview_at = time.monotonic()
 
     @contextmanager
-    def bar(self, total: int) -> Iterator[Callable[[str], None]]:
-        """A progress bar over `total` steps, on standard error and only on a terminal; call what it gives per step."""
+    def bar(self, total: int) -> Iterator[Callable[..., None]]:
+        """A progress bar over `total` steps, on standard error and only on a terminal.
+
+        Call what it gives with a text after a step, or with a text and how many.
+        """
         with Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -129,7 +132,7 @@ class StudyConsole:
             disable=not sys.stderr.isatty(),
         ) as display:
             task = display.add_task("warming up", total=total)
-            yield lambda what: display.update(task, advance=1, description=what)
+            yield lambda what, by=1: display.update(task, advance=by, description=what)
 
     def evaluations(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """What `mebm evaluate` measured (`schema.EVALUATION_COLUMNS`)."""
@@ -140,6 +143,17 @@ class StudyConsole:
             value = "-" if row.get("value") is None else f"{row['value']:.4g}"
             cells = [row["trial_id"], row["model"], number(row["epoch"]), row["protocol"], number(row.get("samples"))]
             table.add_row(*_texts([*cells, row["metric"], value, bounds, row.get("remark") or ""]))
+        self.rich.print(table)
+
+    def diagnosis(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """What `mebm diagnose` measured (`schema.DIAGNOSIS_COLUMNS`)."""
+        headers = ("trial", "from", "step", "energy", "of the data", "FD", "± se", "clamped", "moved")
+        table = _table((header, header not in ("trial", "from")) for header in headers)
+        for row in rows:
+            energies = (f"{row[f'energy_{name}']:.3g}" for name in ("mean", "data_mean"))
+            fd = ("-" if row[name] is None else f"{row[name]:.3g}" for name in ("fd", "fd_se"))
+            ends = f"{row['clamped_pixel_share']:.0%}", f"{row['moved']:.2f}"
+            table.add_row(*_texts([row["trial_id"], row["start"], f"{row['step']:,}", *energies, *fd, *ends]))
         self.rich.print(table)
 
     def scores(self, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -19,6 +19,7 @@ STUDY_TABLES = (TRIALS, EPOCHS, ATTEMPTS)
 BENCH_FILE = "bench.parquet"
 EVALUATIONS_FILE = "evaluations.parquet"
 SCORES_FILE = "scores.parquet"
+DIAGNOSIS_FILE = "diagnosis.parquet"
 """Of `mebm score`: image sets of models that were not trained here."""
 OPTUNA_FILE = "tables/importances_optuna.parquet"
 """Optuna's importances, which need Optuna to compute and nothing to read."""
