@@ -8,6 +8,7 @@ from pathlib import Path
 from analysis.results.messages import ResultsError, counted, plural
 from trainables.results.files import UnsafePathError, refuse_links_out
 from trainables.results.layout import ATTEMPTS, BENCH_FILE, EPOCHS, JOURNAL, MANIFEST, OWN_FOLDERS, SCORES_FILE, TRIALS
+from trainables.results.spelling import nearest_path
 
 
 def is_study(path: Path) -> bool:
@@ -38,7 +39,8 @@ def find_studies(path: Path | str) -> list[Path]:
     path = Path(path)
     if not path.is_dir():
         wrong = "not a folder" if path.exists() else "no such folder"
-        raise ResultsError(f"{path}: {wrong}; expected a study's folder or one that holds studies")
+        near = "" if path.exists() else nearest_path(path)
+        raise ResultsError(f"{path}: {wrong}; expected a study's folder or one that holds studies{near}")
     if is_study(path):
         return [path]
     found = [child for child in children(path) if is_study(child)]

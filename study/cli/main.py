@@ -9,6 +9,7 @@ import os
 import pkgutil
 import signal
 import sys
+from itertools import pairwise
 from typing import Any
 
 import click
@@ -18,6 +19,9 @@ from study.cli.exit_codes import FAILED, INTERRUPTED, MISTAKE
 from study.cli.options import command
 from study.config.errors import RunError, UserError, nearest, one_line, shown
 from study.display import console, output
+from study.display.activity import show_activity
+from trainables.results.progress import note
+from trainables.results.spelling import edits, likeliest
 
 ORDER = (
     "sweep", "resume", "plan", "train", "methods", "configs", "show", "init", "fields", "tables", "report", "compare",
@@ -27,6 +31,13 @@ ORDER = (
 """Commands in the order of their use; those not named here come after them."""
 ANSWERS = ("status", "plan", "methods", "configs", "show", "fields", "compare", "detector", "recommend")
 """Commands that do nothing but show something: without a reader they end, and where it cannot be written they fail."""
+OTHER_NAMES = {
+    "run": "sweep", "start": "sweep", "search": "sweep", "fit": "train", "continue": "resume", "restart": "resume",
+    "list": "configs", "studies": "configs", "estimate": "plan", "cost": "plan", "best": "recommend", "plot": "figures",
+    "export": "figures", "score": "evaluate", "test": "evaluate", "generate": "sample", "watch": "status",
+    "html": "report", "benchmark": "bench", "create": "init", "options": "fields", "print": "show",
+}  # fmt: skip
+"""What other tools call commands that are here."""
 _SHOW = frozenset({"-h", "--help", "-n", "--dry-run", "--list"})
 """Options that make any command one of these."""
 
@@ -53,7 +64,9 @@ class _Commands(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
-            raise click.UsageError(f"no command {args[0]!r}{nearest(args[0], self.list_commands(ctx))}")
+            known = self.list_commands(ctx)
+            near = nearest(args[0], known, OTHER_NAMES) or "; mebm --help lists them"
+            raise click.UsageError(f"no command {args[0]!r}{near}")
         name, found, rest = super().resolve_command(ctx, args)
         if name not in ANSWERS and _SHOW.isdisjoint(rest):
             output.go_on()
@@ -76,9 +89,11 @@ def main(command: click.Command = cli) -> None:
     if COMPLETE in os.environ:  # a shell asks, and is answered in bytes
         command.main(prog_name="mebm", complete_var=COMPLETE)
     output.steady_streams()
+    show_activity()
     try:
         code = _exit_code(command)
     finally:
+        note("ending")
         lost = output.end_streams()
     if lost is not None:
         console.error(f"standard output: {lost.strerror}; not all of it was shown")
@@ -113,10 +128,44 @@ def _exit_code(command: click.Command) -> int | str | None:
     return None
 
 
+def _of_click(error: click.ClickException) -> str:
+    """What click says of a command line, with what was likely meant."""
+    text = error.format_message()
+    parameters = error.ctx.command.params if isinstance(error, click.UsageError) and error.ctx is not None else []
+    sets = any("--set" in parameter.opts for parameter in parameters)
+    if isinstance(error, click.NoSuchOption):
+        name = error.option_name
+        options = [o for p in parameters if isinstance(p, click.Option) and not p.hidden for o in p.opts]
+        near = likeliest(name, [*options, "--help"])
+        slip = near is not None and edits(name, near) < 2
+        if sets and not slip and (field := _field(name.lstrip("-").replace("-", "_"))) is not None:
+            return f"no option {name}; it is a field: --set {field}=VALUE"
+        return f"no option {name}" + (f"; did you mean {near}?" if near is not None else "")
+    if isinstance(error, click.BadParameter) and error.param is not None and isinstance(error.param.type, click.Choice):
+        given = text.partition(": '")[2].partition("'")[0]
+        return text.rstrip(".") + nearest(given, map(str, error.param.type.choices))
+    if sets and text.startswith("Got unexpected extra argument"):
+        words = sys.argv[1:]
+        for option, word in pairwise(words):
+            if option == "--set" and "=" not in word:
+                return f"--set {shown(word, quoted=False)}: must be KEY=VALUE, for example --set epochs=5"
+    return text
+
+
+def _field(name: str) -> str | None:
+    """The field of a study or of its trial that is called so."""
+    from study.config.fields import known_fields
+    from study.config.paths import meant, study_paths
+    from trainables.results.own import SYMBOLS
+
+    exact = name in (*known_fields(), *SYMBOLS) or any(name == path.rpartition(".")[2] for path in study_paths())
+    return meant(name, {}) if exact else None
+
+
 def _line(error: Exception) -> str | None:
     """What a user is told of an error; None for one that is no mistake of the user's but of the program."""
     if isinstance(error, click.ClickException):
-        return error.format_message()
+        return _of_click(error)
     if isinstance(error, UserError | RunError):
         return str(error)
     if isinstance(error, ValueError):

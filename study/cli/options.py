@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -70,6 +71,9 @@ class Place(click.ParamType["Path | str"]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
         """A `Path`, or a URL as `str`."""
         if isinstance(value, Path) or "://" not in value:
+            if (scheme := re.match(r"(s3|gs|gcs|hdfs|abfss?):/*", str(value))) is not None and "://" not in str(value):
+                rest = str(value)[scheme.end() :]
+                self.fail(f"{value!r} is no URL; did you mean {scheme[1]}://{rest}?", param, ctx)
             return Path(value)
         from trainables.results.store import refuse_credentials
 
@@ -90,7 +94,21 @@ class Local(click.ParamType["Path"]):
         return Path(value)
 
 
-PLACE, LOCAL, PATH = Place(), Local(), click.Path(path_type=Path)
+class Field(click.ParamType["str"]):
+    """The name of a field, also as the paper's symbol for it: K gives `sampling_steps`."""
+
+    name = "field"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The field's own name; whether there is such a field depends on the study."""
+        from trainables.results.own import field_of
+
+        return field_of(str(value).strip().removeprefix("trial."))
+
+    shell_complete = staticmethod(completion.fields)  # type: ignore[assignment]
+
+
+FIELD, PLACE, LOCAL, PATH = Field(), Place(), Local(), click.Path(path_type=Path)
 COUNT, POSITIVE = click.IntRange(min=1), click.FloatRange(min=0, min_open=True)
 
 # Options of several commands. What differs between them is given as for `option`.

@@ -45,9 +45,37 @@ def check(study: StudyConfig, address: str | None) -> list[str]:
     from study.run.rehearsal import rehearse_study
 
     check_loggers(study.run.loggers)
+    check_images(study, remote=address is not None)
     if address is None:
         refuse_more_memory(study)
     return [*rehearse_study(study), *look_at_methods(study)]
+
+
+def check_images(study: StudyConfig, *, remote: bool) -> None:
+    """Refuse a data set that nobody knows, and a folder of images that is not there or not of the data set.
+
+    Args:
+        remote: the trials run elsewhere, where the folder may be.
+    """
+    from study.config.errors import UserError
+    from trainables.data.datasets import refuse_unknown
+    from trainables.data.readers.items import DataError
+
+    if study.is_script:
+        return
+    values = {n: getattr(d, "choices", ()) for n, d in study.space.distributions.items()}
+    trial = study.space.built_in(dict(study.space.start[0]) if study.space.start else _any(study), study.seeds[0])
+    for name in values.get("dataset") or (trial.dataset,):
+        try:
+            refuse_unknown(name, trial.data_dir, remote=remote)
+        except DataError as error:
+            raise UserError(str(error)) from error
+
+
+def _any(study: StudyConfig) -> dict[str, Any]:
+    from study.config.space import any_value
+
+    return {name: any_value(d) for name, d in study.space.distributions.items()}
 
 
 def start(study: StudyConfig, results: Path | str, address: str | None, shown: StudyConsole) -> tuple[Ending, Run]:
@@ -146,7 +174,7 @@ def _run_here(run: Run, place: str, mirror: Mirror | None) -> Ending:
     say(f"{study.name}: {study.planned_trials} trials, results in {place}{os.sep}")
     if run.new_in is not None:
         for line in estimate(study, None, (run.new_in,)).lines()[1:]:
-            if "not known for this device" not in line:
+            if "not known for " not in line:
                 say(f"  {line}")
     ending = run_study(study, folder, run.shown, address=run.address, mirror=mirror, locked=new, **run.how)
     if mirror is not None:

@@ -12,8 +12,11 @@ from typing import Any
 from study.config.errors import UserError, nearest, shown
 from study.config.fields import assign, is_script
 from study.config.yaml_input import parse_yaml
+from trainables.results.own import field_of
 
 _RANGE = re.compile(r"(?P<low>[^:\[\],{}'\"]+):(?P<high>[^:\[\],{}'\"]+)(?::(?P<how>[^:]+))?")
+_DOTS = re.compile(r"(?P<low>[\d.e]*\d)\s*(\.\.+|-|to)\s*(?P<high>\d[\d.e]*)")
+"""How other tools write a range."""
 _EXAMPLE = "for example -s sampling_steps=1:20:log, -s step_size=0.1,1,10 or -s batch_size=64"
 
 
@@ -31,6 +34,8 @@ def given(assignment: str) -> tuple[str, Any]:
     numbers = None if found is None else [_number(found[end], option) for end in ("low", "high")]
     if found is not None and numbers is not None and None not in numbers:
         return name, _range(numbers, found["how"], option)
+    if (dots := _DOTS.fullmatch(text)) is not None:
+        raise UserError(f"{option}: a range is {name}={dots['low']}:{dots['high']}, and choices are {name}=1,2,5")
     if text.startswith("["):
         value = parse_yaml(text, option)
     elif "," in text:
@@ -110,18 +115,21 @@ def searched(values: dict[str, Any], assignments: Sequence[str], trials: int | N
     Raises:
         UserError: a range in a grid; a name that is given twice.
     """
-    pairs = [given(text) for text in assignments]
+    trial = dict(_mapping(values.get("trial")))
+    script = is_script(trial)
+    # A script's arguments are called as it likes.
+    pairs = [(n if script else field_of(n.removeprefix("trial.")), what) for n, what in map(given, assignments)]
     if twice := [n for n, _ in pairs if [m for m, _ in pairs].count(n) > 1]:
         raise UserError(f"-s {twice[0]}: is given twice")
-    trial, search = dict(_mapping(values.get("trial"))), dict(_mapping(values.get("search")))
+    search = dict(_mapping(values.get("search")))
     space = dict(_mapping(search.get("space")))
-    script = is_script(trial)
     fixed = dict(_mapping(trial.get("args"))) if script else trial
     grid = [dict(_mapping(b)) for b in search.get("grid") or ()] if search.get("sampler") == "grid" else None
     starts = [dict(_mapping(point)) for point in search.get("start") or ()]
     for name, spec in pairs:
         for place in (space, *(grid or ()), *starts):
-            place.pop(name, None)
+            for there in [n for n in place if n == name or (not script and field_of(n) == name)]:
+                del place[there]
         fixed = {n: v for n, v in fixed.items() if n != name} if script else _without(fixed, name.split("."))
         if not isinstance(spec, dict):
             fixed = {**fixed, name: spec} if script else assign(fixed, {name: spec})

@@ -159,7 +159,8 @@ class StudyView:
         elif self.running:
             text = f"running (last event {duration(age)} ago)" if age is not None else "running (no event yet)"
         elif self.running is False:
-            again = f"mebm resume {self.place}" if self._recorded is None else f"to go on, {self._recorded.again}"
+            found = self._recorded
+            again = f"to go on, {found.again}" if found and found.again else f"mebm resume {self.place}"
             text = f"not running; {again}"
         elif age is None:
             text = "no sign of life yet"

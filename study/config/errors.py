@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+import typing
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -13,9 +13,14 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from trainables.results.credentials import redacted
+from trainables.results.spelling import nearest as nearest
 
 MAX_LENGTH = 3000
 """Characters of a message: a value in it is cut before (`shown`), a list of all that is allowed is not."""
+
+
+OTHER_WORDS = {"gpu": "cuda", "half": "bf16", "float32": "fp32", "float": "fp32", "bfloat16": "bf16"}
+"""What users of other tools call values of fields."""
 
 
 class _OneLineError(Exception):
@@ -37,14 +42,6 @@ class RunError(_OneLineError):
 def printable(text: str) -> str:
     """A text with every character that steers a terminal, breaks a line or cannot be encoded as its escape."""
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
-def nearest(word: object, known: Iterable[str]) -> str:
-    """`; did you mean X?` for the closest known word, or nothing."""
-    wrong = str(word)[:100]
-    close = difflib.get_close_matches(wrong, list(known), n=5, cutoff=0.5)
-    swapped = [w for w in close if sorted(w) == sorted(wrong)]  # letters in another order: the likeliest slip
-    return f"; did you mean {(swapped or close)[0]}?" if close else ""
 
 
 def shown(value: object, most: int = 60, *, quoted: bool = True) -> str:
@@ -106,28 +103,47 @@ def validation_error(source: str, error: ValidationError, model: type[BaseModel]
     first = findings[0]
     path = [str(part) for part in first["loc"] if not _is_union_tag(part)]
     key = ".".join([prefix, *path] if prefix else path)
-    more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
+    places = {tuple(part for part in found["loc"] if not _is_union_tag(part)) for found in findings}
+    more = f" (and {len(places) - 1} more)" if len(places) > 1 else ""
     if first["type"] == "extra_forbidden":
-        current: Any = model
-        for part in path[:-1]:
-            field = getattr(current, "model_fields", {}).get(part)
-            current = field and field.annotation
-        return UserError(f"{source}: {key}: unknown key{nearest(path[-1], getattr(current, 'model_fields', {}))}{more}")
+        known = getattr(_model_at(model, path[:-1]), "model_fields", {})
+        return UserError(f"{source}: {key}: unknown key{nearest(path[-1], known)}{more}")
     if first["type"] == "missing":
         return UserError(f"{source}: {key}: is missing{more}")
     message = first["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     message = message[:1].lower() + message[1:]
     value = first.get("input")
     if first["type"] in ("tuple_type", "list_type") and isinstance(value, str | int | float):
-        message = f"must be a list, such as [{shown(value, quoted=False)}]"
+        example = "[0, 1, 2]" if key == "seeds" else f"[{shown(value, quoted=False)}]"
+        message = f"must be a list, such as {example}"
+    if first["type"] in ("model_type", "model_attributes_type") and path:
+        fields = getattr(_model_at(model, path), "model_fields", {})
+        message = f"must be a mapping of {', '.join(fields)}" if fields else message
     # Where a storage's address is expected stands what may be half of one, password and all.
     telling = path and path[-1] != "storage" and not isinstance(value, Mapping)
     found = f" = {shown(value)}" if telling else ""
     near = ""
     if first["type"] == "literal_error" and isinstance(value, str):
-        near = nearest(value, first["msg"].split("'")[1::2])
+        near = nearest(value, first["msg"].split("'")[1::2], OTHER_WORDS)
     where = f"{key}{found}: " if key else ""
     return UserError(one_line(f"{source}: {where}{message}{near}{more}"))
+
+
+def _model_at(model: Any, path: Sequence[str]) -> Any:
+    """The model at a dotted path below another one: of a field, of a list's items or a mapping's values; or None."""
+    current: Any = model
+    for part in path:
+        fields = getattr(current, "model_fields", {})
+        if part in fields:
+            current = fields[part].annotation
+        if not hasattr(current, "model_fields"):
+            inner = [a for a in _within(current) if hasattr(a, "model_fields")]
+            current = inner[0] if inner else None
+    return current
+
+
+def _within(annotation: Any) -> list[Any]:
+    return [annotation, *(a for part in typing.get_args(annotation) for a in _within(part))]
 
 
 def _is_union_tag(part: object) -> bool:
@@ -141,7 +157,8 @@ def parse_choices(option: str, text: str, known: Sequence[str]) -> tuple[str, ..
     words = tuple(dict.fromkeys(w.strip() for w in text.split(",") if w.strip()))
     for word in words:
         if word not in known:
-            raise UserError(f"{option} {word}: must be of {', '.join(known)}{nearest(word, known)}")
+            what = f"{option} {shown(word, quoted=False)}"
+            raise UserError(f"{what}: must be of {', '.join(known)}{nearest(word, known)}")
     if not words:
         raise UserError(f"{option} {text!r}: names nothing; known: {', '.join(known)}")
     return words

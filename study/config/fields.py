@@ -22,7 +22,7 @@ from trainables.config.trial import ARGUMENTS, OLD_PARTS, TrialConfig
 from trainables.methods.presets import build_trial, merge
 from trainables.plugins.reference import on_change
 from trainables.results.bounded import parse_json
-from trainables.results.own import field_of
+from trainables.results.own import SYMBOLS, field_of
 
 ID_DIGITS = 16
 """Hex digits of a setting's id. Of a million settings two have the same one once in 37 million studies."""
@@ -30,6 +30,8 @@ OLD_ID_DIGITS = 8
 """As earlier versions made them; a study that began with those goes on with them."""
 
 
+_OF_STUDIES = ("search", "seeds", "objectives", "resources", "budget", "pruning", "run")
+"""Parts of a study, for whoever sets one for a trial."""
 AnyTrial = TrialConfig | ScriptConfig
 """What a study's trial is: a run of a built-in method, or of a script."""
 
@@ -203,7 +205,9 @@ def set_fields(values: dict[str, Any], assignments: tuple[str, ...], option: str
             key = f"method_args.{key}"
         own = key.partition(".")[0] in ARGUMENTS  # whose names the part knows, once it is met
         if not own and key not in known_fields() and key not in TrialConfig.model_fields:
-            text = f"{option} {shown(key, quoted=False)}: unknown trial field"
-            raise UserError(f"{text}{nearest(key, known_fields())}")
+            what = f"{option} {shown(key, quoted=False)}"
+            if key.partition(".")[0] in _OF_STUDIES:
+                raise UserError(f"{what}: is of a study, and this is one trial; mebm sweep runs studies")
+            raise UserError(f"{what}: unknown trial field{nearest(key, known_fields(), SYMBOLS)}")
         values = assign(values, {key: value})
     return values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +15,16 @@ from study.config.fields import assign, is_script, parse_assignments, trial_mode
 from study.config.own_code import short_names
 from study.config.own_names import methods_of, own_names, with_whole_names
 from study.config.packaged import packaged_configs, packaged_text
+from study.config.paths import meant
 from study.config.script import script_study
-from study.config.space import build_space
+from study.config.search import Range
+from study.config.space import build_space, check_names
 from study.config.study import StudyConfig
 from study.config.yaml_input import parse_yaml, read_bytes
 from trainables.config.method import method_class
 from trainables.plugins.reference import allow
 from trainables.results.own import field_of
+from trainables.results.spelling import nearest_path
 
 
 def _read(config: str) -> tuple[str, bytes, tuple[Path, ...]]:
@@ -36,8 +40,9 @@ def _read(config: str) -> tuple[str, bytes, tuple[Path, ...]]:
     names = packaged_configs()
     if config in names:
         return f"{config}.yaml", packaged_text(config), ()
-    known = f"{', '.join(names)}){nearest(config, names)}"
-    raise UserError(f"{shown(config, 300, quoted=False)}: no such file, and no packaged config ({known}")
+    near = nearest(config, names) or nearest_path(path)
+    wanted = shown(config, 300, quoted=False)
+    raise UserError(f"{wanted}: no such file, and no packaged config; mebm configs lists those{near}")
 
 
 def config_text(config: str) -> str:
@@ -95,15 +100,34 @@ def _assigned(values: dict[str, Any], assignments: tuple[str, ...]) -> dict[str,
     for key, value in parse_assignments(assignments):
         key = key if is_script(trial) else field_of(key)
         head = key.split(".")[0]
+        part = key.partition(".")[2]
+        if head in fields and part in Range.model_fields:
+            raise UserError(f"--set {shown(key, quoted=False)}: unknown key; did you mean {meant(key, trial)}?")
         if head not in StudyConfig.model_fields and head in fields:
             key = f"trial.{key}"
+            _refuse_searched(key.removeprefix("trial."), value, values)
         elif key in own_names(*methods_of(values)):
             key = f"trial.method_args.{key}"
         elif head not in StudyConfig.model_fields:
-            known = [*StudyConfig.model_fields, *fields]
-            raise UserError(f"--set {shown(key, quoted=False)}: unknown key{nearest(head, known)}")
+            likely = meant(key, trial)
+            near = f"; did you mean {likely}?" if likely is not None else ""
+            raise UserError(f"--set {shown(key, quoted=False)}: unknown key{near}")
         values = assign(values, {key: value})
     return values
+
+
+def _refuse_searched(name: str, value: Any, values: Mapping[str, Any]) -> None:
+    """Refuse to fix what a study searches, and say how that is done."""
+    search = values.get("search")
+    search = search if isinstance(search, Mapping) else {}
+    blocks = search.get("grid")
+    parts = [search.get("space"), *(blocks if isinstance(blocks, list | tuple) else ())]
+    if any(isinstance(part, Mapping) and name in map(field_of, part) for part in parts):
+        text = shown(value, quoted=False)
+        raise UserError(
+            f"--set {name}={text}: the study searches {name}; mebm sweep -s {name}={text} fixes it, and "
+            f"-s {name}=A,B or {name}=LOW:HIGH changes what is searched"
+        )
 
 
 def _with_own_ranges(values: dict[str, Any], source: str) -> dict[str, Any]:
@@ -139,6 +163,7 @@ def validate_study(values: dict[str, Any], source: str) -> StudyConfig:
         trial = values.get("trial")
         if not (isinstance(trial, dict) and is_script(trial)):  # whose arguments are called as it likes
             values = with_whole_names(values, source)
+            check_names(values, source)  # before what stands under a name: a misspelt one is the reason of much else
         study = StudyConfig.model_validate(_with_own_ranges(values, source))
     except ValidationError as error:
         raise validation_error(source, error, StudyConfig) from error

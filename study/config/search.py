@@ -37,6 +37,16 @@ class Range(Part):
     choices: tuple[Scalar, ...] | None = None
     """The values to choose from."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_a_list(cls, value: Any) -> Any:
+        """A list is one of choices; a single value is no range."""
+        if isinstance(value, list | tuple):
+            return {"choices": list(value)}
+        if isinstance(value, str | int | float):
+            raise ValueError("is no range: give {low: 1, high: 5} or {choices: [1, 2]}; a fixed value is trial's")
+        return value
+
     @model_validator(mode="after")
     def _either(self) -> Self:
         if self.choices is not None:

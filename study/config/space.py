@@ -187,6 +187,21 @@ def _distribution(key: str, spec: Range, source: str, notes: list[str], base: di
     return distribution
 
 
+def check_names(values: Mapping[str, Any], source: str) -> None:
+    """Refuse, in a raw study of a built-in method, what is searched and is no trial field. UserError: there is one.
+
+    What is malformed is left to be refused.
+    """
+    search, trial = values.get("search"), values.get("trial", {})
+    space = search.get("space") if isinstance(search, Mapping) else None
+    if not isinstance(space, Mapping) or not isinstance(trial, dict):
+        return
+    choices = {k: s.get("choices") for k, s in space.items() if isinstance(s, Mapping)}
+    meet_parts({k: found for k, found in choices.items() if isinstance(found, list | tuple)})
+    for key in (k for k, spec in space.items() if spec != "auto"):
+        _check_field(key, trial, source, "search.space")
+
+
 def build_space(trial: dict[str, Any], search: SearchConfig, seed: int, source: str = "study") -> Space:
     """What a study of these fixed fields can propose, with every end of every range tried as a trial of this seed.
 

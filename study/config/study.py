@@ -255,6 +255,21 @@ class StudyConfig(Part):
             objectives = [named(o) for o in objectives]
         return values | {"objectives": objectives, "pruning": named(values.get("pruning", {}))}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms(cls, values: Any) -> Any:
+        """Objectives by their names alone, and pruning by its rule."""
+        if not isinstance(values, dict):
+            return values
+        found = dict(values)
+        if isinstance(objectives := found.get("objectives"), str):
+            objectives = [objectives]
+        if isinstance(objectives, list | tuple):
+            found["objectives"] = [{"metric": o} if isinstance(o, str) else o for o in objectives]
+        if isinstance(rule := found.get("pruning"), str):
+            found["pruning"] = {"rule": rule}
+        return found
+
     @model_validator(mode="after")
     def _own_or_built_in(self) -> Self:
         metrics = [*(o.metric for o in self.objectives), *filter(None, [self.pruning.metric])]

@@ -6,21 +6,32 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import IO, Any
 
 from rich.console import Console as RichConsole
 from rich.console import ConsoleOptions, Group, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress_bar import ProgressBar
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from study.config.errors import one_line, printable
+from study.display.activity import held, work_text
 from study.display.output import Output, harmless
 from study.display.status import BAD, Shown, StudyStatus, number
+from trainables.results.progress import listening
 from trainables.results.schema import Outcome
 
 _STYLE = {
@@ -98,6 +109,32 @@ class _Screen(RichConsole):
             yield segment if segment.control else Segment(harmless(segment.text), segment.style)
 
 
+class TrainingBar:
+    """What `StudyConsole.training` shows; also a listener of `trainables.results.progress`."""
+
+    def __init__(self, console: StudyConsole, display: Progress, task: TaskID, *, quiet: bool) -> None:
+        self._console, self._display, self._task, self._quiet = console, display, task, quiet
+        self._began: tuple[str, float] = "", 0.0
+        self._note = ""
+
+    def take(self, what: str, done: int = 0, total: int | None = None) -> None:
+        """What is done between two epochs takes the place of the last scores for as long."""
+        if what != self._began[0] or not done:
+            self._began = what, time.monotonic()
+        self._display.update(self._task, note=work_text(what, done, total, time.monotonic() - self._began[1]))
+
+    def iteration(self, done: int) -> None:
+        """So many iterations are done."""
+        self._display.update(self._task, completed=done, note=self._note)
+
+    def epoch(self, done: int, name: str, note: str) -> None:
+        """An epoch is over, and scored as the note says."""
+        self._note = note
+        self.iteration(done)
+        if self._quiet:
+            self._console.line(f"{name}  {note}")
+
+
 class StudyConsole:
     """Shows a running study on a stream, standard output by default, asked for a terminal, and a note below it."""
 
@@ -114,6 +151,7 @@ class StudyConsole:
             self.rich.width = 200  # a file has no width; what is cut off there is lost
         self.note = ""
         self._live: Live | None = None
+        self._shown = ExitStack()
         self._overview_at = time.monotonic()
 
     @contextmanager
@@ -122,17 +160,27 @@ class StudyConsole:
 
         Call what it gives with a text after a step, or with a text and how many.
         """
-        with Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=_Screen(sys.stderr),
-            transient=True,
-            disable=not sys.stderr.isatty(),
-        ) as display:
+        columns = (
+            SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
+            TimeElapsedColumn(), TimeRemainingColumn(),
+        )  # fmt: skip
+        screen, quiet = _Screen(sys.stderr), not sys.stderr.isatty()
+        with held(), Progress(*columns, console=screen, transient=True, disable=quiet) as display:
             task = display.add_task("warming up", total=total)
             yield lambda what, by=1: display.update(task, advance=by, description=what)
+
+    @contextmanager
+    def training(self, planned: int, done: int) -> Iterator[TrainingBar]:
+        """A progress bar over the iterations of one trial, on a terminal; elsewhere a line per epoch."""
+        columns = (
+            SpinnerColumn(), TextColumn("iteration"), MofNCompleteColumn(), BarColumn(20), TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+        )  # fmt: skip
+        quiet = not self.rich.is_terminal
+        with held(), Progress(*columns, console=self.rich, disable=quiet) as display:
+            bar = TrainingBar(self, display, display.add_task("", total=planned, completed=done, note=""), quiet=quiet)
+            with listening(bar.take):
+                yield bar
 
     def evaluations(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """What `mebm evaluate` measured (`schema.EVALUATION_COLUMNS`)."""
@@ -221,6 +269,7 @@ class StudyConsole:
         self.progress = progress
         if self.rich.is_terminal:
             self._live = Live(get_renderable=self._render, console=self.rich, refresh_per_second=2, transient=True)
+            self._shown.enter_context(held())
             self._live.start()
 
     def _render(self) -> RenderableType:
@@ -266,6 +315,7 @@ class StudyConsole:
             return
         self._live.stop()
         self._live = None
+        self._shown.close()
         self.note = ""
         if len(self.progress.trials) <= _WHOLE:
             self.trials(self.progress)

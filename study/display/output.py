@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from study.config.errors import printable
+from study.display.activity import touched
 
 _PATIENCE = 5.0
 """Seconds that a study waits for somebody who does not read what it has to say; after that it waits no more."""
@@ -160,6 +161,7 @@ class Output(io.TextIOBase):
         if not isinstance(text, str):
             raise TypeError(f"a text is written, not {type(text).__name__}")
         shown = text if self._trusted else harmless(text)
+        touched(shown)
         if self.sink is None:
             self._stream.write(shown)
         else:

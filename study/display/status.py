@@ -81,6 +81,14 @@ def duration(seconds: float) -> str:
     return f"{whole // 60}m {whole % 60:02d}s" if whole >= 60 else f"{whole}s"
 
 
+def rough(seconds: float) -> str:
+    """A time that is known roughly, for people: `40 seconds`, `3 minutes`, `14 hours`, `20 days`, `2 years`."""
+    for unit, size in (("year", 365 * 86400), ("day", 86400), ("hour", 3600), ("minute", 60)):
+        if seconds >= 2 * size or (unit == "minute" and seconds >= 90):
+            return f"{seconds / size:,.0f} {unit}s"
+    return f"{max(1, round(seconds))} second{'' if round(seconds) <= 1 else 's'}"
+
+
 def cut(text: str, width: int) -> str:
     """A text of at most so many characters, with an ellipsis where something is left out."""
     return text if len(text) <= width else f"{text[: max(0, width - 1)].rstrip()}…"

@@ -110,7 +110,7 @@ def parse_methods(text: str | None, device: torch.device) -> Pairs:
             pairs += TABLE6
         elif name not in METHODS:
             known = [*METHODS, "table6"]
-            raise UserError(f"--methods {part}: no such method{nearest(name, known)}; known: {', '.join(known)}")
+            raise UserError(f"--methods {part}: no such method (known: {', '.join(known)}){nearest(name, known)}")
         elif not steps:
             pairs += [pair for pair in TABLE6 if pair[0] == name and pair[1] != 20] or [(name, None)]
         elif not re.fullmatch(r"[0-9]{1,9}", steps) or int(steps) < 1:
@@ -198,7 +198,7 @@ def bench_data(options: BenchOptions, image_size: int | None = None) -> ImageDat
     if is_own("dataset", options.dataset) or options.data_dir or (info is not None and info.read is not None):
         return load_dataset(options.dataset, options.data_dir, side=image_size)
     if info is None:
-        raise UserError(f"--dataset {options.dataset}: unknown{nearest(options.dataset, datasets())}; give --data-dir")
+        raise UserError(f"--dataset {options.dataset}: unknown; give --data-dir{nearest(options.dataset, datasets())}")
     count, g = _SYNTHETIC_IMAGES[options.device.type], torch.Generator().manual_seed(0)
     shape = (info.channels, image_size or info.side, image_size or info.side)
     images = torch.randint(0, 256, (count, *shape), generator=g, dtype=torch.uint8)

@@ -16,6 +16,7 @@ from study.config.study import StudyConfig
 from study.estimate.resources import GPU_RATES, SPEED, gpu_rate, image_count, image_shape, measured_alike
 from trainables.config.trial import TrialConfig
 from trainables.models.model_file import SAMPLES
+from trainables.results.spelling import nearest
 from trainables.timing.dry_run import iteration_flops
 from trainables.training.cost import check_fits, kept_by_optimiser, parameters
 
@@ -65,7 +66,9 @@ class Plan:
     def lines(self) -> list[str]:
         """The plan in words."""
         mean = " (mean of settings at the ends of the search space)" if self.example else ""
-        time = f"not known for this device; name one with --gpu ({', '.join(GPU_RATES)})"
+        here = "this device" if self.gpu is None else self.gpu
+        near = "" if self.gpu is None else nearest(self.gpu, GPU_RATES)
+        time = f"not known for {here}; name a device with --gpu ({', '.join(GPU_RATES)}){near}"
         if self.gpu_hours is not None:
             basis = f"{self.measured} settings timed by mebm bench, the rest" if self.measured else "all settings"
             time = f"{self.gpu_time} ({basis} from the arithmetic; rough)"

@@ -17,6 +17,7 @@ from analysis.results.folders import find_files
 from analysis.results.load import read_bench
 from analysis.results.messages import ResultsError
 from analysis.results.parquet import records
+from analysis.stats.tradeoff.pace import rate_of
 from study.config.errors import UserError
 from study.config.fields import read_trial
 from study.config.study import ResourcesConfig, StudyConfig
@@ -85,7 +86,7 @@ def image_count(config: TrialConfig) -> int:
 
 def gpu_rate(name: str) -> float | None:
     """The rate of a device by its name; None for one that is not in the table."""
-    return next((rate for word, rate in GPU_RATES.items() if word.lower() in name.lower()), None)
+    return rate_of(name, GPU_RATES)
 
 
 def local_gpu() -> Gpu | None:

@@ -59,6 +59,7 @@ def parse_map(texts: Sequence[str]) -> dict[str, Mapped]:
             name, equals, value = (piece.strip() for piece in part.partition("="))
             if not equals or not name or not value:
                 raise UserError(f"--map {shown(part, quoted=False)}: must be NAME=COLUMN, NAME=-COLUMN or NAME='value'")
+            name = ALIASES.get(name, name)
             if name in found:
                 raise UserError(f"--map {shown(name, quoted=False)}: is there more than once")
             if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":

@@ -76,7 +76,9 @@ def _named(rows: list[dict[str, Any]], wanted: Sequence[str]) -> list[dict[str, 
     for name in wanted:
         found = [r for r in rows if name in (r["trial_id"], f"{r['study']}/{r['trial_id']}")]
         if not found:
-            raise UserError(f"--trials {name}: no such trial{nearest(name, [r['trial_id'] for r in rows])}")
+            ids = [str(r["trial_id"]) for r in rows]
+            there = f"; there are {len(ids)}, {ids[0]} to {ids[-1]}" if ids else ""
+            raise UserError(f"--trials {name}: no such trial{nearest(name, ids) or there}")
         having = [r for r in found if _has_model(r)]
         if not having:
             where = f"({found[0]['path']})" if found[0]["path"] is not None else "(its id is no name of a file)"
@@ -94,7 +96,7 @@ def _best(rows: list[dict[str, Any]], metrics: Sequence[str]) -> list[dict[str, 
     for name in metrics:
         if name not in METRIC_BY_NAME:
             known = [m.name for m in METRICS]
-            raise UserError(f"--best {name}: unknown metric{nearest(name, known)}; metrics: {', '.join(known)}")
+            raise UserError(f"--best {name}: unknown metric (known: {', '.join(known)}){nearest(name, known)}")
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         if row["outcome"] == Outcome.COMPLETED and _has_model(row):

@@ -33,6 +33,7 @@ from trainables.networks.arithmetic import torch_threads
 from trainables.results.files import alone, making, within
 from trainables.results.layout import EVALUATIONS_FILE
 from trainables.results.schema import EVALUATION_COLUMNS
+from trainables.results.spelling import nearest_path
 from trainables.training.device import resolve_device
 from trainables.training.trainer import fresh_seed
 
@@ -68,7 +69,8 @@ class Request:
 def find_targets(path: Path, which: str = "last") -> list[Target]:
     """A file, or of a folder its `last`, `best` or `all` models. UserError: none; UnsafePathError: a link out of it."""
     if not path.exists():
-        raise UserError(f"{path}: no such file or folder; expected a model file, a checkpoint or a study's folder")
+        expected = "expected a model file, a checkpoint or a study's folder"
+        raise UserError(f"{path}: no such file or folder; {expected}{nearest_path(path)}")
     if path.is_file():
         if path.parent.name != "models":
             return [Target(path, path.resolve().parent.name, path.stem.removesuffix("_best"), "checkpoint")]
@@ -93,7 +95,7 @@ def parse_protocols(names: Sequence[str]) -> tuple[str, ...]:
     known = [*PROTOCOLS, HYBRID]
     for name in names:
         if name not in known:
-            raise UserError(f"--protocol {name}: unknown{nearest(name, known)}; known: {', '.join(known)}")
+            raise UserError(f"--protocol {name}: unknown (known: {', '.join(known)}){nearest(name, known)}")
     return tuple(dict.fromkeys(names))
 
 
@@ -333,6 +335,6 @@ def parse_outside(texts: Sequence[str]) -> tuple[tuple[str, str | None], ...]:
     for text in texts:
         name, _, folder = text.partition("=")
         if not folder and name not in datasets():
-            raise UserError(f"--outside {text}: unknown{nearest(name, datasets())}; give NAME=FOLDER")
+            raise UserError(f"--outside {text}: unknown; give NAME=FOLDER{nearest(name, datasets())}")
         found.append((name, str(Path(folder).resolve()) if folder else None))
     return tuple(found)

@@ -22,6 +22,7 @@ from trainables.plugins.reference import use
 from trainables.results import files
 from trainables.results.bounded import read_json
 from trainables.results.layout import LOCK_FILE, MANIFEST, STUDY_FILE
+from trainables.results.spelling import nearest_path
 
 _AT_WORK = "another process is running this study"
 _ATTEMPTS, _PAUSE = 10, 0.05
@@ -127,7 +128,7 @@ def load_folder(folder: Path) -> StudyConfig:
     """The study of a folder: of `study.yaml`, or where that is gone or damaged, of the copies of it."""
     path = folder / STUDY_FILE
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
+        raise UserError(f"{folder}: no such folder{nearest_path(folder)}")
     files.refuse_links_out(folder)
     use(folder)
     try:
@@ -138,7 +139,7 @@ def load_folder(folder: Path) -> StudyConfig:
             return validate_study(dict(began), str(folder / MANIFEST))
         if path.exists():
             raise
-        raise UserError(f"{folder}: not a study folder: it has no {STUDY_FILE}") from None
+        raise UserError(f"{folder}: not a study folder: it has no {STUDY_FILE}{_studies_in(folder)}") from None
     if set(values) == {"import"}:
         raise UserError(f"{path}: recorded runs, imported by mebm import, and no study; see mebm report {folder}")
     if set(values) == {"script"}:
@@ -146,6 +147,14 @@ def load_folder(folder: Path) -> StudyConfig:
     if set(values) == {"trial"}:
         raise UserError(f"{path}: one trial, trained by mebm train, and no study; see mebm report {folder}")
     return validate_study(values, str(path))
+
+
+def _studies_in(folder: Path) -> str:
+    """What to name instead of a folder of studies; nothing where it holds none."""
+    found = sorted(path.parent for path in folder.glob(f"*/{STUDY_FILE}"))
+    names = ", ".join(shown(path, 200, quoted=False) for path in found[:3])
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return f"; name one of the studies in it: {names}{more}" if found else ""
 
 
 def read_study_file(path: Path) -> dict[str, Any]:
@@ -159,6 +168,14 @@ def read_study_file(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict) or not values:
         raise UserError(f"{path}: damaged (not a mapping)")
     return values
+
+
+def is_one_trial(folder: Path) -> bool:
+    """Whether a folder is what `mebm train` left."""
+    try:
+        return set(read_study_file(folder / STUDY_FILE)) == {"trial"}
+    except (UserError, OSError):
+        return False
 
 
 def recorded_config(folder: Path) -> Mapping[str, Any] | None:

@@ -37,7 +37,7 @@ class Recorded:
     Attributes:
         what: script, import or trial.
         objectives: {"metric", "direction"} each.
-        again: how its run goes on where it has not ended.
+        again: how its run goes on where it has not ended; empty: by `mebm resume`.
     """
 
     what: str
@@ -63,5 +63,5 @@ def read_recorded(folder: Path) -> Recorded | None:
         return None
 
 
-_AGAIN = {"script": "run the script again", "import": "mebm import it again", "trial": "train it again"}
+_AGAIN = {"script": "run the script again", "import": "mebm import it again", "trial": ""}
 """How what did not end goes on, by what a folder is."""

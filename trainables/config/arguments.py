@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import types
 import typing
@@ -18,6 +17,7 @@ from trainables.config.parts import Model
 from trainables.plugins.parts import is_own as is_own
 from trainables.plugins.parts import own_part as own_part
 from trainables.plugins.reference import short
+from trainables.results.spelling import likeliest
 
 Part = Literal["network", "initial", "dataset", "optimiser"]
 """Parts of a trial that may be a user's own and take arguments."""
@@ -101,9 +101,9 @@ def parse_arguments(part: Part, name: str, given: Any) -> Arguments:
     extra = kind.model_config.get("extra") == "allow"
     values = {n: v for n, v in given.items() if v is not None or n in known}
     for unknown in () if extra else [n for n in values if n not in known]:
-        close = difflib.get_close_matches(str(unknown)[:100], known, n=1, cutoff=0.5)
+        close = likeliest(unknown, known)
         takes = f"it takes {', '.join(known)}" if known else "it takes none"
-        near = f"did you mean {close[0]}? " if close else ""
+        near = f"did you mean {close}? " if close else ""
         raise ValueError(f"{short(name)} has no argument {str(unknown)[:100]!r}; {near}({takes})")
     try:
         return kind.model_validate(values)

@@ -30,6 +30,7 @@ from trainables.config.protocols import PROTOCOLS
 from trainables.plugins.installed import BUILT_IN
 from trainables.plugins.reference import is_reference, registered
 from trainables.results.schema import SETTING_NAMES
+from trainables.results.spelling import nearest
 
 MAX_UNFILLED = 1000
 """KL-EBM's entropy term starts once the buffer holds more images (improved_contrastive_divergence train.py:423)."""
@@ -316,7 +317,8 @@ class TrialConfig(Model):
         if isinstance(value.protocols, tuple):
             for name in value.protocols:
                 if name not in PROTOCOLS:
-                    raise ValueError(f"protocols: {name!r} is unknown; known: {', '.join(PROTOCOLS)}")
+                    known = ", ".join(PROTOCOLS)
+                    raise ValueError(f"protocols: {name!r} is unknown (known: {known}){nearest(name, PROTOCOLS)}")
         return value
 
     @field_validator("data_dir")

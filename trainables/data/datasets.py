@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +20,7 @@ from trainables.data.readers.folders import find_folders
 from trainables.data.readers.items import DataError, Found, shown
 from trainables.data.readers.parquet import find_parquet
 from trainables.plugins.reference import on_change
+from trainables.results.spelling import nearest, nearest_path
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,21 @@ def load_dataset(
         images, labels, *test = (torch.from_numpy(array.copy()) for array in known.read())
         source = f"{known.reader}:{name}#{fingerprint(images, labels)}"
         return _image_data(name, known, (images, labels), (test[0], test[1]), source)
+    try:
+        return _from_files(name, known, data_dir, bad_images, side)
+    except DataError as error:
+        if data_dir is None or not (hint := _of_package(name, known)):
+            raise
+        raise DataError(f"{str(error).partition('; ')[0]}{hint}") from error
+
+
+def _from_files(
+    name: str,
+    known: DatasetInfo | None,
+    data_dir: str | None,
+    bad_images: Literal["refuse", "skip"],
+    side: int | None,
+) -> ImageData:
     found = _find(name, known, Path(data_dir) if data_dir is not None else None)
     wanted = side or (known.side if known else None)
     cache = cached(
@@ -136,6 +151,41 @@ def load_dataset(
 on_change(load_dataset.cache_clear)
 
 
+def refuse_unknown(name: str, data_dir: str | None, *, remote: bool = False) -> None:
+    """Refuse, without reading images, a data set that is not known by name and has no folder, or a folder that is not
+    there. DataError: what is wrong.
+
+    Args:
+        remote: the folder may be on other machines alone.
+    """
+    known = dataset_info(name)
+    if is_own("dataset", name):
+        return
+    if known is None and data_dir is None:
+        raise _unknown(name)
+    if data_dir is not None and not remote and not Path(data_dir).is_dir():
+        raise DataError(f"{data_dir}: data_dir is not a folder{nearest_path(Path(data_dir))}{_of_package(name, known)}")
+    if data_dir is not None and not remote and _of_package(name, known):
+        load_dataset(name, data_dir)  # such a folder is nearly always another data set's
+
+
+def _unknown(name: str) -> DataError:
+    known, near = ", ".join(datasets()), nearest(name, datasets())
+    return DataError(f"dataset {shown(name)!r} is unknown (known: {known}); images of your own need data_dir{near}")
+
+
+def _of_package(name: str, known: DatasetInfo | None) -> str:
+    """What to know of a folder that is given with a data set that needs none."""
+    if known is None or known.read is None:
+        return ""
+    others = ", ".join(d.name for d in datasets().values() if d.read is None)
+    size = f"{known.side}x{known.side}x{known.channels}"
+    return (
+        f"; data_dir is given, but dataset is {name}, which comes with the package ({size}): name the data set of the "
+        f"folder too, such as dataset=cifar10 ({others}, or any name for images of your own)"
+    )
+
+
 def _find(name: str, known: DatasetInfo | None, folder: Path | None) -> Found:
     """The files of a data set: in its own form, or in one that a folder may have."""
     if known is not None and known.find is not None and (found := known.find(folder)) is not None:
@@ -144,17 +194,13 @@ def _find(name: str, known: DatasetInfo | None, folder: Path | None) -> Found:
         return _in_folder(folder, known.own_form if known else "")
     if known is not None:
         raise DataError(f"dataset {name} cannot be downloaded: set data_dir to a folder of its images")
-    near = difflib.get_close_matches(name[:60], datasets(), n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    raise DataError(
-        f"dataset {shown(name)!r} is unknown (known: {', '.join(datasets())}); images of your own need data_dir{hint}"
-    )
+    raise _unknown(name)
 
 
 def _in_folder(folder: Path, also: str = "") -> Found:
     """The images of a folder, in whichever form they are; `also` is one that was looked for already."""
     if not folder.is_dir():
-        raise DataError(f"{folder}: data_dir is not a folder")
+        raise DataError(f"{folder}: data_dir is not a folder{nearest_path(folder)}")
     for reader in (find_parquet, find_batches, find_folders):
         found = reader(folder)
         if found is not None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from trainables.evaluation.frechet import DISTANCES
 from trainables.networks.arithmetic import precision_kept, set_precision
+from trainables.results.progress import counted
 
 INCEPTION_VARIABLE = "MEBM_INCEPTION_WEIGHTS"
 """Environment variable with a local file of torch-fidelity's Inception weights."""
@@ -73,10 +74,13 @@ class Inception:
         pools: list[Tensor] = []
         logits: list[Tensor] = []
         self._network.to(device)
-        with torch.no_grad(), precision_kept():
+        with torch.no_grad(), precision_kept(), counted("scoring images with Inception", len(images)) as advance:
             set_precision("fp32")  # whatever the trial's: a number must not depend on how its model was trained
             for group in images.split(max(1, _PER_COPY // size) * size):
-                found = [self._network(part.expand(-1, 3, -1, -1)) for part in group.to(device).split(size)]
+                found = []
+                for part in group.to(device).split(size):
+                    found.append(self._network(part.expand(-1, 3, -1, -1)))
+                    advance(len(part))
                 pools.append(torch.cat([pool.float() for pool, _ in found]).cpu())
                 logits.append(torch.cat([logit.float() for _, logit in found]).cpu())
         _give_back(device)

@@ -16,6 +16,7 @@ from trainables.config.trial import TrialConfig
 from trainables.data.datasets import ImageData, to_float
 from trainables.evaluation.own_metric import MetricContext, OwnMetric
 from trainables.networks.energy_model import EnergyModel
+from trainables.results.progress import counted
 from trainables.results.schema import METRICS
 
 
@@ -141,9 +142,10 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 def accuracy(model: EnergyModel, images: Tensor, labels: Tensor, batch_size: int) -> float:
     """Share of uint8 images (N, C, H, W) classified right, eval-mode norm, no noise (released utils.py:279-322)."""
     right = torch.zeros((), dtype=torch.int64, device=images.device)
-    with eval_mode(model):
+    with eval_mode(model), counted("classifying test images", len(images)) as advance:
         for part, truth in zip(images.split(batch_size), labels.split(batch_size), strict=True):
             right += (model.logits(to_float(part)).argmax(1) == truth).sum()
+            advance(len(part))
     return int(right) / len(labels)  # the host waits here alone
 
 

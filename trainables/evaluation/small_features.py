@@ -21,6 +21,7 @@ from trainables.data.datasets import ImageData, to_float
 from trainables.evaluation.frechet import frechet_distance, sampling_error, statistics
 from trainables.networks.arithmetic import torch_threads
 from trainables.networks.layers import seeded
+from trainables.results.progress import note
 
 VERSION = "v1"
 """Changes whenever the extractor's architecture or training changes."""
@@ -92,7 +93,8 @@ def _train(data: ImageData, seed: int = 0) -> _Classifier:
     steps = len(images) // batch
     optimiser = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=2e-3, total_steps=_EPOCHS * steps)
-    for _ in range(_EPOCHS):
+    for epoch in range(_EPOCHS):
+        note("training the epochs of FD's small classifier", epoch, _EPOCHS)
         order = torch.randperm(len(images), generator=generator)
         for i in range(steps):
             index = order[i * batch : (i + 1) * batch]

@@ -22,6 +22,7 @@ from trainables.evaluation.scores import confidences, to_uint8
 from trainables.models.tensor_file import load_tensors
 from trainables.networks.energy_model import EnergyModel
 from trainables.plugins.reference import is_reference, use_study_of
+from trainables.results.spelling import nearest_path
 from trainables.training.build import build_model
 from trainables.training.method import Method
 from trainables.training.trainer import Trainer, to_grid
@@ -132,7 +133,8 @@ def read_state(path: Path, kind: str, *, mmap: bool = False) -> Any:
     try:
         return load_tensors(path, mmap=mmap)
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from error
+        near = nearest_path(path) if isinstance(error, FileNotFoundError) else ""
+        raise ValueError(f"{path}: cannot be read ({error.strerror or error}){near}") from error
     except Exception as error:  # torch raises whatever the damage leads to
         raise ValueError(f"{path}: not {kind}, or damaged ({type(error).__name__})") from error
 

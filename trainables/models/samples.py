@@ -23,6 +23,7 @@ from trainables.models.model_file import SavedModel, fit, load_model, model_of, 
 from trainables.models.views import load_data, load_initial
 from trainables.networks.arithmetic import precision_kept, set_precision
 from trainables.plugins.reference import use_study_of
+from trainables.results.progress import note
 from trainables.sampling.initial import Initial, build_initial
 from trainables.training.device import derive_seed
 from trainables.training.drawing import Drawing
@@ -58,10 +59,12 @@ def fresh_samples(
     if not c.samples:
         raise ValueError(f"{c.method} is a plain classifier and makes no samples")
     images: list[Tensor] = []
-    lost = 0
+    lost = done = 0
 
     def keep(part: Tensor) -> None:
-        nonlocal lost
+        nonlocal lost, done
+        done += len(part)
+        note("drawing samples", done, count)
         lost += int((~torch.isfinite(part).flatten(1).all(1)).sum())
         images.append(to_grid(part))
 

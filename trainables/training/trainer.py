@@ -24,6 +24,7 @@ from trainables.networks.energy_model import EnergyModel
 from trainables.networks.layers import without_dropout
 from trainables.networks.vera_generator import FIRST_SIDE
 from trainables.plugins.calling import heard
+from trainables.results.progress import counted
 from trainables.results.schema import SIGNAL_NAMES
 from trainables.training.detector import LatchReading
 from trainables.training.device import cpu_name, derive_seed, random_kept, wait
@@ -204,15 +205,16 @@ class Trainer:
             return cast("EnergyModel", self.average.module)
         return self.model
 
-    def evaluate(self) -> Evaluation:
+    def evaluate(self, *, brief: bool = False) -> Evaluation:
         """Score the run as it stands. Training goes on exactly as if this had not been called.
 
         What is scored hangs on the trial's seed and its state alone, so the model file gives the same numbers again.
+        `brief`: no chains are run and no class is predicted, and on a CPU nothing goes through Inception.
         """
         with random_kept(self.device) if self._own else nullcontext():
-            return self._evaluate()
+            return self._evaluate(brief=brief)
 
-    def _evaluate(self) -> Evaluation:
+    def _evaluate(self, *, brief: bool) -> Evaluation:
         c, size, model = self.config, self.config.evaluation.batch_size, self.scored_model
         values: dict[str, float] = {}
         errors: dict[str, float] = {}
@@ -229,8 +231,12 @@ class Trainer:
                 if found.remark:
                     remarks[found.remark] = None
 
-        take(Trained(model, self.data, c))
+        if not brief:
+            take(Trained(model, self.data, c))
         for protocol in self.protocols:
+            slow = protocol.features == "inception" and self.device.type == "cpu"
+            if brief and (protocol.source == "fresh" or slow):
+                continue
             if protocol.source == "fresh" and protocol.count not in sets:
                 assert protocol.count is not None
                 sets[protocol.count] = self._fresh_set(protocol.count)
@@ -309,7 +315,13 @@ class Trainer:
             on_remark=self._without_chain_graph,
         )
         found: list[Tensor] = []
-        ctx.method.draw(drawing, count, generator, found.append)
+        with counted("evaluating fresh chains" if self.config.chains else "drawing samples", count) as advance:
+
+            def keep(part: Tensor) -> None:
+                found.append(part)
+                advance(len(part) if isinstance(part, Tensor) and part.dim() else 0)
+
+            ctx.method.draw(drawing, count, generator, keep)
         if not found or not all(isinstance(part, Tensor) for part in found):
             raise HookError(f"{place(ctx.method, 'draw')} keeps no images: keep(x) takes each part, (n, C, H, W)")
         return torch.cat(found)

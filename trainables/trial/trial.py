@@ -55,7 +55,9 @@ class Findings:
 class Trial:
     """One trial of a study; without data they are read by name, without a recorder nothing is written.
 
-    `gpu_share`: GPUs reserved for it; below 1 others may run on the same one. None: it has the GPU for itself.
+    Args:
+        gpu_share: GPUs reserved for it; below 1 others may run on the same one. None: it has the GPU for itself.
+        brief_start: of the untrained model only what is quickly had is scored, see `Trainer.evaluate`.
     """
 
     def __init__(
@@ -65,11 +67,13 @@ class Trial:
         recorder: Recorder | None = None,
         *,
         gpu_share: float | None = None,
+        brief_start: bool = False,
     ) -> None:
         started = time.perf_counter()
         self.config = config
         self.trainer = Trainer(config, data)
         self._own = own_columns(self.trainer.metrics, (p.source for p in self.trainer.protocols))
+        self._brief_start = brief_start
         self._setup_seconds = time.perf_counter() - started
         self.recorder = recorder
         if recorder:
@@ -142,7 +146,8 @@ class Trial:
         return seconds
 
     def _evaluate(self) -> None:
-        found, evaluation = self._found, self.trainer.evaluate()
+        found = self._found
+        evaluation = self.trainer.evaluate(brief=self._brief_start and self.trainer.iteration == 0)
         epoch = found.evaluated_at = self.trainer.epoch
         found.last, found.errors["last"] = evaluation.values, evaluation.errors
         found.protocols |= evaluation.protocols

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,9 @@ from analysis.stats.survival.rates import wilson
 from analysis.stats.trials.objective import objective
 from analysis.stats.trials.spread import Spread, spread, t_quantile
 from analysis.stats.trials.trial import ENDED_BADLY, JUDGED, Trial, configuration, differing, distinct_rows
+from trainables.results.own import SYMBOLS, field_of
 from trainables.results.schema import Column
+from trainables.results.spelling import nearest
 
 PAIR_COLUMNS: tuple[Column, ...] = (
     Column("study", "string", "name of the study"),
@@ -91,16 +93,18 @@ class Parity:
 def parity(results: Results, field: str, reference: str | None = None) -> Parity:
     """Pairs of trials of one study, setting and seed that differ in `field` alone.
 
-    Others are compared with the value `reference` of the field (dotted for nested ones), or that of the first trial.
+    The field (dotted for nested ones) may be named by the paper's symbol. Others are compared with its value
+    `reference`, or that of the first trial.
 
     Raises:
         ResultsError: No trial has the field, or none has the reference value.
     """
+    field = field_of(field)
     trials = [t for t in records(distinct_rows(results.trials)) if t["outcome"] in JUDGED]
     every = [(t, configuration(t["config"])) for t in trials]
     having = [(t, config) for t, config in every if field in config]
     if not having:
-        raise ResultsError(f"--by {field}: no finished trial has this field; expected a field of a trial")
+        raise ResultsError(_no_such(field, [config for _, config in every]))
     values = list(dict.fromkeys(text(config[field]) for _, config in having))
     reference = reference or values[0]
     if reference not in values:
@@ -129,6 +133,19 @@ def parity(results: Results, field: str, reference: str | None = None) -> Parity
                 row = {"setting": setting or None, "reference": reference, "value": text(own[field])}
                 rows.append(row | _pair(first, other, scores))
     return Parity(field, reference, typed_frame(rows, PAIR_COLUMNS), len(having) - paired)
+
+
+def _no_such(field: str, configs: Sequence[Mapping[str, Any]]) -> str:
+    """Why a field makes no pairs."""
+    if not configs:
+        return f"--by {field}: no trial has ended by itself yet, so there is none to pair"
+    if field in ("seed", "seeds"):
+        return "--by seed: the two trials of a pair have the same seed; mebm report shows how seeds differ"
+    known = dict.fromkeys(name for config in configs for name in config)
+    varied = [symbol(n) for n in differing(configs)]
+    there = f"; the trials differ in {', '.join(varied)}" if varied else "; the trials have one setting"
+    near = nearest(field, known, SYMBOLS)
+    return f"--by {field}: no finished trial has this field{near or there}"
 
 
 def _told(change: Spread, error: float | None) -> str:

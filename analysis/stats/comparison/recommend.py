@@ -27,6 +27,7 @@ from analysis.stats.trials.objective import better, objective, setting_text, sig
 from analysis.stats.trials.trial import Trial, distinct, identifier
 from trainables.results.own import NOT_COMPARABLE, OWN, SETTINGS
 from trainables.results.schema import METRIC_BY_NAME, SETTING_NAMES, Metric, Outcome
+from trainables.results.spelling import nearest
 
 SURVIVAL = 0.9
 """Expected share of trainings that must survive, where some setting's do."""
@@ -221,7 +222,9 @@ def _dataset(trials: Sequence[Trial], dataset: str | None) -> str:
     if dataset is None:
         raise ResultsError(f"the studies have {len(known)} data sets ({', '.join(known)}); name one with --dataset")
     if dataset not in known:
-        raise ResultsError(f"no trial on data set {dataset!r}; expected one of {', '.join(known)}")
+        raise ResultsError(
+            f"no trial on data set {dataset!r}; expected one of {', '.join(known)}{nearest(dataset, known)}"
+        )
     return dataset
 
 
@@ -234,7 +237,8 @@ def _metric(results: Results, trials: Sequence[Trial], metric: str | None) -> Me
         if any(not m.directed for m in wanted[:1]):
             raise ResultsError(f"{metric} has no direction: nobody said whether less or more of it is better")
         if not wanted or wanted[0] not in measured:
-            raise ResultsError(f"no trial has a {metric!r}; expected one of {', '.join(names) or 'no metric'}")
+            expected = ", ".join(n.removeprefix(OWN) for n in names) or "no metric"
+            raise ResultsError(f"no trial has a {metric!r}; expected one of {expected}{nearest(metric, names)}")
         return wanted[0]
     there = {t["study"] for t in trials}
     chosen = [objective(results, s) for s in results.studies if s in there]

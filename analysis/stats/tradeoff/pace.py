@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -53,7 +54,7 @@ def pace_on(
         factor = math.exp(statistics.fmean(math.log(r) for r in ratios))
         basis = f"{len(ratios)} setting{'s' if len(ratios) > 1 else ''} timed on both"
         return replace(found, seconds=found.seconds * factor, source="scaled", factor=factor, basis=basis)
-    rate, wanted = _rate(found.hardware, rates), _rate(gpu, rates)
+    rate, wanted = rate_of(found.hardware, rates), rate_of(gpu, rates)
     if rate is not None and wanted is not None:
         basis = f"rates of {rate / 1e12:.0f} and {wanted / 1e12:.0f} TFLOP/s; rough"
         seconds = found.seconds * rate / wanted
@@ -90,8 +91,10 @@ def _ratios(timings: Sequence[Trial], source: str, gpu: str) -> list[float]:
     ]
 
 
-def _rate(name: str, rates: Mapping[str, float]) -> float | None:
-    return next((rate for word, rate in rates.items() if word.lower() in name.lower()), None)
+def rate_of(name: str, rates: Mapping[str, float]) -> float | None:
+    """The rate of a device by a word in its name, which a digit behind it makes another: H1000 is no H100."""
+    words = (w for w in rates if re.search(rf"(?<![a-z0-9]){re.escape(w)}(?![0-9])", name, re.IGNORECASE))
+    return next((rates[word] for word in words), None)
 
 
 def pace_warnings(pace: Pace, gpu: str | None) -> list[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from study.cli.options import json_option, option, show, studies
+from study.cli.options import FIELD, json_option, option, show, studies
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,13 @@ class Compare:
     """
 
     folders: tuple[Path | str, ...] = studies()
-    field: str = option("The field in which the trials of a pair differ.", "--by", required=True, metavar="FIELD")
+    field: str = option(
+        "The field in which the trials of a pair differ, such as precision or K.",
+        "--by",
+        required=True,
+        type=FIELD,
+        metavar="FIELD",
+    )
     reference: str | None = option("Its value to compare with. Default: the first trial's.", metavar="VALUE")
     as_json: bool = json_option()
 

@@ -8,8 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from study.cli import completion
-from study.cli.options import argument, json_option, show
+from study.cli.options import FIELD, argument, json_option, show
 from study.config.errors import UserError, nearest, shown
 
 if TYPE_CHECKING:
@@ -25,9 +24,10 @@ class Fields:
       mebm fields                  a line each
       mebm fields K                meaning, range, defaults by method and data set
       mebm fields divergence       the fields below divergence
+      mebm fields langevin         the fields whose meaning speaks of it
     """
 
-    name: str | None = argument(required=False, shell_complete=completion.fields)
+    name: str | None = argument(required=False, type=FIELD)
     as_json: bool = json_option()
 
     def __call__(self) -> None:
@@ -41,18 +41,21 @@ class Fields:
 
 
 def _named(name: str, fields: list[FieldText]) -> list[FieldText]:
-    """The fields that a name means: a dotted name, its last part, a symbol, or what stands before a dot."""
-    from trainables.results.own import field_of
+    """The fields that a name means: a dotted name, its last part, or what is before a dot; else what speaks of it."""
+    from trainables.results.own import SYMBOLS
 
-    wanted = field_of(name.removeprefix("trial."))
+    wanted = name
     found = (
         [f for f in fields if f.name == wanted]
         or [f for f in fields if f.name.startswith(f"{wanted}.")]
         or [f for f in fields if f.name.rpartition(".")[2] == wanted]
     )
     if not found:
-        known = [f.name for f in fields]
-        raise UserError(f"no field {shown(name)}{nearest(wanted, known)}; mebm fields lists them")
+        near = nearest(wanted, [f.name for f in fields], SYMBOLS)
+        spoken = re.compile(rf"\b{re.escape(wanted)}", re.IGNORECASE)
+        if not near and (found := [f for f in fields if spoken.search(f.meaning)]):
+            return found
+        raise UserError(f"no field {shown(name)}; mebm fields lists them{near}")
     return found
 
 

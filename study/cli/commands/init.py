@@ -11,7 +11,7 @@ import click
 
 from study.cli import completion
 from study.cli.options import COUNT, LOCAL, POSITIVE, argument, option
-from study.config.errors import UserError
+from study.config.errors import UserError, nearest, shown
 from study.display import console
 
 
@@ -50,6 +50,12 @@ class Init:
             raise UserError(f"{self.file}: exists")
         method = _asked("method", self.method, "m-ebm", list(METHODS))
         dataset = _asked("data set", self.dataset, "digits", list(datasets()))
+        if self.data_dir is None and dataset not in datasets() and ":" not in dataset:
+            known = ", ".join(datasets())
+            near = nearest(dataset, datasets())
+            raise UserError(
+                f"--dataset {shown(dataset, quoted=False)}: unknown without --data-dir (known: {known}){near}"
+            )
         here = local_gpu()
         gpu = None
         if (self.gpu or dataset != "digits") and self.gpu != "none":

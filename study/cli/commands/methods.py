@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from study.cli.options import json_option, show
+from study.cli import completion
+from study.cli.options import argument, json_option, show
+from study.config.errors import UserError, nearest, shown
 
 if TYPE_CHECKING:
     from trainables.config.method import MethodSpec
@@ -16,12 +18,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Methods:
-    """The training methods, what each is, where it comes from, and which rows of the paper's tables it fills."""
+    """The training methods, what each is, where it comes from, and which rows of the paper's tables it fills.
 
+    With a NAME that one alone.
+    """
+
+    name: str | None = argument(required=False, metavar="[NAME]", shell_complete=completion.methods)
     as_json: bool = json_option()
 
     def __call__(self) -> None:
-        show(self.as_json, _values, _lines)
+        if self.name is None:
+            show(self.as_json, _values, _lines)
+            return
+        name, methods = self.name, _methods()
+        if name not in methods:
+            raise UserError(f"no method {shown(name)} (there are {', '.join(methods)}){nearest(name, methods)}")
+        show(
+            self.as_json,
+            lambda: next(m for m in _values()["methods"] if m["name"] == name),
+            lambda: _of_method(name, methods[name]),
+        )
 
 
 def _values() -> dict[str, Any]:
@@ -58,10 +74,7 @@ def _lines() -> Iterator[str]:
     from trainables.plugins.loaded import plugins
 
     for name, m in _methods().items():
-        parts = [("energy", m.formula), ("sampler", m.sampling), ("loss", m.objective)]
-        parts += [("field", f"{c.name}: {c.meaning}") for c in m.own_columns()]
-        parts += [("fills", m.rows), ("source", m.source), *(("differs", text) for text in m.deviations)]
-        yield from _entry(name, m.title, parts)
+        yield from _of_method(name, m)
     yield "quoted in the tables, not trained here:"
     for q in QUOTED:
         yield from _entry("", f"{q.title} ({q.rows}): {q.reason}", [])
@@ -76,6 +89,13 @@ def _lines() -> Iterator[str]:
         yield from _entry(
             f"{plugin.kind} {plugin.name}", f"{package} ({plugin.value})", [("error", plugin.error or "")]
         )
+
+
+def _of_method(name: str, m: type[MethodSpec]) -> Iterator[str]:
+    parts = [("energy", m.formula), ("sampler", m.sampling), ("loss", m.objective)]
+    parts += [("field", f"{c.name}: {c.meaning}") for c in m.own_columns()]
+    parts += [("fills", m.rows), ("source", m.source), *(("differs", text) for text in m.deviations)]
+    yield from _entry(name, m.title, parts)
 
 
 def _methods() -> dict[str, type[MethodSpec]]:

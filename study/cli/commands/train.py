@@ -16,6 +16,9 @@ from study.display.console import StudyConsole
 class Train:
     """Train one model, without Ray: a METHOD (see `mebm methods`) or a YAML file of trial fields.
 
+    Without a GPU a METHOD is trained in a size that takes minutes, which is said; --set chooses otherwise. Ctrl-C
+    leaves a folder that `mebm resume` goes on with.
+
     \b
     Examples:
       mebm train m-ebm
@@ -30,7 +33,10 @@ class Train:
     def __call__(self) -> None:
         from study.models.train import load_trial, train_one
 
-        trial = load_trial(self.config, self.assignments)
+        shown = StudyConsole()
+        trial, remark = load_trial(self.config, self.assignments)
+        if remark:
+            shown.line(remark)
         out = self.out or Path("results") / re.sub(r"[^\w.+-]+", "_", f"{trial.method}-{trial.dataset}")
-        if train_one(trial, out, StudyConsole()) is None:
+        if train_one(trial, out, shown) is None:
             sys.exit(exit_codes.INTERRUPTED)

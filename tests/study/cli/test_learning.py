@@ -158,7 +158,7 @@ def test_a_shell_completes(tmp_path, line, expected):
             ["sweep", "quickstart", "-n", "--set", "evaluation.protocols=small-buffer"],
             "trial.evaluation.protocols = 'small-buffer': must be a list, such as [small-buffer]",
         ),
-        (["sweep", "quickstart", "-n", "--set", "seeds=3"], "seeds = 3: must be a list, such as [3]"),
+        (["sweep", "quickstart", "-n", "--set", "seeds=3"], "seeds = 3: must be a list, such as [0, 1, 2]"),
     ],
 )
 def test_an_error_says_what_is_really_wrong(mebm, arguments, said):
