@@ -49,7 +49,20 @@ HYPERPARAMETER_ROW: tuple[Column, ...] = (
 )
 HYPERPARAMETER_COLUMNS = (*HYPERPARAMETER_ROW, Column("value", "float64", "the paper's value"))
 
-_TRAINED = ("M-EBM", "M-JEM", "Softmax", "JEM", "JEM++", "IGEBM", "ShortRun", "KL-EBM", "f-EBM", "VERA", "DiffuRecov")
+_TRAINED = (
+    "M-EBM",
+    "M-JEM",
+    "Softmax",
+    "JEM",
+    "JEM++",
+    "IGEBM",
+    "ShortRun",
+    "KL-EBM",
+    "f-EBM",
+    "VERA",
+    "DiffuRecov",
+    "CF-EBM",
+)
 METHODS: dict[str, str] = {"Classifier": "softmax", **{name: name.lower() for name in _TRAINED}}
 """The paper's names of methods that this project trains or may train; every other row is quoted only."""
 

@@ -15,7 +15,6 @@ class Quoted(NamedTuple):
 
 QUOTED: tuple[Quoted, ...] = (
     Quoted("JEAT", "Table 3", "adversarial training of a classifier; its samples come from attacks, not from a chain"),
-    Quoted("CF-EBM", "Table 1", "coarse-to-fine growth through resolutions: a schedule of networks, not one loop"),
     Quoted("GEBM", "Table 1", "an energy on top of a generative adversarial network that is trained first"),
     Quoted("VAEBM", "Tables 1, 6", "an energy on top of a hierarchical autoencoder (NVAE) that is trained first"),
     Quoted("Residual Flow", "Table 3", "a normalising flow: exact likelihood, no sampler in training"),

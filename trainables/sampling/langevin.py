@@ -31,7 +31,8 @@ class Langevin:
 
     Attributes:
         step_size: alpha.
-        noise_std: sigma; the number 0 draws no noise at all; a tensor: one per image, (N, 1, 1, 1).
+        noise_std: sigma; the number 0 draws no noise at all; a tensor: one per image, (N, 1, 1, 1); several numbers:
+            one per step.
         gradient_clamp: elementwise bound on dE/dx before the step; None: none.
         clamp_to: the box chains are clamped to at every step; None: none.
         noise_placement: `after` the gradient step, or `before` the gradient is taken.
@@ -39,7 +40,7 @@ class Langevin:
     """
 
     step_size: float
-    noise_std: float | Tensor
+    noise_std: float | Tensor | tuple[float, ...]
     gradient_clamp: float | None = None
     clamp_to: PixelRange | None = SIGNED
     noise_placement: Literal["after", "before"] = "after"
@@ -76,13 +77,13 @@ class Langevin:
         elif cut is None:
             raise ValueError("inner_steps > 1 needs a network with a first layer of its own")
         x = point = start.detach()
-        for _ in range(steps):
+        for step in range(steps):
             if self.noise_placement == "before":
-                x = self._noisy(x, generator)
+                x = self._noisy(x, generator, step)
             point = x
             x = self._descend(energy, x, self.step_size) if cut is None else self._proximal(cut, x)
             if self.noise_placement == "after":
-                x = self._noisy(x, generator)
+                x = self._noisy(x, generator, step)
             x = self._boxed(x)
         return x.detach(), point.detach()
 
@@ -125,10 +126,11 @@ class Langevin:
     def _boxed(self, x: Tensor) -> Tensor:
         return x if self.clamp_to is None else x.clamp(self.clamp_to.low, self.clamp_to.high)
 
-    def _noisy(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        if not isinstance(self.noise_std, Tensor) and self.noise_std == 0:
+    def _noisy(self, x: Tensor, generator: torch.Generator, step: int) -> Tensor:
+        std = self.noise_std[step] if isinstance(self.noise_std, tuple) else self.noise_std
+        if not isinstance(std, Tensor) and std == 0:
             return x
         noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-        if isinstance(self.noise_std, Tensor):
-            return x.detach() + self.noise_std * noise
-        return x.detach().add(noise, alpha=self.noise_std)
+        if isinstance(std, Tensor):
+            return x.detach() + std * noise
+        return x.detach().add(noise, alpha=std)

@@ -9,6 +9,7 @@ from functools import cached_property, partial
 from typing import Any, TypeVar, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainables.config.arguments import is_own as is_own_part
@@ -214,11 +215,16 @@ class Context:
                 self.buffer.write(batch.slots, batch.x)
             if self.branch is not None:
                 self.branch.join(self.trial.sampling_steps)
-            self.last_samples = self.pixels.to_signed(batch.x)
+            self.last_samples = self._enlarged(self.pixels.to_signed(batch.x))
             self.signal("clamped_pixel_share", self.pixels.edge_share(batch.x))
             return batch
 
         return self.once("samples", make)
+
+    def _enlarged(self, x: Tensor) -> Tensor:
+        """Images at the data's side, also those of a method that begins with smaller ones."""
+        side = self.data_set.shape[-1]
+        return x if x.shape[-1] == side else F.interpolate(x, size=self.data_set.shape[1:], mode="nearest")
 
     def _images(self, found: Batch | Tensor, hook: str) -> Batch:
         """What a hook gave as a batch; a plain tensor stands for the ends of this iteration's chains."""
@@ -323,6 +329,15 @@ class Context:
         out = self.outputs(samples)
         self._found.energies["samples"] = out.terms.detach()
         return out
+
+    def joint_terms(self) -> tuple[Tensor, Tensor]:
+        """Energies of x+ and x- of one forward; x- are drawn first."""
+        samples, data = self.samples(), self.data()
+        e_data, e_samples = self.outputs(replace(data, x=torch.cat([data.x, samples.x]))).terms.split(
+            [len(data.x), len(samples.x)]
+        )
+        self._found.energies |= {"data": e_data.detach(), "samples": e_samples.detach()}
+        return e_data, e_samples
 
     def backward(
         self, loss: Tensor | None, extra: Tensor | None = None, *, then: Callable[[], Tensor | None] | None = None

@@ -157,6 +157,11 @@ def kept_by_optimiser(config: TrialConfig) -> int:
     return 1 if config.optimiser == "sgd" else 2
 
 
+def side_flops(config: TrialConfig, shape: Shape, side: int) -> int:
+    """Operations of an energy of one image of another side, by a network that reads several."""
+    return _passes(_network(config, shape, 1), (shape[0], side, side), False).energy
+
+
 def forward_flops(config: TrialConfig, shape: Shape, classes: int) -> int:
     """F of the table in the paper's notes: operations of one energy forward of `batch_size` images."""
     found = _plan(config, shape, classes)

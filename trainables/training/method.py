@@ -31,11 +31,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training stands: iterations and epochs that are finished, images of x+ seen so far."""
+    """Where training stands: iterations and epochs that are finished, images of x+ seen so far in batches of the
+    trial's size, pixels of an image's side (0: not told)."""
 
     iteration: int
     epoch: int
     images: int = 0
+    side: int = 0
 
 
 @dataclass(frozen=True)

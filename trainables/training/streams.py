@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -75,9 +76,11 @@ class Streams:
 
     def state_dict(self) -> dict[str, Any]:
         """Order of the images and place in it, by stream."""
-        return {name: self._batches[name].state_dict() for name in self._specs}
+        return {n: self._batches[n].state_dict() | {"batch_size": spec.batch_size} for n, spec in self._specs.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where `state_dict` was taken."""
+        """Continue where `state_dict` was taken, with the sizes of its batches, which a stage may have changed."""
+        sizes = {name: state[name].get("batch_size", spec.batch_size) for name, spec in self._specs.items()}
+        self.match({name: replace(spec, batch_size=sizes[name]) for name, spec in self._specs.items()})
         for name in self._specs:
             self._batches[name].load_state_dict(state[name])

@@ -160,7 +160,8 @@ class Trainer:
 
     def step(self, record: Tensor) -> float:
         """Issue the next iteration without counting it; its signals go to `record`. Returns its learning rate."""
-        at = Progress(self.iteration, self.epoch, self.iteration * self.config.batch_size)
+        seen = self.iteration * self.config.batch_size
+        at = Progress(self.iteration, self.epoch, seen, self.data.shape[-1])
         rate = self.loop.run(at)
         record.copy_(self.context.signals)
         return rate

@@ -41,7 +41,7 @@ def test_its_trial_says_what_it_had(folders, name):
     chains = name in CHAINS
     assert row["sampling_steps"] == (2 if chains else None)
     assert (row["buffer"] is not None) == chains
-    assert (row["buffer_size"] is not None) == (chains and name not in ("shortrun", "diffurecov"))
+    assert (row["buffer_size"] is not None) == (chains and name not in ("shortrun", "diffurecov", "cf-ebm"))
     assert (row["accuracy_last"] is not None) == ("classifier" in method.uses) == (row["class_weight"] is not None)
     assert (row["f_divergence"] == "jensen-shannon") == (name == "f-ebm")
     assert (row["fd_fresh_last"] is not None) == (name != "softmax")

@@ -330,6 +330,32 @@ PUBLISHED["diffurecov"] = {
     "clip_sigma": None,
     "ema_decay": 0.999,
 }
+# Section 2.
+PUBLISHED["cf-ebm"] = {
+    **_SIGNED_DATA,
+    **_PLAIN_LOSS,
+    **_NO_CLIP,
+    **_NO_SCHEDULE,
+    "network": "cfebm-32",
+    "norm": "spectral",
+    "batch_size": 64,
+    "energy_augment": "flip",
+    "input_noise": 0.0,
+    "initial": "uniform",
+    "buffer": "none",
+    "sampling_steps": 15,
+    "inner_steps": 1,
+    "step_size": 1.0,
+    "noise_std": 0.015,
+    "noise_placement": "after",
+    "gradient_clamp": None,
+    "sample_clamp": False,
+    "sampler_norm_mode": "eval",
+    "method_args": {"phase_images": 1_200_000},
+    "optimiser": "adam",
+    "betas": (0.5, 0.999),
+    "learning_rate": 1e-3,
+}
 # Energy, cross-entropy, where x- comes from, critic (the comparison of section 0).
 PARTS: dict[str, tuple[str | None, bool, str | None, bool]] = {
     "m-ebm": ("head", False, "chains", False),
@@ -345,9 +371,10 @@ PARTS: dict[str, tuple[str | None, bool, str | None, bool]] = {
     "vera": ("logsumexp", True, "generator", False),
     "sada-jem": ("logsumexp", True, "chains", False),
     "diffurecov": ("head", False, "chains", False),
+    "cf-ebm": ("head", False, "chains", False),
 }
-WITHOUT_BUFFER = {"shortrun", "diffurecov"}
-OWN_NETWORK = {"diffurecov": "conditioned on t"}
+WITHOUT_BUFFER = {"shortrun", "diffurecov", "cf-ebm"}
+OWN_NETWORK = {"diffurecov": "conditioned on t", "cf-ebm": "a part for each side"}
 """Methods that take no network but their own, and what they say of another."""
 SMALL = {
     "wrn": "wrn-10-1",
@@ -357,6 +384,7 @@ SMALL = {
     "shortrun": "shortrun-4",
     "multiscale": "multiscale-4",
     "diffurecov": "diffurecov-4-1",
+    "cfebm": "cfebm-1",
 }
 
 
@@ -401,6 +429,7 @@ def test_parts(name: str) -> None:
         ("vera", 1250),
         ("sada-jem", 390),
         ("diffurecov", 390),
+        ("cf-ebm", 390),
     ],
 )
 def test_iterations_in_an_epoch(name: str, wanted: int) -> None:
@@ -417,7 +446,15 @@ def test_iterations_of_shortrun_and_diffurecov() -> None:
 
 @pytest.mark.parametrize(
     ("name", "limit"),
-    [("m-ebm", 1e5), ("m-jem", 1e5), ("sada-jem", 1e5), ("jem", 1e8), ("jem++", 1e8), ("diffurecov", 1e6)],
+    [
+        ("m-ebm", 1e5),
+        ("m-jem", 1e5),
+        ("sada-jem", 1e5),
+        ("jem", 1e8),
+        ("jem++", 1e8),
+        ("diffurecov", 1e6),
+        ("cf-ebm", 1e3),
+    ],
 )
 def test_released_checks_for_divergence(name: str, limit: float) -> None:
     assert build_trial({"method": name, "dataset": "cifar10"}).divergence.loss_limit == limit
@@ -430,7 +467,7 @@ def test_settings_that_depend_on_k(steps: int) -> None:
     for name in ("m-ebm", "m-jem"):
         c = build_trial({"method": name, "dataset": "cifar10", "sampling_steps": steps})
         assert (c.sampling_steps, c.l2_weight, c.noise_std) == (steps, l2, noise)
-    for name in ("jem", "jem++", "igebm", "shortrun", "kl-ebm", "f-ebm", "diffurecov"):
+    for name in ("jem", "jem++", "igebm", "shortrun", "kl-ebm", "f-ebm", "diffurecov", "cf-ebm"):
         base = build_trial({"method": name, "dataset": "cifar10"}).model_dump()
         c = build_trial({"method": name, "dataset": "cifar10", "sampling_steps": steps})
         changed = {key for key, value in c.model_dump().items() if value != base[key]}
@@ -477,7 +514,7 @@ def test_networks_for_digits(name: str) -> None:
     c = build_trial({"method": name, "dataset": "digits"})
     family = parse_network(c.network)[0].name
     own = {"igebm": "igebm", "f-ebm": "febm", "shortrun": "shortrun", "kl-ebm": "multiscale"}
-    assert family == (own | {"diffurecov": "diffurecov"}).get(name, "conv")
+    assert family == (own | {"diffurecov": "diffurecov", "cf-ebm": "cfebm"}).get(name, "conv")
     assert (c.warmup_iterations, c.decay_epochs, c.validation_images) == (0, (), 0)
     assert c.augment == c.energy_augment == "none", "a mirrored digit is no digit"
     network = build_network(
@@ -525,6 +562,16 @@ KEPT = {
         "ema_decay",
     ),
     "vera": ("norm", "shared_batch", "class_weight", "gradient_penalty", "betas", "batch_size"),
+    "cf-ebm": (
+        "norm",
+        "buffer",
+        "sampling_steps",
+        "step_size",
+        "noise_std",
+        "sampler_norm_mode",
+        "betas",
+        "batch_size",
+    ),
     "diffurecov": ("norm", "buffer", "initial", "sampling_steps", "noise_std", "step_size", "method_args"),
     "sada-jem": ("initial", "noise_std", "sampling_steps", "sam_rho", "sam_adaptive", "l2_weight"),
 }
@@ -561,7 +608,7 @@ def test_networks_of_another_family(name: str, family: str, dataset: str) -> Non
         assert (c.norm, c.initialisation, c.dropout) == (preset.norm, preset.initialisation, preset.dropout)
         return
     own = {"wrn": "batch", "conv": "batch", "igebm": "spectral", "febm": "spectral", "multiscale": "instance"}
-    own["diffurecov"] = "spectral"
+    own["diffurecov"] = own["cfebm"] = "spectral"
     bare = name in ("jem", "shortrun", "vera")  # published without normalisation, so they stay without
     assert (c.norm, c.initialisation) == ("none" if bare else own.get(family, "none"), "default")
     assert c.dropout == (preset.dropout if family in ("wrn", "igebm") else 0)

@@ -34,6 +34,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "kl-ebm": {"method": "kl-ebm", "batch_size": 512, "buffer_size": 1100},
     "f-ebm": {"method": "f-ebm", "critic": {"start_iteration": 1}},
     "jem++": {"method": "jem++", "inner_steps": 2},
+    "cf-ebm": {"method": "cf-ebm", "batch_size": 16, "method_args": {"phase_images": 16}},
     "m-ebm, batch norm": {"method": "m-ebm", "network": "wrn-10-1", "norm": "batch", "noise_std": 0.01, "l2_weight": 1},
     "m-jem, branches": {"method": "m-jem", "network": "wrn-10-1", "norm": "batch", "parallel_branches": True},
     "vera, bf16": {"method": "vera", "precision": "bf16", "dropout": 0.1, "network": "wrn-10-1"},

@@ -52,7 +52,7 @@ GRAPHS: dict[str, tuple[str, ...]] = {
     "sada-jem": (CHAIN, LOSSES, CLASSES),
 }
 """Every graph of an iteration, by method. x+, x- and every step of the chains share theirs: their shape is the same."""
-UNCOMPILED = {"diffurecov"}
+UNCOMPILED = {"diffurecov", "cf-ebm"}
 """Methods whose own network is not taken by torch.compile, and which take no other."""
 
 

@@ -22,7 +22,7 @@ from trainables.training.trainer import Trainer
 
 CIFAR = (3, 32, 32)
 SMALL_NETWORK = {"igebm": "igebm-8", "f-ebm": "febm-8", "kl-ebm": "multiscale-8", "shortrun": "shortrun-16"}
-SMALL_NETWORK["diffurecov"] = "diffurecov-8-1"
+SMALL_NETWORK |= {"diffurecov": "diffurecov-8-1", "cf-ebm": "cfebm-4"}
 
 
 class Counter(TorchDispatchMode):
@@ -60,8 +60,11 @@ def test_an_iteration_costs_what_the_formula_says(name: str, make_data: Callable
         fields["sampling_steps"] = 3
     if name not in ("igebm", "f-ebm", "kl-ebm"):
         fields["initial"] = "uniform"  # the products of p0's draws are not the network's
+    if name == "cf-ebm":
+        fields["method_args"] = {"phase_images": 1}
     config = build_trial(fields)
     learner = Trainer(config, data)
+    learner.iteration = 10  # of CF-EBM's stages the last
     learner.step(torch.zeros(len(SIGNAL_NAMES)))
     with Counter() as counted:
         learner.step(torch.zeros(len(SIGNAL_NAMES)))
