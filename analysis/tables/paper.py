@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pandas as pd
+
 from analysis.results.labels import file_name, free_name
 from analysis.results.load import Results
 from analysis.results.own import added_columns
@@ -15,8 +17,6 @@ from analysis.tables.render import csv_text, html_page, latex, markdown
 from trainables.results.files import write_text
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from trainables.results.schema import Column
 
 ROWS: dict[str, int] = {"table_1": 17, "table_2": 13, "table_3": 15, "table_4": 13, "table_5": 5, "table_6": 18}
@@ -46,6 +46,15 @@ def study_tables(results: Results | None) -> dict[str, pd.DataFrame]:
     for study in results.studies:
         found[free_name(f"study_{file_name(study)}", found)] = settings_table(results.of(study).trials)
     return found
+
+
+def published_alone(path: Path) -> bool:
+    """Whether a written table of the paper has no measured number beside the published ones."""
+    if path.suffix != ".parquet" or path.stem not in ROWS:
+        return False
+    table = pd.read_parquet(path)
+    counts = [c for c in table.columns if c.endswith("_n") and f"{c[:-2]}_published" in table.columns]
+    return bool(counts) and not table[counts].to_numpy().any()
 
 
 def write_tables(results: Results | None, out_dir: Path | str, merge: Merge = "all") -> list[Path]:

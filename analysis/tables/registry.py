@@ -8,8 +8,8 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
@@ -71,6 +71,8 @@ class Display:
     notes: list[str]
     trials: list[str] = field(default_factory=list)
     """Which trials are behind a row's numbers, a line for each row that has any; not in LaTeX."""
+    naming: tuple[int, int] | None = None
+    """First column, an identifier, and end of those that name a row in words; LaTeX has the words alone."""
 
     @property
     def rows(self) -> list[list[str]]:
@@ -95,6 +97,35 @@ class Table:
     build: Callable[[Measured], pd.DataFrame]
     show: Callable[[str, list[dict[str, Any]]], Display]
     place: int = 9
+
+
+def without(shown: Display, nothing: Mapping[str, str] | None = None) -> Display:
+    """A table without the columns and rows that have nothing in them, which a note names.
+
+    Args:
+        shown: A table; the first column names its rows.
+        nothing: By the name of a column the cell that says nothing there; of the others it is a dash. Columns that are
+            named here are all that is looked at.
+    """
+    if not shown.rows:
+        return shown
+    names = enumerate(shown.header)
+    vain = {i: (nothing or {}).get(name, NOTHING) for i, name in names if i and (nothing is None or name in nothing)}
+    empty = {i for i, cell in vain.items() if all(row[i] == cell for row in shown.rows)}
+    kept = [i for i in range(len(shown.header)) if i not in empty]
+    bare = sum(nothing is None and all(c == NOTHING for c in row[1:]) for row in shown.rows)
+    if not empty and not bare:
+        return shown
+    groups = [
+        (heading, [[row[i] for i in kept] for row in rows if nothing is not None or any(c != NOTHING for c in row[1:])])
+        for heading, rows in shown.groups
+    ]
+    left = [shown.header[i] for i in sorted(empty)] + ([f"{bare} row{'s' * (bare > 1)}"] if bare else [])
+    naming = shown.naming and (shown.naming[0], shown.naming[1] - sum(i < shown.naming[1] for i in empty))
+    why = "with nothing in them" if nothing is None else "with nothing but 0"
+    notes = [*shown.notes, f"Left out, {why}: {', '.join(left)}."]
+    header = [shown.header[i] for i in kept]
+    return replace(shown, header=header, groups=[g for g in groups if g[1]], notes=notes, naming=naming)
 
 
 def tables() -> list[Table]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import html
 import re
+from dataclasses import replace
 from importlib.resources import files
 from string import Template
 from typing import TYPE_CHECKING
 
 from pandas.api.types import is_numeric_dtype
 
-from analysis.results.labels import cell, printable
+from analysis.results.labels import cell, free_name, printable
 from analysis.results.parquet import records
-from analysis.tables.registry import Display, tables
+from analysis.tables.registry import NOTHING, Display, tables, without
 from analysis.tables.settings import show_settings
 
 if TYPE_CHECKING:
@@ -22,12 +23,12 @@ if TYPE_CHECKING:
 
 
 def display(name: str, frame: pd.DataFrame) -> Display:
-    """The display form of a table of `build_tables` or `study_tables`, by its name there."""
+    """The display form of a table of `build_tables` or `study_tables`, by its name there; nothing empty is in it."""
     rows = records(frame)
     for table in tables():
         if table.name == name:
-            return table.show(table.caption, rows)
-    return show_settings(f"Settings of the study {rows[0]['study'] if rows else ''}".rstrip(), rows)
+            return without(table.show(table.caption, rows))
+    return without(show_settings(f"Settings of the study {rows[0]['study'] if rows else ''}".rstrip(), rows))
 
 
 def markdown(name: str, frame: pd.DataFrame) -> str:
@@ -73,35 +74,108 @@ def escape_latex(value: str) -> str:
     return "".join(_TEX.get(c, c if c.isascii() else "?") for c in printable(value))
 
 
-def latex(name: str, frame: pd.DataFrame) -> str:
-    r"""A table as a LaTeX `table` environment; the document needs `\usepackage{booktabs,graphicx}`.
+_MAX_COLUMNS = 8
+"""Most columns of a table that stands upright."""
+_MAX_ROWS = {"table": 45, "sidewaystable": 28}
+"""Most rows of a table on one page."""
+_BROAD = {False: 0.38, True: 0.3}
+"""Share of the line, upright and on its side, of a first column of long names."""
+_LINE_POINTS = {False: 469, True: 648}
+"""A line of a page with margins of an inch, in points; a `longtable` cannot be scaled down to it."""
+_TYPES = {"footnotesize": 8, "scriptsize": 7, "tiny": 5}
+_LONG_NAME = 60
+"""Letters of a row's name from which on it has a column of a fixed width, and lines."""
 
-    A table wider than the line is scaled down to it; one that fits stays as it is.
+
+def latex(name: str, frame: pd.DataFrame) -> str:
+    r"""A table for LaTeX; the packages it needs stand in a comment above it.
+
+    Settings have names in words. A table of more than 8 columns lies on its side, one of more rows than a page holds is
+    a `longtable` (which needs a page of one column). One that is wider than its line is scaled down to it.
     """
-    table = display(name, frame)
-    width = len(table.header)
-    lines = [
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{escape_latex(table.caption.partition(': ')[2] or table.caption)}}}",
-        rf"\label{{tab:{name.replace('_', '-')}}}",
-        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{"
-        rf"\begin{{tabular}}{{l{'r' * (width - 2)}l}}",
-        r"\toprule",
-        _tex_row(table.header),
-        r"\midrule",
-    ]
-    for index, (heading, rows) in enumerate(table.groups):
+    table = _named(display(name, frame))
+    width, rows = len(table.header), table.rows
+    broad = max((len(row[0]) for row in rows), default=0) > _LONG_NAME
+    letters = [max(len(row[i]) for row in (table.header, *rows)) for i in range(broad, width)]
+    sideways = width > _MAX_COLUMNS
+    long = len(rows) + len(table.groups) > _MAX_ROWS["sidewaystable" if sideways else "table"]
+    sideways |= long and _type_size(letters, broad, sideways=False) == "tiny"
+    kind = "sidewaystable" if sideways else "table"
+    first = rf">{{\raggedright\arraybackslash}}p{{{_BROAD[sideways]}\linewidth}}" if broad else "l"
+    columns = f"{first}{'r' * (width - 2)}{'l' * (width > 1)}"
+    caption = table.caption.partition(": ")[2] or table.caption
+    caption = escape_latex(caption[:1].upper() + caption[1:])
+    title = [rf"\caption{{{caption}}}", rf"\label{{tab:{name.replace('_', '-')}}}"]
+    head = [r"\toprule", _tex_row(table.header), r"\midrule"]
+    body = []
+    for index, (heading, cells) in enumerate(table.groups):
         if heading:
-            lines += [r"\addlinespace"] if index else []
-            lines.append(rf"\multicolumn{{{width}}}{{l}}{{\emph{{{escape_latex(heading)}}}}} \\")
-        lines += [_tex_row(row) for row in rows]
-    lines += [r"\bottomrule", r"\end{tabular}}"]
-    if table.notes:
-        lines += [r"\par\smallskip", r"\begin{minipage}{\linewidth}\footnotesize"]
-        lines += [rf"{escape_latex(note)}\par" for note in table.notes]
-        lines.append(r"\end{minipage}")
-    return "\n".join([*lines, r"\end{table}"]) + "\n"
+            body += [r"\addlinespace"] if index else []
+            body.append(rf"\multicolumn{{{width}}}{{l}}{{\emph{{{escape_latex(heading)}}}}} \\")
+        body += [_tex_row(row) for row in cells]
+    notes = [rf"{escape_latex(note)}\par" for note in table.notes]
+    packages = ["booktabs", *(["array"] if broad else [])]
+    if long:
+        packages += ["longtable", *(["pdflscape"] if sideways else [])]
+        lines = [
+            *([r"\begin{landscape}"] if sideways else []),
+            rf"\begingroup\{_type_size(letters, broad, sideways=sideways)}\setlength{{\tabcolsep}}{{3pt}}",
+            rf"\begin{{longtable}}{{{columns}}}",
+            *title[:1],
+            title[1] + r" \\",
+            *head,
+            r"\endfirsthead",
+            *head,
+            r"\endhead",
+            r"\bottomrule",
+            r"\endfoot",
+            *body,
+            r"\end{longtable}",
+            *([r"\noindent\begin{minipage}{\linewidth}", *notes, r"\end{minipage}"] if notes else []),
+            r"\endgroup",
+            *([r"\end{landscape}"] if sideways else []),
+        ]
+    else:
+        packages += ["graphicx", *(["rotating"] if sideways else [])]
+        lines = [
+            rf"\begin{{{kind}}}",
+            r"\centering",
+            *title,
+            rf"\resizebox{{\ifdim\width>\linewidth\linewidth\else\width\fi}}{{!}}{{\begin{{tabular}}{{{columns}}}",
+            *head,
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}}",
+            *([r"\par\smallskip", r"\begin{minipage}{\linewidth}\footnotesize", *notes] if notes else []),
+            *([r"\end{minipage}"] if notes else []),
+            rf"\end{{{kind}}}",
+        ]
+    return "\n".join([rf"% Needs \usepackage{{{','.join(packages)}}}", *lines]) + "\n"
+
+
+def _type_size(letters: Sequence[int], broad: bool, *, sideways: bool) -> str:
+    """The largest type in which columns of so many letters fit a page's line beside a broad first one."""
+    line = _LINE_POINTS[sideways]
+    room = line * (1 - (_BROAD[sideways] if broad else 0))
+    fits = (name for name, size in _TYPES.items() if sum(0.52 * size * n + 6 for n in letters) <= room)
+    return next(fits, "tiny")
+
+
+def _named(table: Display) -> Display:
+    """A table whose rows have names in words in the place of an identifier and the columns that make it up."""
+    if table.naming is None:
+        return table
+    first, end = table.naming
+    taken: set[str] = set()
+
+    def named(row: list[str]) -> list[str]:
+        parts = zip(table.header[first + 1 : end], row[first + 1 : end], strict=True)
+        words = ", ".join(f"{field} {value}" for field, value in parts if value != NOTHING)
+        taken.add(words := free_name(words or "as below", taken, "{} ({})"))
+        return [*row[:first], words, *row[end:]]
+
+    groups = [(heading, [named(row) for row in rows]) for heading, rows in table.groups]
+    return replace(table, header=[*table.header[: first + 1], *table.header[end:]], groups=groups, naming=None)
 
 
 def csv_text(frame: pd.DataFrame, float_format: str | None = None) -> str:

@@ -10,7 +10,7 @@ from analysis.results.labels import brief, symbol, text
 from analysis.results.own import setting_names
 from analysis.stats.comparison.settings import SETTINGS_COLUMNS, settings_table
 from analysis.stats.trials.trial import configuration, differing
-from analysis.tables.registry import RATE_NOTE, Display, Table, or_dash, rate_text, spread_text
+from analysis.tables.registry import RATE_NOTE, Display, Table, or_dash, rate_text, spread_text, without
 from trainables.results.own import OWN, SET, own_metric
 from trainables.results.schema import METRICS, Metric
 
@@ -28,7 +28,9 @@ def show_settings(caption: str, rows: list[dict[str, Any]]) -> Display:
     studies = len({row["study"] for row in rows}) > 1
     metrics = _metrics(rows)
     header = ["Study"] if studies else []
-    header += ["Setting", *(symbol(f) for f in (*varied, *others)), "Trials", "Diverged", "Median it.", "Collapsed"]
+    header += ["Setting", *(symbol(f) for f in (*varied, *others))]
+    naming = header.index("Setting"), len(header)
+    header += ["Trials", "Diverged", "Median it.", "Collapsed"]
     header += [f"{m.label} {kind}" for m, kind in metrics] + ["Time/it. [ms]", "Saved [s]"]
     body = []
     for row, config in zip(rows, configs, strict=True):
@@ -48,7 +50,8 @@ def show_settings(caption: str, rows: list[dict[str, Any]]) -> Display:
         notes.append(f"{m.label}: {m.meaning}; protocol {', '.join(protocols) or 'not recorded'}.")
     if rows:
         notes.append(f"Diverged: {RATE_NOTE}")
-    return Display(caption, header, [("", body)], notes)
+    shown = Display(caption, header, [("", body)], notes, naming=naming)
+    return without(shown, {"Collapsed": "0", "Saved [s]": "0.0"})
 
 
 def _others(configs: Sequence[Mapping[str, Any]], known: Collection[str]) -> list[str]:

@@ -14,7 +14,10 @@ from study.display import console
 
 @dataclass(frozen=True)
 class Tables:
-    """Write the paper's Tables 1-6, published beside measured (Parquet, CSV, Markdown, HTML, LaTeX)."""
+    """Write the paper's Tables 1-6, published beside measured (Parquet, CSV, Markdown, HTML, LaTeX).
+
+    Columns and rows without a value are in the Parquet and CSV files alone. A LaTeX file names the packages it needs.
+    """
 
     folders: tuple[Path | str, ...] = studies(required=False, metavar="[DIR]...")
     out: Path | None = out_option("Folder. Default: DIR/tables, or tables.")
@@ -26,8 +29,11 @@ class Tables:
 
     def __call__(self) -> None:
         from analysis.results.load import load
-        from analysis.tables.paper import write_tables
+        from analysis.tables.paper import published_alone, write_tables
 
         results = load(*self.folders) if self.folders else None
-        for path in write_tables(results, self.out or beside(self.folders, "tables"), self.merge):
+        written = write_tables(results, self.out or beside(self.folders, "tables"), self.merge)
+        for path in written:
             console.say(path)
+        if results is not None and (alone := [p.stem.replace("_", " ") for p in written if published_alone(p)]):
+            console.say(f"published values alone, nothing measured here: {', '.join(alone)}")

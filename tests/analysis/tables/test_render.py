@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 
 from analysis.tables.paper import ROWS, build_tables
-from analysis.tables.registry import NOTHING, ranges, spread_text
+from analysis.tables.registry import NOTHING, Display, ranges, spread_text, without
 from analysis.tables.render import (
     csv_text,
     display,
@@ -54,13 +54,15 @@ def test_latex_is_balanced_and_every_row_has_every_cell(tables):
         assert plain.count("{") == plain.count("}")
         assert len(re.findall(r"(?<!\\)\$", text)) % 2 == 0
         columns = re.search(r"\\begin\{tabular\}\{(\w+)\}", text)
-        assert columns is not None
+        assert columns is not None and (len(columns[1]) <= 8 or r"\begin{sidewaystable}" in text)
         body = text.split(r"\toprule")[1].split(r"\bottomrule")[0]
         lines = [line for line in body.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
         assert len(lines) == ROWS[name] + 1
         assert {len(re.findall(r"(?<!\\)&", line)) for line in lines} == {len(columns[1]) - 1}
-        assert not re.search(r"(?<!\\)[%#]", text)
-        assert not re.search(r"(?<!\\)_", text.replace(r"\label{tab:", ""))
+        comment, _, code = text.partition("\n")
+        assert re.fullmatch(r"% Needs \\usepackage\{booktabs,[a-z,]+\}", comment)
+        assert not re.search(r"(?<!\\)[%#]", code)
+        assert not re.search(r"(?<!\\)_", code.replace(r"\label{tab:", ""))
         assert text.count(r"\begin{") == text.count(r"\end{")
 
 
@@ -82,17 +84,48 @@ def test_diverged_values_are_starred_and_explained(tables):
     assert cells["FID measured"] == "25.00 ± 0.00 (2)*"
     assert cells["Diverged"] == "2/2 [0.34, 1.00]"
     assert cells["Comparable"].startswith("yes [")
-    assert shown.rows[0][:5] == ["M-EBM(K=1)", "6.02*", NOTHING, "35.7*", NOTHING]
+    assert shown.rows[0][:4] == ["M-EBM(K=1)", "6.02*", "35.7*", NOTHING]
+    assert shown.notes[-1] == "Left out, with nothing in them: IS measured."
     assert shown.notes[0] == "* diverged; best value before it diverged."
     assert any("of 2 settings with this method and K" in note for note in shown.notes)
 
 
-def test_table_without_anything_measured_has_no_measured_cell():
+def test_a_table_without_anything_measured_has_no_measured_column_and_says_so():
     for name, frame in build_tables(None).items():
         if name not in ("settings", "table_5"):
             shown = display(name, frame)
-            at = [i for i, h in enumerate(shown.header) if "measured" in h]
-            assert {row[i] for row in shown.rows for i in at} == {NOTHING}
+            assert not [h for h in shown.header if "measured" in h or h in ("Diverged", "Comparable", "Hardware")]
+            assert shown.notes[-1].startswith("Left out, with nothing in them: ")
+            assert "measured" in shown.notes[-1] and len(shown.rows) == ROWS[name]
+    assert "Measured" not in display("table_5", build_tables(None)["table_5"]).header
+
+
+def test_what_has_nothing_in_it_is_left_out_and_named():
+    table = Display("c", ["a", "b", "c", "d"], [("x", [["1", "—", "3", "0"]]), ("y", [["2", "—", "—", "—"]])], ["n"])
+    shown = without(table)
+    assert (shown.header, shown.groups) == (["a", "c", "d"], [("x", [["1", "3", "0"]])])
+    assert shown.notes == ["n", "Left out, with nothing in them: b, 1 row."]
+    full = Display("c", ["a", "b"], [("", [["1", "2"]])], ["n"])
+    assert without(full) is full
+    nothing = Display("c", ["a", "b"], [("", [])], ["n"])
+    assert without(nothing) is nothing
+    zeros = without(Display("c", ["a", "b", "d"], [("", [["1", "0", "—"]])], []), {"b": "0"})
+    assert (zeros.header, zeros.notes) == (["a", "d"], ["Left out, with nothing but 0: b."])
+
+
+def test_a_setting_has_a_name_in_words_in_latex_and_its_identifier_elsewhere(make_results, row):
+    trials = [
+        row(f"t{i}", step_size=a, initial=p0, setting_id=f"c0ffee{i}00")
+        for i, (a, p0) in enumerate([(0.5, "uniform"), (1.0, "gaussian"), (1.00001, "gaussian")])
+    ]
+    table = build_tables(make_results(trials))["settings"]
+    text = latex("settings", table)
+    assert "c0ffee" not in text and "c0ffee000" in markdown("settings", table)
+    assert "p0 uniform, $\\alpha$ 0.5 & 1 &" in text or "$\\alpha$ 0.5, p0 uniform & 1 &" in text
+    names = [line.partition(" & ")[0] for line in text.splitlines() if " & 1 & " in line]
+    assert len(set(names)) == 3 and names[2] == f"{names[1]} (2)"
+    alone = latex("settings", build_tables(make_results(trials[:1]))["settings"])
+    assert "c0ffee" not in alone and "as below & 1 &" in alone
 
 
 def test_a_note_on_several_rows_is_printed_once(tables):
@@ -193,16 +226,46 @@ def test_html_has_every_cell_and_escapes_text(tables):
     assert "<b>" not in odd
 
 
+def wide_and_long(make_results, row, paper_row, settings):
+    """Tables of many settings of many fields, and of every number of Table 3."""
+    fields = [
+        {"step_size": 0.1 * i + 0.1, "sampling_steps": i % 7 + 1, "buffer_size": 1000 * (i % 3 + 1)}
+        for i in range(settings)
+    ]
+    trials = [row(f"t{i}", setting_id=f"s{i}", **of) for i, of in enumerate(fields)]
+    scores = {"fid_buffer_best": 21.0, "isc_buffer_best": 7.0, "accuracy_best": 0.9}
+    trials += [paper_row(f"u{i}", seed=i, method="m-jem", **scores) for i in range(2)]
+    return build_tables(make_results(trials))
+
+
 @pytest.mark.slow
-def test_latex_compiles(tables, tmp_path):
+@pytest.mark.parametrize("settings", [3, 80])
+def test_latex_compiles_with_the_packages_it_names(tables, make_results, row, paper_row, tmp_path, settings):
     program = shutil.which("pdflatex")
     if program is None:
         pytest.skip("no LaTeX")
-    body = "\n".join(latex(name, frame) + r"\clearpage" for name, frame in tables.items())
-    packages = r"\documentclass{article}\usepackage{booktabs,graphicx}"
-    (tmp_path / "t.tex").write_text(f"{packages}\n\\begin{{document}}\n{body}\n\\end{{document}}\n")
-    command = [program, "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
-    out = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
-    assert out.returncode == 0, out.stdout[-2000:]
-    assert (tmp_path / "t.pdf").is_file()
-    assert "Overfull \\hbox" not in out.stdout, "a table is wider than its page"
+    made = {
+        **{f"a_{n}": (n, f) for n, f in tables.items()},
+        **{f"c_{n}": (n, f) for n, f in build_tables(None).items()},
+    }
+    more = wide_and_long(make_results, row, paper_row, settings)
+    made = {n: table for n, table in made.items() if settings == 3} | {f"b_{n}": (n, f) for n, f in more.items()}
+    kinds = set()
+    for stem, (name, frame) in made.items():
+        text = latex(name, frame)
+        kinds |= set(re.findall(r"\\begin\{(table|sidewaystable|longtable|landscape)\}", text))
+        needs = re.match(r"% Needs (\\usepackage\{[a-z,]+\})\n", text)
+        assert needs is not None
+        head = rf"\documentclass{{article}}\usepackage[margin=1in]{{geometry}}{needs[1]}"
+        (tmp_path / f"{stem}.tex").write_text(f"{head}\n\\begin{{document}}\n{text}\n\\end{{document}}\n")
+        command = [program, "-interaction=nonstopmode", "-halt-on-error", f"{stem}.tex"]
+        out = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+        assert out.returncode == 0, (stem, out.stdout[-2000:])
+        assert (tmp_path / f"{stem}.pdf").is_file()
+        assert not re.search(
+            r"Overfull \\hbox|Float too large|LaTeX Warning: (?!Label|There were|Reference)", out.stdout
+        ), (
+            stem,
+            out.stdout[-3000:],
+        )
+    assert kinds >= ({"table", "sidewaystable"} if settings == 3 else {"longtable"})
