@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from analysis.figures.paper.ink import Spec, found
-from analysis.figures.paper.labels import part_labels
+from analysis.figures.paper.labels import part_labels, words_left_of
 from analysis.figures.paper.text import LETTER, LINE, PIXELS, TYPE, wide, wrapped
 from analysis.figures.paper.ticks import fit_ticks, thin_ticks
 from analysis.figures.paper.values import names
@@ -65,6 +65,7 @@ def fit(traces: Sequence[Spec], layout: Spec, width: float) -> None:
         fit_ticks(traces, name, axis, length)
         _wrap_title(axis, 1.15 * length)
     part_labels(traces, axes, across, down)
+    outside = words_left_of(traces, axes, across)
     for bar in bars:
         for name in ("x", "xanchor", "lenmode", "thicknessmode"):
             bar.pop(name, None)
@@ -75,10 +76,13 @@ def fit(traces: Sequence[Spec], layout: Spec, width: float) -> None:
         if _title(bar):
             bar["title"]["font"] = {"size": TYPE}  # plotly's default is larger
     top = legend + titles + 6
-    bottom = _TICKS + 6 + LINE * max((_title_lines(a) for n, a in axes.items() if n[0] == "x"), default=1)
+    along = [a for n, a in axes.items() if n[0] == "x"]
+    top += max((_tick_height(a) for a in along if a.get("side") == "top"), default=0.0)
+    below = [a for a in along if a.get("side") != "top"]
+    bottom = 6 + max((_tick_height(a) + LINE * _title_lines(a) for a in below), default=0.0)
     bottom += _move_below(layout, bottom, across)
     layout |= {"width": width, "height": round(top + down + bottom)}
-    layout["margin"] = {"l": 4, "r": 8, "t": top, "b": bottom}
+    layout["margin"] = {"l": max(4, outside), "r": max(8, _right_of(along, across)), "t": top, "b": bottom}
 
 
 def _domain(axis: Spec) -> Span:
@@ -97,6 +101,18 @@ def _title(axis: Spec) -> str:
 
 def _title_lines(axis: Spec) -> int:
     return _title(axis).count("<br>") + 1 if _title(axis) else 0
+
+
+def _tick_height(axis: Spec) -> float:
+    """Height of the labels below an axis."""
+    lines = max((str(t).count("<br>") for t in axis.get("ticktext") or ()), default=0)
+    return _TICKS + LINE * lines if axis.get("showticklabels") is not False else 4.0
+
+
+def _right_of(along: Sequence[Spec], across: float) -> float:
+    """How far the last names along axes reach to the right of the panels; plotly drops what leaves the page."""
+    lasts = [str(a["ticktext"][-1]) for a in along if a.get("ticktext")]
+    return max((wide(t) / 2 - 0.04 * across for t in lasts), default=0.0)
 
 
 def _wrap_title(axis: Spec, width: float) -> None:
@@ -201,9 +217,8 @@ def _lay_grid(
 
 def _below(row: list[Spec]) -> float:
     """Height of ticks and titles below a row of panels."""
-    ticks = any(a.get("showticklabels") is not False for a in row)
     lines = max(_title_lines(a) for a in row)
-    return (_TICKS if ticks else 4) + LINE * lines + (8 if lines else 4)
+    return max(_tick_height(a) for a in row) + LINE * lines + (8 if lines else 4)
 
 
 def _share_titles(cells: list[_Cell], axes: dict[str, Spec], columns: int) -> None:
@@ -254,5 +269,5 @@ def _move_below(layout: Spec, bottom: float, across: float) -> float:
         if note.get("yref") == "paper" and float(note.get("y") or 0) < 0:
             note["text"] = wrapped(note.get("text") or "", across)
             note |= {"y": 0, "yanchor": "top", "yshift": -(bottom + more)}
-            more += _height(note["text"])
+            more += _height(note["text"]) + 4
     return more

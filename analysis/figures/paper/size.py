@@ -15,6 +15,7 @@ import plotly.graph_objects as go
 
 from analysis.figures import style
 from analysis.figures.paper.ink import INK, Spec, inked, scale_colours, tell_apart
+from analysis.figures.paper.labels import on_paper
 from analysis.figures.paper.layout import fit
 from analysis.figures.paper.text import PIXELS, TYPE
 from analysis.figures.paper.values import numbers
@@ -86,6 +87,7 @@ def in_print(figure: go.Figure, size: PrintSize) -> go.Figure:
     layout["template"] = _template(size.font)
     # A browser rounds the size of a page, by up to half a pixel.
     fit(traces, layout, math.floor(size.width * PIXELS - 0.5))
+    on_paper(traces, layout)
     return go.Figure(spec)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from analysis.figures import style
 from analysis.figures.paper.ink import Spec
-from analysis.figures.paper.text import LETTER, LINE, wide
+from analysis.figures.paper.text import LETTER, LINE, wide, wrapped
 from analysis.figures.paper.values import drawn_numbers, names, numbers
 
 _NUMBER = re.compile(r"[−-]?[\d.,]+(e[+-]?\d+)?%?")
@@ -21,10 +21,24 @@ def fit_ticks(traces: Sequence[Spec], name: str, axis: Spec, length: float) -> N
     axis.pop("minor", None)
     if axis.get("type") == "log" and axis.get("tickvals") is None:
         _write_log_ticks(axis, [float(v) for v in drawn_numbers(traces, name) if v > 0])
+    if name[0] == "x":
+        _break_names(traces, name, axis, length)
     if axis.get("tickvals") is not None:
         thin_ticks(axis, length, across=name[0] == "x")
     elif axis.get("type") != "category" and not names(traces, name, axis):
         axis["nticks"] = max(3, min(7, int(length / (45 if name[0] == "x" else 26))))
+
+
+def _break_names(traces: Sequence[Spec], name: str, axis: Spec, length: float) -> None:
+    """Write names along an axis on as many lines as they need beside each other."""
+    along = list(dict.fromkeys(names(traces, name, axis)))
+    if not along or all(_NUMBER.fullmatch(t) for t in along):
+        return
+    if axis.get("tickvals") is None:
+        axis["tickvals"] = along
+        axis["type"] = "category"
+    if len(along) == len(axis["tickvals"]):
+        axis["ticktext"] = [wrapped(t, 0.95 * length / len(along)) for t in along]
 
 
 def _write_log_ticks(axis: Spec, values: list[float]) -> None:
@@ -49,6 +63,8 @@ def thin_ticks(axis: Spec, length: float, *, across: bool) -> None:
         across: Along the text, as on a horizontal axis.
     """
     values = numbers(axis["tickvals"])
+    if not np.isfinite(values).all():
+        return
     labels = [str(t) for t in axis.get("ticktext") or (f"{v:g}" for v in values)]
     if len(values) != len(labels) or not all(_NUMBER.fullmatch(t) for t in labels):
         return
