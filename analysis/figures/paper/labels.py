@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from analysis.figures.paper.ink import Spec
 from analysis.figures.paper.text import LINE, wide
-from analysis.figures.paper.values import drawn_numbers, numbers, stands_on
+from analysis.figures.paper.values import drawn_numbers, numbers, span, stands_on
 
 _AROUND = (
     *("top center", "bottom center", "middle right", "middle left"),
@@ -29,7 +29,7 @@ def part_labels(traces: Sequence[Spec], axes: dict[str, Spec], across: float, do
         (x, broad), (y, high) = (_pixels(traces, trace, axes, *side) for side in (("x", across), ("y", down)))
         taken: list[Box] = [(px - _POINT, py - _POINT, px + _POINT, py + _POINT) for px, py in zip(x, y, strict=True)]
         words, places = [], []
-        for i, word in enumerate(trace["text"]):
+        for i, word in enumerate(str(text or "") for text in trace["text"]):
             own = taken[:i] + taken[i + 1 :]
             fitting = ((p, _box(x[i], y[i], word, p)) for p in _AROUND)
             place, box = next(
@@ -50,7 +50,7 @@ def words_left_of(traces: Sequence[Spec], axes: dict[str, Spec], across: float) 
             x, _ = _pixels(traces, trace, axes, "x", across)
             place = trace.get("textposition")
             for at, word in zip(x, trace["text"], strict=True):
-                if isinstance(place, str) and math.isfinite(at):
+                if word and isinstance(place, str) and math.isfinite(at):
                     reach = max(reach, -_box(float(at), 0, word, place)[0])
     return reach
 
@@ -75,6 +75,8 @@ def on_paper(traces: list[Spec], layout: Spec) -> None:
         for x, y, word in zip(trace["x"], trace["y"], trace["text"], strict=True):
             if x is None or y is None or not word:
                 continue
+            if any(kind == "log" and v <= 0 for v, kind in zip((x, y), kinds, strict=True)):
+                continue
             at = [math.log10(v) if kind == "log" else v for v, kind in zip((x, y), kinds, strict=True)]
             notes.append({"x": at[0], "y": at[1], "text": word.strip(), **anchors, **look, **refs})
         traces.remove(trace)
@@ -88,10 +90,10 @@ def _pixels(
     name = next(n for n in axes if n[0] == side and stands_on(trace, n))
     axis = axes[name]
     at, every = numbers(trace.get(side)), drawn_numbers(traces, name)
-    every = every if len(every) else np.zeros(1)
     if axis.get("type") == "log":
-        at, every = np.log10(at), np.log10(every[every > 0])
-    low, high = axis.get("range") or (float(every.min()), float(every.max()))
+        at, every = np.log10(np.where(at > 0, at, np.nan)), np.log10(every[every > 0])
+    every = every if len(every) else np.zeros(1)
+    low, high = span(axis) or (float(every.min()), float(every.max()))
     start, end = axis.get("domain") or (0, 1)
     length = (end - start) * size
     return np.asarray((at - low) / ((high - low) or 1.0) * length, dtype=np.float64), length

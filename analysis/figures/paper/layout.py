@@ -17,7 +17,7 @@ _MAX_HEIGHT = 9 * PIXELS
 """Of a page's text."""
 _SHRINK = 0.6
 """Of the height of panels that were laid out for a screen."""
-_NARROWEST = 125
+_NARROWEST = 110
 """Pixels that a panel needs beside others."""
 _ENTRY = 19.0
 """Height of an entry of a legend, and below what is left of its width for its text."""
@@ -223,17 +223,14 @@ def _below(row: list[Spec]) -> float:
 
 def _share_titles(cells: list[_Cell], axes: dict[str, Spec], columns: int) -> None:
     """Where only the outer panels of a grid had labels and titles, give them to those that will be outside."""
-    for i, c in enumerate(cells):
-        same_row = [o for o in cells if o.row == c.row]
-        if i % columns == 0:
-            axes[c.y]["showticklabels"] = True
-            title = next((_title(axes[o.y]) for o in same_row if _title(axes[o.y])), "")
-            axes[c.y].setdefault("title", {"text": title})
-        if i + columns >= len(cells):
-            axes[c.x]["showticklabels"] = True
-            every = [_title(axes[o.x]) for o in cells if _title(axes[o.x])]
-            if every and not _title(axes[c.x]):
-                axes[c.x]["title"] = {"text": every[-1]}
+    for side in "xy":
+        own = [axes[c.x if side == "x" else c.y] for c in cells]
+        if all(a.get("showticklabels") is not False for a in own):
+            continue
+        title = next((_title(a) for a in own if _title(a)), "")
+        for i, axis in enumerate(own):
+            outer = i % columns == 0 if side == "y" else i + columns >= len(cells)
+            axis |= {"showticklabels": outer, "title": {"text": title if outer else ""}}
 
 
 def _cell_of(note: Spec, cells: list[_Cell]) -> _Cell:

@@ -74,7 +74,7 @@ def in_print(figure: go.Figure, size: PrintSize) -> go.Figure:
     for trace in spec["data"]:
         for name in _SCREEN_ONLY:
             trace.pop(name, None)
-    for name in ("meta", "margin", "width", "updatemenus", "sliders", "template"):
+    for name in ("meta", "margin", "width", "updatemenus", "sliders", "template", "title"):
         spec["layout"].pop(name, None)
     spec = inked(spec, scale_colours(spec))
     traces, layout = spec["data"], spec["layout"]

@@ -11,8 +11,11 @@ import numpy as np
 from analysis.figures import style
 from analysis.figures.paper.ink import Spec
 from analysis.figures.paper.text import LETTER, LINE, wide, wrapped
-from analysis.figures.paper.values import drawn_numbers, names, numbers
+from analysis.figures.paper.values import drawn_numbers, names, numbers, span
 
+_MAX_NAMES = 12
+"""Names beside each other; more are turned by plotly."""
+_DATE = re.compile(r"\d{4}-\d\d")
 _NUMBER = re.compile(r"[−-]?[\d.,]+(e[+-]?\d+)?%?")
 
 
@@ -26,13 +29,13 @@ def fit_ticks(traces: Sequence[Spec], name: str, axis: Spec, length: float) -> N
     if axis.get("tickvals") is not None:
         thin_ticks(axis, length, across=name[0] == "x")
     elif axis.get("type") != "category" and not names(traces, name, axis):
-        axis["nticks"] = max(3, min(7, int(length / (45 if name[0] == "x" else 26))))
+        axis["nticks"] = max(4, min(7, int(length / (45 if name[0] == "x" else 20))))
 
 
 def _break_names(traces: Sequence[Spec], name: str, axis: Spec, length: float) -> None:
     """Write names along an axis on as many lines as they need beside each other."""
     along = list(dict.fromkeys(names(traces, name, axis)))
-    if not along or all(_NUMBER.fullmatch(t) for t in along):
+    if not 0 < len(along) <= _MAX_NAMES or all(_NUMBER.fullmatch(t) or _DATE.match(t) for t in along):
         return
     if axis.get("tickvals") is None:
         axis["tickvals"] = along
@@ -71,7 +74,7 @@ def thin_ticks(axis: Spec, length: float, *, across: bool) -> None:
     labels = [f"{float(t):g}" if re.fullmatch(r"[\d.]+e[+-]0[1-4]", t) else t for t in labels]
     logarithmic = axis.get("type") == "log"
     at = np.log10(values) if logarithmic else values
-    low, high = axis.get("range") or (at.min(), at.max())
+    low, high = span(axis) or (at.min(), at.max())
     scale = 0.95 * length / (abs(high - low) or 1.0)
     sizes = [wide(t) + LETTER if across else LINE for t in labels]
     kept: list[int] = []

@@ -39,3 +39,11 @@ def names(traces: Sequence[Spec], name: str, axis: Spec) -> list[str]:
         return [str(t) for t in axis["ticktext"]]
     along = [t.get(name[0]) for t in traces if stands_on(t, name)]
     return [v for values in along if isinstance(values, list) for v in values if isinstance(v, str)]
+
+
+def span(axis: Spec) -> tuple[float, float] | None:
+    """The ends of an axis, of a logarithmic one as powers of ten; None where plotly chooses one of them."""
+    ends = axis.get("range")
+    if isinstance(ends, list) and len(ends) == 2 and all(isinstance(e, int | float) for e in ends):
+        return float(ends[0]), float(ends[1])
+    return None

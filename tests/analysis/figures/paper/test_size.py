@@ -211,6 +211,47 @@ def test_many_panels_are_laid_below_each_other_in_a_column_and_keep_their_headin
         assert note.y == pytest.approx(y[1]) and x <= note.x <= x + 0.5
 
 
+def test_panels_that_share_axes_are_labelled_outside_alone():
+    figure = make_subplots(rows=2, cols=5, shared_xaxes="all", shared_yaxes="all")
+    for index in range(10):
+        figure.add_scatter(x=[1, 2], y=[1, 2], row=index // 5 + 1, col=index % 5 + 1)
+    figure.update_yaxes(title_text="log p(x)", col=1).update_xaxes(title_text="share", row=2, col=3)
+    shown = in_print(style.light(figure.update_layout(height=590)), SINGLE).layout
+    names = ["", *map(str, range(2, 11))]
+    assert [n for n in names if shown[f"yaxis{n}"].title.text] == ["", "3", "5", "7", "9"]
+    assert [n for n in names if shown[f"yaxis{n}"].showticklabels] == ["", "3", "5", "7", "9"]
+    assert [n for n in names if shown[f"xaxis{n}"].title.text == "share"] == ["9", "10"]
+    assert len({tuple(shown[f"xaxis{n}"].domain) for n in names}) == 2
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [
+        go.Figure(),
+        go.Figure(go.Pie(labels=["a", "b"], values=[1, 2])),
+        go.Figure(go.Heatmap(z=[[1, 2], [3, 4]], colorscale="RdBu", colorbar={"title": "z"})),
+        go.Figure(go.Box(y=[1, 2, 9], name="b")),
+        go.Figure(go.Histogram(x=["a", "b", "a"])),
+        go.Figure(go.Scatter3d(x=[1], y=[1], z=[1], mode="markers")),
+        go.Figure(go.Parcoords(dimensions=[{"values": [1, 2], "label": "a"}], line={"color": [1, 2]})),
+        go.Figure(go.Scatter(x=["2024-01-01", "2024-02-01"], y=[None, 1], mode="markers+text", text=["a", "b"])),
+        go.Figure(go.Scatter(x=[1, 2], y=[0, -1], text="one word", mode="text+markers")).update_yaxes(type="log"),
+        go.Figure(go.Scatter(x=[1, 2], y=[1, 2], mode="markers+text", text=["a", None])).update_xaxes(range=[0, None]),
+        go.Figure(go.Scatter(x=[], y=[], mode="markers+text", text=[])).update_xaxes(type="log"),
+        go.Figure(go.Scatter(y=[1, 2, 3], marker={"color": ["red", "blue", "red"], "size": np.array([1.0, 2, 3])})),
+        go.Figure(go.Scatter(x=[f"name {i}" for i in range(30)], y=list(range(30)), line={"color": "rgb(1,2,3)"})),
+        go.Figure(go.Bar(x=[1], y=[1]))
+        .add_annotation(text="free", x=1, y=1)
+        .update_layout(title="A title", height=9000),
+    ],
+)
+def test_any_figure_of_a_plug_in_can_be_printed(figure):
+    for size in (SINGLE, DOUBLE, PrintSize(2.0, "sans")):
+        shown = in_print(with_look(figure), size)
+        assert shown.layout.height <= 9.5 * 96
+        assert in_print(with_look(figure), size).to_json() == shown.to_json()
+
+
 def test_rows_of_panels_do_not_cover_each_other(drawn):
     shown = in_print(drawn["importance"], SINGLE).layout
     inside = shown.height - shown.margin.t - shown.margin.b
