@@ -145,7 +145,7 @@ def searched(values: dict[str, Any], assignments: Sequence[str], trials: int | N
     if trials is not None:
         search["trials"] = trials
     if grid is not None:
-        search["grid"] = grid
+        search["grid"] = grid if any(grid) else [{}]
     elif space:
         choices = all(isinstance(spec, Mapping) and set(spec) == {"choices"} for spec in space.values())
         if choices and search.get("trials") is None and search.get("sampler") is None:
@@ -153,7 +153,7 @@ def searched(values: dict[str, Any], assignments: Sequence[str], trials: int | N
             search.pop("space", None)
         else:
             search["space"] = space
-    elif script and not search.get("space"):  # one setting, with all its seeds
+    elif script or search.get("space"):  # nothing is left to search: one setting, with all its seeds
         search = {"sampler": "grid", "grid": [{}]}
     return {**values, "trial": trial, "search": search}
 
