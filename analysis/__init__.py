@@ -21,7 +21,10 @@ What there is:
 | `export_figures(results, folder)` | every figure as files |
 | `outcome_figure(trials)`, `phase_figure(trials)` | outcomes over two fields; with the estimated stable region |
 | `survival_figure(trials, by)`, `hazard_figure(trials, by)` | divergence over training |
+| `rates_figure(trials)` | how often training ends badly, by K and p0 or the fields that tell most |
 | `importance_figure(trials)`, `interaction_figure(trials)` | which fields matter; which act together |
+| `ablation_figure(trials)`, `parallel_figure(trials)` | which single change makes a setting stable; every trial over all fields |
+| `budget_figure(trials, epochs)` | how well an early epoch ranks trials like the last: whether pruning is safe |
 | `tradeoff_figure(trials)`, `front_figure(trials)`, `steps_figure(trials)`, `cost_figure(trials)` | quality against time and K |
 | `anytime_figure(trials, epochs)`, `training_figure(trials, epochs, signals)`, `courses_figure(trials, epochs)` | over time, iterations and epochs |
 | `histogram_figure(histograms)`, `tsne_figure(points)`, `energies_figure(points)` | of trained models, from the files of `mebm figures` |
@@ -37,13 +40,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from analysis.figures.anytime import anytime_figure
+    from analysis.figures.budget import budget_figure
     from analysis.figures.export import export_figures
     from analysis.figures.importance import importance_figure, interaction_figure
     from analysis.figures.learning_curves import courses_figure
     from analysis.figures.models.drawings import energies_figure, histogram_figure, tsne_figure
     from analysis.figures.outcomes import outcome_figure
     from analysis.figures.phase import phase_figure
+    from analysis.figures.rates import rates_figure
     from analysis.figures.settings import cost_figure, front_figure, steps_figure
+    from analysis.figures.space import ablation_figure, parallel_figure
     from analysis.figures.survival import hazard_figure, survival_figure
     from analysis.figures.tradeoff import tradeoff_figure
     from analysis.figures.training import training_figure
@@ -72,7 +78,9 @@ _ROOMS = ("results", *_STATS, "tables", "detector", "figures", "report")
 __all__ = [
     "Results",
     "ResultsError",
+    "ablation_figure",
     "anytime_figure",
+    "budget_figure",
     "build_tables",
     "cost_figure",
     "courses_figure",
@@ -86,7 +94,9 @@ __all__ = [
     "interaction_figure",
     "load",
     "outcome_figure",
+    "parallel_figure",
     "phase_figure",
+    "rates_figure",
     "signals",
     "steps_figure",
     "survival_figure",

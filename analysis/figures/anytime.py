@@ -40,10 +40,11 @@ def _data(study: Study) -> Iterator[Part]:
         return
     courses = anytime(study.results, m)
     limit = drawn_part(sum(bool(c.seconds) for c in courses), m)
-    caption = f"Best {m.label} so far of every trial over time{limit and f'{limit}; every trial is marked'}"
+    caption = f"Best {m.label} so far of every trial over time{limit and f'{limit}; every trial is marked'}."
     code = f"courses = analysis.anytime.anytime(results, {named_code(m)})\nanalysis.anytime.course_points(courses)"
     if any((c.seconds and (not m.own or c.seconds[-1] > 0)) or c.end_seconds for c in courses):
-        yield Part(course_points(courses), caption, code, m.name, given=courses)
+        how = "A mark says how the trial ended; one that ended before it had a value is in the band above."
+        yield Part(course_points(courses), caption, code, m.name, given=courses, how=how)
 
 
 def _draw(study: Study, courses: Sequence[Anytime]) -> go.Figure:
@@ -112,5 +113,5 @@ def _reached(best: float, seconds: float, info: Metric) -> str:
 
 
 FIGURES = (
-    Figure("anytime", "anytime", "Which trials are best after how much time", COURSE_POINT_COLUMNS, _data, _draw),
+    Figure("anytime", "curves", "Which trials are best after how much time", COURSE_POINT_COLUMNS, _data, _draw),
 )

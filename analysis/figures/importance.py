@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from analysis.figures.registry import Figure, Part, Study
+from analysis.figures.registry import Figure, Nothing, Part, Study
 from analysis.figures.style import GREY, PALETTE, grouped, light, short
 from analysis.results.labels import brief, symbol
 from analysis.results.load import Results
@@ -76,13 +76,11 @@ def claims_text(said: Claims) -> str:
     return named or said.line() or "nothing to tell fields apart by"
 
 
-def interaction_caption(found: Sequence[Interactions]) -> str:
-    """What the figure shows, and the result in words."""
-    return (
-        "Which fields act together: what a pair adds to single effects on held-out settings, with two standard errors, "
-        "and its second-order share of a forest's spread; below the joint effect of an interaction (dotted: what the "
-        f"single effects alone would give; open: no trial near). {_sentences(found)}"
-    )
+_INTERACTION_HOW = (
+    "What a pair adds to single effects on held-out settings, with two standard errors, and its second-order share of "
+    "a forest's spread; below the joint effect of an interaction (dotted: what the single effects alone would give; "
+    "open: no trial near). P values are corrected for all pairs and targets (Holm). "
+)
 
 
 def _sentences(found: Iterable[Importance | Interactions]) -> str:
@@ -90,30 +88,53 @@ def _sentences(found: Iterable[Importance | Interactions]) -> str:
     return " ".join(f"{line[:1].upper()}{line[1:]}." for i in found for line in i.lines())
 
 
-def _importance_data(study: Study) -> Iterator[Part]:
-    found = importance.study_importances(study.results, study.name)
+def _importance_data(study: Study) -> Iterator[Part | Nothing]:
+    found = study.importances
     optuna = optuna_rows(study.results, study.name)
-    if all(i.refusal for i in found):
+    shown = [i for i in found if not i.refusal]
+    if not shown:
+        yield Nothing(f"importances: {_reasons(found)}")
         return
-    caption = (
+    caption = f"{shown[0].lines()[0][:1].upper()}{shown[0].lines()[0][1:]}."
+    how = (
         "How much of the spread between held-out settings a model traces to each field, its interactions included, "
-        f"with two standard errors. Of divergence or collapse: {claims_text(study.said)}. {_sentences(found)}"
+        "with two standard errors; only models that are better than chance are shown. Of divergence or collapse: "
+        f"{claims_text(study.said)}. {_sentences(found)}"
     )
     if len(optuna):
-        caption += (
+        how += (
             " Optuna: PED-ANOVA, how differently each field is distributed among the best tenth of the trials "
             "(divergence: among those that completed), on its own scale and without a test against chance."
         )
     code = f"analysis.importance.importance_rows(analysis.importance.study_importances(results, {study.name!r}))"
-    yield Part(importance.importance_rows(found, optuna), caption, code, given=(found, optuna))
+    yield Part(importance.importance_rows(found, optuna), caption, code, given=(found, optuna), how=how)
 
 
-def _interaction_data(study: Study) -> Iterator[Part]:
+def _interaction_data(study: Study) -> Iterator[Part | Nothing]:
+    """Where a pair interacts: others are no finding, and are drawn nowhere."""
     found = interactions.study_interactions(study.results, study.name)
-    if all(i.refusal for i in found):
+    shown = [i for i in found if not i.refusal and i.pairs["interacts"].any()]
+    if not shown:
+        tested = [i for i in found if not i.refusal]
+        pairs = sum(len(i.pairs) for i in tested)
+        yield Nothing(
+            f"interactions: none of {pairs} pairs of fields adds to single effects more than chance"
+            if tested
+            else f"interactions: {_reasons(found)}"
+        )
         return
     code = f"analysis.interactions.interaction_rows(analysis.interactions.study_interactions(results, {study.name!r}))"
-    yield Part(interactions.interaction_rows(found), interaction_caption(found), code, given=found)
+    caption = f"{shown[0].lines()[0][:1].upper()}{shown[0].lines()[0][1:]}."
+    how = f"{_INTERACTION_HOW}{_sentences(found)}"
+    yield Part(interactions.interaction_rows(found), caption, code, given=shown, how=how)
+
+
+def _reasons(found: Iterable[Importance | Interactions]) -> str:
+    """Why there is nothing to show, each reason once."""
+    chance = [i.label for i in found if "no better than chance" in i.refusal]
+    few = [i.refusal for i in found if i.label not in chance]
+    named = [f"no model explains {' or '.join(chance)} better than chance"] if chance else []
+    return "; ".join(dict.fromkeys([*named, *few]))
 
 
 def _shown(found: Sequence[Target]) -> list[Target]:
@@ -315,7 +336,7 @@ def _effect_text(row: Mapping[str, Any]) -> str:
 FIGURES = (
     Figure(
         "importance",
-        "stability",
+        "fields",
         "Which fields matter",
         importance.TARGET_COLUMNS,
         _importance_data,
@@ -324,7 +345,7 @@ FIGURES = (
     ),
     Figure(
         "interactions",
-        "stability",
+        "fields",
         "Which fields act together",
         interactions.TARGET_COLUMNS,
         _interaction_data,

@@ -303,9 +303,10 @@ def _seed_name(seed: SeedCourse) -> str:
 
 def _data(study: Study) -> Iterator[Part]:
     if found := courses(study.results):
-        caption = f"Quality over epochs by method: {courses_caption(found)}"
+        caption = "Quality over epochs by method."
         code = "analysis.learning_curves.course_rows(analysis.learning_curves.courses(results))"
-        yield Part(typed_frame(course_rows(found), COURSE_COLUMNS), caption, code, given=found)
+        how = courses_caption(found)
+        yield Part(typed_frame(course_rows(found), COURSE_COLUMNS), caption, code, given=found, how=how)
 
 
 FIGURES = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,27 +11,12 @@ import plotly.graph_objects as go
 
 from analysis.figures import style
 from analysis.figures.hover import Hovers
-from analysis.figures.registry import Figure, Part, Study
-from analysis.results.labels import symbol
+from analysis.figures.registry import Study
 from analysis.results.parquet import plain
 from analysis.stats.space.axes import Axis, axis, outcome_fields
 from analysis.stats.trials.grouping import alike
-from trainables.results.schema import TRIAL_COLUMNS
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
-_TRIAL = ("study", "trial_id", "setting_id", "seed", "outcome", "cause", "iteration", "iterations_done")
-_NAMES = {
-    "sampling_steps": "Langevin steps",
-    "step_size": "step size",
-    "reinit_probability": "reinitialisation probability",
-    "buffer_size": "buffer slots",
-    "noise_std": "noise",
-    "l2_weight": "L2 weight",
-    "initial": "initial distribution",
-}
 
 
 def outcome_figure(trials: pd.DataFrame, fields: tuple[str, str] | None = None) -> go.Figure:
@@ -71,13 +56,6 @@ def outcome_points(
     return pd.DataFrame(points), horizontal, vertical
 
 
-def _data(study: Study) -> Iterator[Part]:
-    x, y = outcome_fields(study.results, study.name)
-    caption = f"Outcome of every trial over {symbol(x)} and {symbol(y)}"
-    code = f"analysis.outcomes.outcome_points(trials, {x!r}, {y!r})"
-    yield Part(study.trials[[*_TRIAL, x, y]], caption, code, given=(x, y))
-
-
 def _draw(study: Study, fields: tuple[str, str]) -> go.Figure:
     points, horizontal, vertical = outcome_points(study.trials, *fields, study.hovers)
     figure = go.Figure()
@@ -86,10 +64,5 @@ def _draw(study: Study, fields: tuple[str, str]) -> go.Figure:
 
 
 def _ticks(axis: Axis) -> dict[str, Any]:
-    name = symbol(axis.field) + (f" ({_NAMES[axis.field]})" if axis.field in _NAMES else "")
     span = {"range": [-0.6, len(axis.ticks) - 0.4]} if axis.discrete else {}
-    return style.axis(name, tickvals=axis.ticks, ticktext=axis.labels, **span)
-
-
-_COLUMNS = tuple(c for c in TRIAL_COLUMNS if c.name in _TRIAL)
-FIGURES = (Figure("outcomes", "outcomes", "How every trial ended", _COLUMNS, _data, _draw),)
+    return style.axis(style.field_title(axis.field), tickvals=axis.ticks, ticktext=axis.labels, **span)

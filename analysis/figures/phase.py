@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 MAX_FIELDS = 5
 """Fields any two of which have a phase diagram in the report, at most."""
+_HOW = (
+    "Every trial, the region where training is estimated to be stable, its edge with the 95% band in which it is "
+    "undecided, and hatched the cells nobody tried."
+)
 _GOOD, _BAD = MARKS[Outcome.COMPLETED][0], MARKS[Outcome.DIVERGED][0]
 
 
@@ -54,13 +58,14 @@ def _data(study: Study) -> Iterator[Part]:
 def _part(study: Study, x: str, y: str, of: str = "") -> Part:
     diagram = phase(study.trials, x, y)
     code = f"analysis.phase.phase(trials, {x!r}, {y!r}).cells"
-    return Part(diagram.cells, phase_caption(diagram), code, of, f"{symbol(x)} and {symbol(y)}", diagram)
+    how = _HOW + "".join(f" {line[:1].upper()}{line[1:]}." for line in diagram.lines()[1:])
+    return Part(diagram.cells, phase_caption(diagram), code, of, f"{symbol(x)} and {symbol(y)}", diagram, how)
 
 
 def phase_caption(diagram: PhaseDiagram) -> str:
     """What the figure shows, in words for under it."""
     fields = f"{symbol(diagram.x.field)} and {symbol(diagram.y.field)}"
-    return f"Phase diagram over {fields}: {'; '.join(diagram.lines())}. Hatched: no trial."
+    return f"Phase diagram over {fields}: {diagram.lines()[0]}."
 
 
 def _draw(study: Study, diagram: PhaseDiagram) -> go.Figure:

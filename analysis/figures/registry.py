@@ -18,9 +18,12 @@ import analysis.figures as room
 from analysis.figures.hover import Hovers
 from analysis.figures.style import drawn_points
 from analysis.results.load import Results
-from analysis.results.own import BUILT_IN, metric_named
+from analysis.results.own import metric_named
 from analysis.results.parquet import empty_frame
+from analysis.stats.comparison.objectives import Objective, objectives
 from analysis.stats.sensitivity.claims import Claims, claims
+from analysis.stats.sensitivity.importance import Importance, study_importances
+from analysis.stats.space.axes import telling_fields
 from analysis.stats.tradeoff.front import settings_front
 from analysis.stats.trials.objective import objective, varied_or_all
 from analysis.tables.registry import modules
@@ -33,8 +36,8 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-SECTIONS = ("outcomes", "phase", "survival", "stability", "tradeoff", "settings", "anytime", "training")
-"""Sections of the report that have figures, in its order."""
+SECTIONS = ("answer", "phase", "survival", "quality", "curves", "fields", "pruning")
+"""Sections of the report that have figures, in its order; the first is what it opens with, the others are folded."""
 TOGETHER = "together"
 """Section of figures over all studies at once."""
 
@@ -60,6 +63,7 @@ class Study:
     name: str
     metric: Metric | None
     """Its quality; None where none was measured."""
+    _fronts: dict[str, pd.DataFrame] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of_frames(
@@ -121,14 +125,35 @@ class Study:
         return claims(self.trials, self.varied)
 
     @cached_property
+    def telling(self) -> tuple[str, ...]:
+        """The one or two fields that its first figures show (`stats.space.axes.telling_fields`)."""
+        return telling_fields(self.trials, self.varied, [c.field for c in self.said.named])
+
+    @cached_property
+    def objectives(self) -> list[Objective]:
+        """What it improves, as far as it was measured."""
+        return objectives(self.results, self.name)
+
+    @cached_property
     def hovers(self) -> Hovers:
         """What a pointer over a trial shows."""
         return Hovers(self.trials)
 
     @cached_property
+    def importances(self) -> list[Importance]:
+        """What its fields tell of quality, time and divergence."""
+        return study_importances(self.results, self.name)
+
+    @property
     def front(self) -> pd.DataFrame:
         """Its settings with their places on the Pareto front, `FRONT_COLUMNS`."""
-        return settings_front(self.trials, self.quality.name)
+        return self.front_of(self.quality.name)
+
+    def front_of(self, metric: str) -> pd.DataFrame:
+        """The same by another quality."""
+        if metric not in self._fronts:
+            self._fronts[metric] = settings_front(self.trials, metric)
+        return self._fronts[metric]
 
 
 @dataclass(frozen=True)
@@ -137,10 +162,12 @@ class Part:
 
     Attributes:
         data: The figure's columns first; None where they are the points that are drawn.
+        caption: What it shows of this study, in a sentence.
         code: The call that gives the data, over `results` and `trials`.
         of: Fields or metric it is of, as a part of its name; empty where the figure has one drawing.
         label: What readers choose it by among several; empty where they see all.
         given: What `Figure.draw` needs beside the study.
+        how: How it was found and how to read it.
     """
 
     data: pd.DataFrame | None
@@ -149,6 +176,14 @@ class Part:
     of: str = ""
     label: str = ""
     given: Any = None
+    how: str = ""
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """Why a figure of a study shows nothing, in a line of words."""
+
+    why: str
 
 
 @dataclass(frozen=True)
@@ -160,7 +195,7 @@ class Figure:
         section: Where in the report it stands: one of `SECTIONS`, or `TOGETHER`.
         takeaway: The question it answers, in one line.
         columns: Of its data; those of settings and metrics that it adds are in `TRIAL_COLUMNS`.
-        data: What to draw of a study, in order; nothing where its trials do not allow it.
+        data: What to draw of a study, in order; nothing, or why, where its trials do not allow it.
         draw: Draws one of these, of the study and what `Part.given` holds.
         place: Its place in the section; equal ones stand by name.
     """
@@ -169,7 +204,7 @@ class Figure:
     section: str
     takeaway: str
     columns: tuple[Column, ...]
-    data: Callable[[Study], Iterable[Part]]
+    data: Callable[[Study], Iterable[Part | Nothing]]
     draw: Callable[[Study, Any], go.Figure]
     place: int = 9
 
@@ -191,6 +226,9 @@ class Drawing:
     data: pd.DataFrame | None
     code: str
     label: str = ""
+    how: str = ""
+    record: str = ""
+    """Name of the `Figure` it is a drawing of."""
 
     @property
     def table(self) -> pd.DataFrame:
@@ -235,14 +273,17 @@ def notebook_function(name: str) -> Any:
     return next((vars(module)[name] for module in modules(room) if callable(vars(module).get(name))), None)
 
 
-def study_drawings(part: Results, study: str) -> list[Drawing]:
-    """Every figure of a study, of results that hold it alone, in the report's order."""
+def study_drawings(part: Results, study: str, missing: list[str] | None = None) -> list[Drawing]:
+    """Every figure of a study, of results that hold it alone, in the report's order.
+
+    `missing` takes why figures show nothing, where they say it (`Nothing`).
+    """
     if not len(part.trials):
         return []
-    alone = len(part.trials) == 1 and BUILT_IN not in part.kinds(study)
-    shown = [f for f in figures() if f.section != TOGETHER and (not alone or f.section in ("anytime", "training"))]
+    alone = len(part.trials) == 1
+    shown = [f for f in figures() if f.section != TOGETHER and (not alone or f.section == "curves")]
     one = Study(part, study, objective(part, study))
-    return list(_drawings(one, shown, f'results = load("{study}"); trials = results.trials'))
+    return list(_drawings(one, shown, f'results = load("{study}"); trials = results.trials', missing))
 
 
 def joint_drawings(results: Results) -> list[Drawing]:
@@ -251,21 +292,27 @@ def joint_drawings(results: Results) -> list[Drawing]:
     return list(_drawings(Study(results, "", None), [f for f in figures() if f.section == TOGETHER], place))
 
 
-def _drawings(study: Study, shown: Iterable[Figure], place: str) -> Iterator[Drawing]:
+def _drawings(study: Study, shown: Iterable[Figure], place: str, missing: list[str] | None = None) -> Iterator[Drawing]:
     # Models of a few fields take many small products: threads would spend more time waiting for each other.
     with threadpool_limits(limits=1, user_api="blas"):
         own = {f.name: plugin for plugin, f in _installed(frozenset())} if registered("figure") else {}
         for f in shown:
             try:
-                yield from _drawings_of(study, f, place)
+                yield from _drawings_of(study, f, place, missing)
             except Exception as error:
                 if f.name not in own:
                     raise
                 say_broken("figure", own[f.name], ValueError(f"{type(error).__name__}: {error}"))
 
 
-def _drawings_of(study: Study, f: Figure, place: str) -> Iterator[Drawing]:
+def _drawings_of(study: Study, f: Figure, place: str, missing: list[str] | None) -> Iterator[Drawing]:
     for part in f.data(study):
+        if isinstance(part, Nothing):
+            if missing is not None:
+                missing.append(part.why)
+            continue
         name, code = f"{f.name}_{part.of}" if part.of else f.name, f"{place}\n{part.code}"
         drawn = f.draw(study, part.given)
-        yield Drawing(study.name, name, f.section, drawn, part.caption, part.data, code, part.label)
+        yield Drawing(
+            study.name, name, f.section, drawn, part.caption, part.data, code, part.label, part.how, record=f.name
+        )

@@ -9,13 +9,14 @@ import plotly.graph_objects as go
 
 from analysis.figures import style
 from analysis.figures.hover import hover_by_id, in_words
-from analysis.figures.registry import Figure, Part, Study
+from analysis.figures.registry import Figure, Nothing, Part, Study
 from analysis.figures.style import BLUE, GREY, MARKS, OLIVE, ORANGE, log2, marker, points
 from analysis.results.labels import duration
 from analysis.results.parquet import each_row, records
 from analysis.stats.tradeoff.front import FRONT_COLUMNS
 from analysis.stats.tradeoff.tradeoff import COST_COLUMNS, cost_points, iso_cost, published_points
 from analysis.stats.trials.grouping import group_by
+from analysis.stats.trials.objective import sign
 from analysis.stats.trials.trial import identifier
 
 if TYPE_CHECKING:
@@ -40,54 +41,83 @@ def front_figure(trials: pd.DataFrame, metric: str | None = None) -> go.Figure:
     Bars are the 95% interval of the mean quality over seeds and the range of times. A setting of which no trial
     completed stands at what its trials had before they ended; one without any value is in the legend's count.
     """
-    return style.light(_draw_front(Study.of_frames(trials, metric=metric)))
+    study = Study.of_frames(trials, metric=metric)
+    return style.light(_draw_front(study, study.quality))
 
 
 def steps_figure(trials: pd.DataFrame, metric: str | None = None) -> go.Figure:
     """Mean quality of every setting against K, beside the paper's points where it has any: no time is compared."""
-    return style.light(_draw_steps(Study.of_frames(trials, metric=metric)))
+    study = Study.of_frames(trials, metric=metric)
+    return style.light(_draw_steps(study, study.quality))
 
 
 def cost_figure(trials: pd.DataFrame, metric: str | None = None) -> go.Figure:
     """Time per iteration [ms] against iterations until the best value, with lines of equal training time."""
     study = Study.of_frames(trials, metric=metric)
-    return style.light(_draw_cost(study, cost_points(trials, study.quality.name)))
+    return style.light(_draw_cost(study, (study.quality, cost_points(trials, study.quality.name))))
 
 
-def _front_data(study: Study) -> Iterator[Part]:
-    if (m := study.metric) is not None and not (m.own and study.front["cost"].isna().all()):
-        caption = f"Mean {m.label} of every setting against time per iteration, and how surely it is on the front"
-        yield Part(study.front, caption, f"analysis.front.settings_front(trials, {m.name!r})", m.name)
+def _front_data(study: Study) -> Iterator[Part | Nothing]:
+    if study.metric is not None and len(study.front) and study.front["completed"].max() <= 1:
+        yield Nothing("means of settings: each has one completed seed at most, which the first figure shows")
+        return
+    for m in _qualities_of(study):
+        front = study.front_of(m.name)
+        if front["cost"].isna().all() or not len(front):
+            continue
+        sure = int((front["front_probability"] >= 0.5).sum())
+        several = f"{sure} of {len(front)} settings {'is' if sure == 1 else 'are'}"
+        caption = f"{several} on the front of {m.label} and time in at least half of the draws over seeds."
+        code = f"analysis.front.settings_front(trials, {m.name!r})"
+        yield Part(front, caption, code, m.name, m.label, given=m, how=_FRONT_HOW)
 
 
 def _steps_data(study: Study) -> Iterator[Part]:
-    if (m := study.metric) is not None and study.front["sampling_steps"].notna().any():
-        caption = f"Mean {m.label} of every setting against K"
-        yield Part(study.front, caption, f"analysis.front.settings_front(trials, {m.name!r})", m.name)
+    for m in _qualities_of(study):
+        front = study.front_of(m.name)
+        best = [r for r in records(front) if r["quality"] is not None and r["sampling_steps"] is not None]
+        if not best or front["sampling_steps"].nunique() < 2:
+            continue
+        first = min(best, key=lambda r: sign(m) * r["quality"])
+        caption = f"{m.label} by K: the best mean is {first['quality']:.3g} at K {first['sampling_steps']}."
+        how = "A point is the mean of a setting over its seeds, its bar the 95% interval; settings of one K are apart."
+        code = f"analysis.front.settings_front(trials, {m.name!r})"
+        yield Part(front, caption, code, m.name, m.label, given=m, how=how)
 
 
 def _cost_data(study: Study) -> Iterator[Part]:
-    if (m := study.metric) is not None and len(costs := cost_points(study.trials, m.name)):
-        caption = f"What the best {m.label} of every trial took: along a dotted line training time is equal"
-        yield Part(costs, caption, f"analysis.tradeoff.cost_points(trials, {m.name!r})", m.name, given=costs)
+    for m in _qualities_of(study):
+        if len(costs := cost_points(study.trials, m.name)):
+            caption = f"What the best {m.label} of every trial took: along a dotted line training time is equal."
+            how = "Iterations until the best value against time per iteration; a trial without a value is at its end."
+            code = f"analysis.tradeoff.cost_points(trials, {m.name!r})"
+            yield Part(costs, caption, code, m.name, m.label, given=(m, costs), how=how)
 
 
-def _draw_front(study: Study, _: object = None) -> go.Figure:
+def _qualities_of(study: Study) -> list[Metric]:
+    """The study's quality, and the same of fresh chains or of the buffer where that was measured too."""
+    if (m := study.metric) is None:
+        return []
+    stem = m.name.removesuffix("_buffer").removesuffix("_fresh")
+    twins = [x for x in study.results.metrics(directed=True) if x.name in (f"{stem}_buffer", f"{stem}_fresh")]
+    return [m, *(x for x in twins if x.name != m.name)]
+
+
+def _draw_front(study: Study, info: Metric) -> go.Figure:
     named = _setting_names(study)
     figure = go.Figure()
-    for _, shape, label, at in _by_survival([r for r in records(study.front) if r["cost"] is not None]):
-        place = points((1000 * r["cost"] for r in at), *_qualities(at, named, study.quality))
+    for _, shape, label, at in _by_survival([r for r in records(study.front_of(info.name)) if r["cost"] is not None]):
+        place = points((1000 * r["cost"] for r in at), *_qualities(at, named, info))
         costs = style.error_bars([(1000 * r["cost"], 1000 * r["cost_low"], 1000 * r["cost_high"]) for r in at])
         bars = {"error_y": _quality_bars(at), "error_x": costs}
         style.add_coloured(figure, label, shape, 11, [r["front_probability"] for r in at], **place, **bars)
     sure = {"colorscale": _SURE_SCALE, "cmin": 0, "cmax": 1, "colorbar": style.colorbar("on front", tickformat=".0%")}
-    quality = style.axis(style.quality_title(study.quality, "mean best"))
+    quality = style.axis(style.quality_title(info, "mean best"))
     return style.laid_out(figure, 480, style.pace_axis(), quality, coloraxis=sure)
 
 
-def _draw_steps(study: Study, _: object = None) -> go.Figure:
-    rows = [r for r in records(study.front) if r["sampling_steps"] is not None]
-    info = study.quality
+def _draw_steps(study: Study, info: Metric) -> go.Figure:
+    rows = [r for r in records(study.front_of(info.name)) if r["sampling_steps"] is not None]
     named = _setting_names(study)
     figure = go.Figure()
     steps: set[int] = set()
@@ -110,9 +140,9 @@ def _draw_steps(study: Study, _: object = None) -> go.Figure:
     return style.laid_out(figure, 440, steps_axis, style.axis(style.quality_title(info, "mean best")))
 
 
-def _draw_cost(study: Study, costs: pd.DataFrame) -> go.Figure:
+def _draw_cost(study: Study, given: tuple[Metric, pd.DataFrame]) -> go.Figure:
+    info, costs = given
     rows = records(costs)
-    info = study.quality
     said, ended = hover_by_id(study.trials), group_by(rows, ("outcome",))
     figure = go.Figure()
     x_frame = style.frame([r["iterations"] for r in rows])
@@ -237,11 +267,16 @@ def _quality_scale(values: list[float], info: Metric) -> dict[str, Any]:
     return {"colorscale": style.COST_SCALE, "reversescale": info.direction == "maximize", "colorbar": bar}
 
 
+_FRONT_HOW = (
+    "A point is a setting, its bar the 95% interval of the mean over seeds (none for one seed). The probability to be "
+    "on the front is the share of bootstrap draws over seeds with the setting on it; a draw of which none completed is "
+    "not. Where every setting has one seed nothing varies, and 0% or 100% says no more than the front itself."
+)
 _OF_FRONT = "Which settings no other beats in quality and time"
 FIGURES = (
-    Figure("front", "settings", _OF_FRONT, FRONT_COLUMNS, _front_data, _draw_front, place=1),
-    Figure("steps", "settings", "What more Langevin steps buy", FRONT_COLUMNS, _steps_data, _draw_steps, place=2),
+    Figure("front", "quality", _OF_FRONT, FRONT_COLUMNS, _front_data, _draw_front, place=1),
+    Figure("steps", "quality", "What more Langevin steps buy", FRONT_COLUMNS, _steps_data, _draw_steps, place=2),
     Figure(
-        "cost", "settings", "How long the best value of every trial took", COST_COLUMNS, _cost_data, _draw_cost, place=3
+        "cost", "quality", "How long the best value of every trial took", COST_COLUMNS, _cost_data, _draw_cost, place=3
     ),
 )

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from analysis.results.labels import markup
+from analysis.results.labels import markup, symbol
 from analysis.stats.trials.objective import better
 from trainables.results.schema import Metric, Outcome
 
@@ -44,9 +44,11 @@ MARKS: dict[Outcome, tuple[str, str]] = {
     Outcome.FAILED: (GREY, "cross-thin-open"),
 }
 """Colour and shape of every outcome."""
+SHAPES = ("circle", "diamond", "square", "triangle-up", "star", "hexagon")
+"""Of the values of a field."""
 DASHES = ("solid", "dash", "dot", "dashdot")
-COST_SCALE = [[0.0, BLUE], [0.35, "#1aa39a"], [0.65, "#d9a400"], [1.0, "#d9420b"]]
-"""Colours from good or cheap to bad or dear."""
+COST_SCALE = [[0.0, "#5b3fb8"], [0.25, "#2f77c0"], [0.5, "#1f9e94"], [0.75, "#86b340"], [1.0, "#e9b824"]]
+"""Colours from good or cheap to bad or dear, ever lighter: they are told apart in grey, on light pages and on dark."""
 PACE = "time per iteration [ms]"
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
@@ -226,6 +228,22 @@ def laid_out(figure: go.Figure, height: int, xaxis: Any, yaxis: Any, **more: Any
     return figure.update_layout(xaxis=xaxis, yaxis=yaxis, **more, height=height, showlegend=True)
 
 
+_FIELDS = {
+    "sampling_steps": "Langevin steps",
+    "step_size": "step size",
+    "reinit_probability": "reinitialisation probability",
+    "buffer_size": "buffer slots",
+    "noise_std": "noise",
+    "l2_weight": "L2 weight",
+    "initial": "initial distribution",
+}
+
+
+def field_title(field: str) -> str:
+    """Title of an axis of a setting, such as "K (Langevin steps)"."""
+    return symbol(field) + (f" ({_FIELDS[field]})" if field in _FIELDS else "")
+
+
 def pace_axis() -> dict[str, Any]:
     """An axis of times per iteration."""
     return axis(PACE, type="log", minor={"ticks": "outside"})
@@ -262,12 +280,14 @@ def log2(steps: int | None) -> float:
     return float(np.log2(steps)) if steps else 0.0
 
 
-def add_band(figure: go.Figure) -> None:
-    """A band above the plot for trials without a value."""
-    ticks = {"tickvals": [0], "ticktext": ["no value"], "ticks": "", "showgrid": False, "fixedrange": True}
-    band = {"domain": [0.9, 1], "anchor": "x", "range": [-1, 1], **ticks}
-    figure.update_layout(yaxis={"domain": [0, 0.86]}, yaxis2=band)
-    place = {"xref": "paper", "yref": "paper", "x0": 0, "x1": 1, "y0": 0.9, "y1": 1}
+def add_band(
+    figure: go.Figure, low: float = 0.9, rows: Sequence[float] = (0,), names: Sequence[str] = ("no value",)
+) -> None:
+    """A band above the plot for trials without a value, from a height `low` (0 to 1) up, with a name at each row."""
+    ticks = {"tickvals": [*rows], "ticktext": [*names], "ticks": "", "showgrid": False, "fixedrange": True}
+    band = {"domain": [low, 1], "anchor": "x", "range": [min(rows) - 0.6, max(rows) + 0.6], **ticks}
+    figure.update_layout(yaxis={"domain": [0, low - 0.04]}, yaxis2=band)
+    place = {"xref": "paper", "yref": "paper", "x0": 0, "x1": 1, "y0": low, "y1": 1}
     figure.add_shape(type="rect", layer="below", line={"width": 0}, fillcolor=transparent(GREY, 0.14), **place)
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import plotly.graph_objects as go
 from pandas.api.types import is_numeric_dtype
 
-from analysis.figures.registry import Figure, Part, Study
-from analysis.figures.style import DASHES, GREY, PALETTE, axis, laid_out, light, transparent
+from analysis.figures.registry import Figure, Nothing, Part, Study
+from analysis.figures.style import DASHES, GREY, PALETTE, axis, laid_out, light, log_axis, transparent
 from analysis.results.labels import symbol
 from analysis.results.parquet import records
 from analysis.stats.survival import survival as estimates
-from trainables.results.schema import Column
+from trainables.results.schema import Column, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +28,8 @@ MAX_FIGURES = 5
 _MIN_EVENTS = 3
 """Divergences below which a hazard over training is only its upper bound."""
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "star", "x", "cross", "hexagon")
-_ITERATIONS = axis("training iterations", rangemode="tozero")
+_EARLY = 0.15
+"""Share of the longest training before which half of all divergences come where time stands on a log scale."""
 CURVE_COLUMNS: tuple[Column, ...] = (
     Column("trace", "string", "the curve: value of the field; the ends of its band have no name"),
     Column("x", "int64", "training iterations"),
@@ -79,28 +80,36 @@ def survival_lines(trials: pd.DataFrame, field: str, said: Claims | None = None)
             f"{symbol(field)}: {c}" for c in named
         ]
     else:
-        lines = [f"{symbol(field)} does not stand out among {said.fields} fields: differences may be chance"]
+        among = f" among {said.fields} fields" if said.fields > 1 else ""
+        lines = [f"{symbol(field)} does not stand out{among}: differences may be chance"]
     return lines + [f"{symbol(field)} {c.value}: {c.remark}" for c in estimates.survival_by(trials, field) if c.remark]
 
 
-def _survival_data(study: Study) -> Iterator[Part]:
+def _survival_data(study: Study) -> Iterator[Part | Nothing]:
+    if not (study.trials["outcome"] == Outcome.DIVERGED).any():
+        yield Nothing("survival curves: no trial diverged")
+        return
     for field in survival_fields(study):
-        lines = [f"Share of trials not diverged, by {symbol(field)}", *survival_lines(study.trials, field, study.said)]
+        first, *rest = survival_lines(study.trials, field, study.said) or [""]
         code = f"analysis.survival.survival_by(trials, {field!r})"
         tested = any(c.field == field for c in study.said.named)
-        yield Part(None, "; ".join(lines), code, field, given=(field, tested))
+        caption = f"How long training stays stable, by {symbol(field)}{': ' if first else ''}{first}."
+        how = f"{_HOW}{' ' if rest else ''}{'; '.join(rest)}{'.' if rest else ''}"
+        yield Part(None, caption, code, field, symbol(field), given=(field, tested), how=how)
 
 
 def _hazard_data(study: Study) -> Iterator[Part]:
     by = study.said.first if study.said.first in survival_fields(study) else None
     rates = estimates.hazard(study.trials, by)
     if len(rates) and int(rates["events"].sum()) >= _MIN_EVENTS:
-        caption = (
-            "Hazard over training" + (f", by {symbol(by)}" if by else "") + ": divergences per iteration at risk, with "
-            "exact 95% Poisson intervals. A triangle is the upper bound where none diverged; dotted lines part the "
-            "bins, which follow the divergences."
+        when = study.trials.loc[study.trials["outcome"] == Outcome.DIVERGED, "iteration"].dropna()
+        last = f": half of the divergences came by iteration {int(when.median()):,}" if len(when) else ""
+        caption = f"Hazard over training{f', by {symbol(by)}' if by else ''}{last}."
+        how = (
+            "Divergences per iteration at risk, with exact 95% Poisson intervals. A triangle is the upper bound where "
+            "none diverged; dotted lines part the bins, which follow the divergences."
         )
-        yield Part(rates, caption, f"analysis.survival.hazard(trials, {by!r})", given=by)
+        yield Part(rates, caption, f"analysis.survival.hazard(trials, {by!r})", given=by, how=how)
 
 
 def draw_survival(trials: pd.DataFrame, by: str, tested: bool = True) -> go.Figure:
@@ -110,25 +119,40 @@ def draw_survival(trials: pd.DataFrame, by: str, tested: bool = True) -> go.Figu
     were seen, or is named among all (`analysis.claims`).
     """
     curves = estimates.survival_by(trials, by)
+    across, start = _time_axis(trials)
     figure = go.Figure()
     for index, curve in enumerate(curves):
-        _add_survival(figure, curve, by, index, band=0.15 if len(curves) <= 3 else 0.08)
+        _add_survival(figure, curve, by, index, start, band=0.15 if len(curves) <= 3 else 0.08)
     p = estimates.logrank_p(trials, by, curves[0].value, curves[1].value) if tested and len(curves) == 2 else None
     place = {"xref": "paper", "yref": "paper", "x": 0.99, "y": 0.04, "xanchor": "right", "yanchor": "bottom"}
     said = [] if p is None else [{"text": f"log-rank test: p = {p:.2g}", "showarrow": False, **place}]
     share = axis("share not diverged", range=[-0.03, 1.05], tickformat=".0%")
-    return laid_out(figure, 420, _ITERATIONS, share, annotations=said)
+    return laid_out(figure, 420, across, share, annotations=said)
 
 
-def _add_survival(figure: go.Figure, curve: SurvivalCurve, by: str, index: int, *, band: float) -> None:
+def _time_axis(trials: pd.DataFrame) -> tuple[dict[str, Any], int]:
+    """An axis of training iterations on which the divergences can be seen, and where it starts.
+
+    Logarithmic where half of them come early in a long training, as they do; linear otherwise.
+    """
+    events = trials.loc[trials["outcome"] == Outcome.DIVERGED, "iteration"].dropna()
+    longest = max([1, *trials["iterations_done"].dropna()])
+    if not len(events) or events.median() > _EARLY * longest:
+        return axis("training iterations", rangemode="tozero"), 0
+    start = max(1, int(events.min()) // 2)
+    return axis("training iterations", **log_axis((start, 1.08 * longest))), start
+
+
+def _add_survival(figure: go.Figure, curve: SurvivalCurve, by: str, index: int, start: int, *, band: float) -> None:
     colour, dash = PALETTE[index % len(PALETTE)], DASHES[index % len(DASHES)]
     name = f"{symbol(by)} {curve.value} ({curve.events}/{curve.trials} diverged)"
-    bound = {"x": curve.iterations, "line": {"shape": "hv", "width": 0}, "mode": "lines"}
+    times = np.maximum(curve.iterations, start)
+    bound = {"x": times, "line": {"shape": "hv", "width": 0}, "mode": "lines"}
     bound |= {"legendgroup": name, "showlegend": False, "hoverinfo": "skip"}
     figure.add_scatter(y=curve.low, **bound)
     figure.add_scatter(y=curve.high, fill="tonexty", fillcolor=transparent(colour, band), **bound)
     figure.add_scatter(
-        x=curve.iterations,
+        x=times,
         y=curve.survival,
         mode="lines",
         name=name,
@@ -139,7 +163,7 @@ def _add_survival(figure: go.Figure, curve: SurvivalCurve, by: str, index: int, 
         "%{customdata[2]} at risk<extra></extra>",
     )
     figure.add_scatter(
-        x=curve.censored,
+        x=np.maximum(curve.censored, start),
         y=curve.survival[np.searchsorted(curve.iterations, curve.censored, side="right") - 1],
         mode="markers",
         legendgroup=name,
@@ -181,9 +205,14 @@ def _draw_hazard(trials: pd.DataFrame, by: str | None) -> go.Figure:
     for edge in sorted({r["start"] for r in rows} - {0}):
         figure.add_vline(x=edge, line={"width": 1, "dash": "dot", "color": GREY}, opacity=0.6)
     rates = axis("divergences per iteration at risk", type="log", exponentformat="power", dtick=1)
-    return laid_out(figure, 420, _ITERATIONS, rates)
+    return laid_out(figure, 420, axis("training iterations", rangemode="tozero"), rates)
 
 
+_HOW = (
+    "Kaplan-Meier estimates of the share of trials that have not diverged, with pointwise 95% bands; a tick is a trial "
+    "that ended otherwise: it was stable for that many iterations, and nothing is known beyond. Time is on a log scale "
+    "where divergences come early."
+)
 _SURVIVAL = "How long training stays stable, by the values of a field"
 FIGURES = (
     Figure(
@@ -193,14 +222,15 @@ FIGURES = (
         CURVE_COLUMNS,
         _survival_data,
         lambda study, given: draw_survival(study.trials, *given),
+        place=1,
     ),
     Figure(
         "hazard",
-        "stability",
+        "survival",
         "When in training trials diverge",
         estimates.HAZARD_COLUMNS,
         _hazard_data,
         lambda study, by: _draw_hazard(study.trials, by),
-        place=1,
+        place=2,
     ),
 )

@@ -178,7 +178,8 @@ def _data(study: Study) -> Iterator[Part]:
             f"curves = analysis.training.training_curves(results, {study.name!r}, {which})\n"
             f"analysis.training.training_points(curves, {which})"
         )
-        caption = f"Course of every trial{drawn_part(len(curves), study.metric)}"
+        beside = f" and {study.metric.label}" if study.metric is not None else ""
+        caption = f"Energy gap{beside} of every trial over training{drawn_part(len(curves), study.metric)}."
         yield Part(training_points(curves, study.metric), caption, code, given=curves)
         yield from _own_data(study)
 
@@ -192,7 +193,7 @@ def _own_data(study: Study) -> Iterator[Part]:
         curves = training_curves(study.results, study.name, metric)
         if any(len(c.epoch) > 1 for c in curves):
             points = training_points(curves, metric)
-            caption = f"{metric.label} of every trial{drawn_part(len(curves), metric)}"
+            caption = f"{metric.label} of every trial over training{drawn_part(len(curves), metric)}."
             code = (
                 f"metric = {named_code(metric)}\n"
                 f"curves = analysis.training.training_curves(results, {study.name!r}, metric)\n"
@@ -274,7 +275,7 @@ def _curve_line(curve: TrainingCurve, panel: str, x: Any, y: Any, names: dict[st
 FIGURES = (
     Figure(
         "training",
-        "training",
+        "curves",
         "How energies and quality went in every trial",
         TRAINING_COLUMNS,
         _data,

@@ -27,16 +27,27 @@ _HOVER_LINES = 3
 """Lines of `analysis.figures.hover.Hovers` that say which trial a point is: the page has them once for all figures."""
 
 
-def study_figures(part: Results, study: str) -> dict[str, list[dict[str, Any]]]:
-    """Every figure of a study as `page_figure` gives it, by section; arguments of `study_drawings`."""
-    shown: dict[str, list[dict[str, Any]]] = {section: [] for section in SECTIONS}
-    for d in study_drawings(part, study):
-        shown[d.section].append(page_figure(d.figure, d.caption, f"{study}_{d.name}", d.data, d.code, d.label))
-    return shown
+def study_figures(part: Results, study: str, missing: list[str]) -> dict[str, list[list[dict[str, Any]]]]:
+    """Every figure of a study as `page_figure` gives it, by section; drawings to choose among are together.
+
+    `missing` takes why others show nothing.
+    """
+    shown: dict[str, dict[str, list[dict[str, Any]]]] = {section: {} for section in SECTIONS}
+    for d in study_drawings(part, study, missing):
+        drawn = page_figure(d.figure, d.caption, f"{study}_{d.name}", d.data, d.code, d.label, d.how)
+        # Without a label readers see all.
+        shown[d.section].setdefault(d.record if d.label else d.name, []).append(drawn)
+    return {section: list(groups.values()) for section, groups in shown.items()}
 
 
 def page_figure(
-    figure: go.Figure, caption: str, name: str, data: pd.DataFrame | None = None, made_by: str = "", label: str = ""
+    figure: go.Figure,
+    caption: str,
+    name: str,
+    data: pd.DataFrame | None = None,
+    made_by: str = "",
+    label: str = "",
+    how: str = "",
 ) -> dict[str, Any]:
     """A figure for the page, whose template and texts replace its, and its data (`Part`) to download as `name`."""
     link = download(drawn_points(figure.data) if data is None else data, name)
@@ -49,6 +60,7 @@ def page_figure(
         "json": escape_script(to_json(markup(figure.to_plotly_json()), validate=False)),
         "made_by": made_by,
         "label": label,
+        "how": how,
         "trials": with_trials,
         **link,
     }

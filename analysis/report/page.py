@@ -6,7 +6,7 @@ import base64
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 from markupsafe import Markup
@@ -18,20 +18,24 @@ from analysis.figures.style import template
 from analysis.report import sections
 from analysis.report.embed import download, page_figure, script_json, study_figures
 from analysis.report.sample_grids import sample_grids
-from analysis.report.stability import stability_tables
+from analysis.report.stability import compute_table, decided, warning_table
 from analysis.report.trials import page_trials, trial_table
 from analysis.results.labels import visible
 from analysis.results.load import Results
 from analysis.results.messages import ResultsError
 from analysis.results.own import BUILT_IN
 from analysis.results.parquet import records
+from analysis.stats.comparison.answer import answer
 from analysis.stats.comparison.summary import summarise
 from analysis.stats.trials.objective import objective
 from analysis.tables.paper import build_tables
 from analysis.tables.render import display
 from trainables.results.files import making, refuse_links_out, within, write_text
 from trainables.results.layout import FIGURES
-from trainables.results.schema import Metric
+from trainables.results.schema import Outcome
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _GRID_PIXELS = 300
 """Width of a sample grid, about."""
@@ -66,14 +70,18 @@ def report_html(results: Results, joint: Path | None = None) -> str:
     page = page_trials(results)
     kinds = results.kinds()
     beside_published = not kinds or BUILT_IN in kinds
-    tables = {name: display(name, frame) for name, frame in build_tables(results).items()}
+    frames = build_tables(results)
+    tables = {name: display(name, frame) for name, frame in frames.items()}
+    paper = {name: t for name, t in tables.items() if name != "settings" and beside_published}
+    filled = [name for name in paper if _filled(name, frames[name])]
     return environment.from_string(template_text("report.html.j2")).render(
         css=template_text("report.css"),
         script=template_text("report.js"),
         title=", ".join(results.studies) or "no studies",
         studies=[_study(results, name, index) for index, name in enumerate(results.studies)],
         together=_exhibits(results, joint, read_index(joint)) if joint is not None else [],
-        tables=[(name, table) for name, table in tables.items() if name != "settings" and beside_published],
+        filled=[(name, paper[name]) for name in filled],
+        published=[(name, t) for name, t in paper.items() if name not in filled],
         settings=tables["settings"],
         protocols=sections.protocol_rows(results),
         page_trials=script_json(page),
@@ -84,6 +92,11 @@ def report_html(results: Results, joint: Path | None = None) -> str:
             sections.shown_note(note, results) for note in results.notes
         ],  # the last: reading what is drawn adds to them
     )
+
+
+def _filled(name: str, frame: pd.DataFrame) -> bool:
+    """Whether a table has a measured row; of hyperparameters, which every trial has, none is a measurement."""
+    return name != "table_5" and "trials" in frame and bool(frame["trials"].fillna(0).sum() > 0)
 
 
 def _visible(value: Any) -> Any:
@@ -102,44 +115,47 @@ def _study(results: Results, study: str, index: int) -> dict[str, Any]:
     trials = records(part.trials)
     folder = results.folders[study] / FIGURES
     made = read_index(folder) if trials else []  # before anything is drawn: it may be damaged
-    whole = summarise(part)
-    summary = whole.studies[0]
+    summary = summarise(part).studies[0]
     metric = objective(part, study)
     without_config = part.trials.drop(columns="config")
-    return {
+    missing: list[str] = []
+    figures = study_figures(part, study, missing)
+    pictures = [
+        (_picture(g.path) | {"title": g.title, "caption": g.caption, "detail": g.detail}, g)
+        for g in sample_grids(part, study)
+    ]
+    best = pictures[0][1].trial_id if pictures and pictures[0][1].outcome == Outcome.COMPLETED else None
+    timed = part.kinds() != {"imported"}
+    shown: dict[str, Any] = {
         "id": f"study-{index}",
         "index": index,
         "name": study,
         "description": results.manifests[study].get("description") or "",
-        "cards": sections.headline_cards(summary, timed=part.kinds() != {"imported"}),
-        "lines": whole.lines(),
-        "figures": study_figures(part, study),
+        "answer": answer(summary),
+        "status": sections.status(summary, results.manifests[study].get("planned_trials")),
+        "first": sections.first_figures(figures),
+        "front": sections.front_table(part, study),
+        "cards": sections.headline_cards(summary, part, study, timed=timed),
+        "grids": [picture for picture, g in pictures if g.trial_id == best],
+        "more_grids": [picture for picture, g in pictures if g.trial_id != best],
+        "commands": sections.commands(results, study, summary),
         "advice": sections.advice(part),
-        "equal": sections.equal_tables(part, study, metric) if metric is not None else [],
+        "equal": sections.equal_tables(part, study, metric) if metric is not None and len(trials) > 1 else [],
         "trials": trial_table(part, study) | download(without_config, f"{study}_trials"),
-        "ended_badly": sections.ended_badly(part, study),
         "failed": sections.messages(trials, failed=True),
         "remarks": sections.messages(trials, failed=False),
         "cut_off": sections.cut_off(trials),
-        "rates": sections.rate_tables(part, study),
-        "stability_tables": stability_tables(part, study),
-        "grids": [_picture(g.path) | {"title": g.title, "caption": g.caption} for g in sample_grids(part, study)],
+        "decided": decided(part, study),
+        "warning": warning_table(part, study),
+        "compute": compute_table(part, study),
         "exhibits": _exhibits(part, folder, made) if trials else [],
         "scores": sections.score_table(results, study),
         "ledger": sections.ledger_table(part),
         "provenance": sections.provenance(results.manifests[study], trials),
-        "no_points": _no_points(part, study, metric),
-        "finished": sum(n for o, n in summary.outcomes if o.finished),
         "total": len(trials),
-        "planned": results.manifests[study].get("planned_trials"),
+        "missing": missing,
     }
-
-
-def _no_points(part: Results, study: str, metric: Metric | None) -> str:
-    """Why a section of qualities has no figure where some were measured; empty where none were."""
-    if len(part.trials) == 1 and BUILT_IN not in part.kinds(study):
-        return "One run by itself: there is nothing to compare."
-    return "No time was recorded beside the quality." if metric is not None else ""
+    return shown | {"folds": sections.folds(shown, figures)}
 
 
 def _exhibits(results: Results, folder: Path, made: Sequence[Exhibit]) -> list[dict[str, Any]]:

@@ -37,12 +37,16 @@ class SampleGrid:
     caption: str
     """Its setting, how it ended, and the quality of these samples."""
     path: Path
+    outcome: str = ""
+    detail: str = ""
+    """The trial, and the protocol of that quality."""
 
 
 def sample_grids(results: Results, study: str, best: int = 2) -> list[SampleGrid]:
     """Sample grids of the best completed trials by the study's objective, then of one diverged and one collapsed.
 
-    Of those that ended badly the first with the most grids is shown: it also has what it made before.
+    Of those that ended badly the first with the most grids is shown: it also has what it made before. Samples of an
+    untrained model show p0 and are left out.
     """
     metric = objective(results, study)
     trials = records(results.trials[results.trials["study"] == study])
@@ -66,21 +70,16 @@ def sample_grids(results: Results, study: str, best: int = 2) -> list[SampleGrid
     for outcome in (Outcome.DIVERGED, Outcome.COLLAPSED):
         most: list[SampleGrid] = []
         for grids in (grids_of(t) for t in trials if t["outcome"] == outcome):
-            most = grids if _informative(grids) > _informative(most) else most
-            if _informative(most) >= 2 * _MOST_OF_ONE:
+            most = grids if len(grids) > len(most) else most
+            if len(most) >= _MOST_OF_ONE:
                 break
         shown += [most]
     return [grid for group in shown for grid in group]
 
 
-def _informative(grids: Sequence[SampleGrid]) -> int:
-    # Grids of the untrained model show p0, which every trial of that p0 has.
-    return sum(2 if g.kind == "end" or "untrained" not in g.title else 1 for g in grids)
-
-
 def _grids(results: Results, study: str, trial: Trial, fields: Sequence[str], epochs_of: _EpochsOf) -> list[SampleGrid]:
     """The grids that were kept of a trial, labelled by its values of `fields` and by its epochs."""
-    setting = setting_text(trial, fields) or trial["setting_id"]
+    setting = setting_text(trial, fields)
     grids = []
     for kind in _KINDS:
         path = results.sample_grid(study, trial["trial_id"], kind)
@@ -88,29 +87,38 @@ def _grids(results: Results, study: str, trial: Trial, fields: Sequence[str], ep
             continue
         if kind == "end":  # no metric is taken of the samples of a trial's last iteration
             when = f"at iteration {trial['iteration']}" if trial["iteration"] is not None else "at its end"
-            what, quality = f"chains {when}, when it {trial['outcome']}", ""
+            what, quality, protocol = f"chains {when}, when it {trial['outcome']}", "", ""
         else:
-            what, quality = _evaluated(epochs_of, trial, kind)
-        caption = "; ".join(part for part in (f"{setting}, seed {trial['seed']}", quality, ending(trial)) if part)
-        grids.append(SampleGrid(trial["trial_id"], kind, f"{trial['trial_id']}: {what}", caption, path))
+            what, quality, protocol = _evaluated(epochs_of, trial, kind)
+        if not what:
+            continue
+        own = f"{setting}, seed {trial['seed']}" if setting else f"seed {trial['seed']}"
+        caption = "; ".join(part for part in (quality, own, "" if kind != "end" else ending(trial)) if part)
+        title = f"{what[:1].upper()}{what[1:]}"
+        detail = f"{trial['trial_id']} {ending(trial)}{'; protocol ' if protocol else ''}{protocol}"
+        grids.append(SampleGrid(trial["trial_id"], kind, title, caption, path, trial["outcome"], detail))
     return grids
 
 
-def _evaluated(epochs_of: _EpochsOf, trial: Trial, kind: str) -> tuple[str, str]:
-    """What the samples of a trial's last evaluation are, and the first metric that was taken of them."""
+def _evaluated(epochs_of: _EpochsOf, trial: Trial, kind: str) -> tuple[str, str, str]:
+    """What the samples of a trial's last evaluation are, and the first metric of them with its protocol.
+
+    Empty where the model was untrained.
+    """
     what = "replay buffer"
     if kind == "fresh":
         steps = configuration(trial["config"]).get("evaluation.fresh_steps")
         what = "fresh chains from p0" + (f", {steps} steps" if steps is not None else "")
     if kind == "samples":
-        return "samples that its script gave", ""
+        return "samples that its script gave", "", ""
     metrics = [m for m in METRICS if m.name.endswith(f"_{kind}")]
     columns = ["epoch", *(name for m in metrics for name in (m.name, m.protocol_column))]
     rows = [r for r in epochs_of(trial["trial_id"], columns) if any(r[m.name] is not None for m in metrics)]
     if not rows:
-        return what, ""
+        return (what if trial["epochs_done"] else ""), "", ""
     last = rows[-1]
-    when = "untrained" if last["epoch"] == 0 else f"epoch {last['epoch']}"
+    if last["epoch"] == 0:
+        return "", "", ""
     metric = next(m for m in metrics if last[m.name] is not None)
-    protocol = last[metric.protocol_column] or "no protocol"
-    return f"{what}, {when}", f"{metric.label} {last[metric.name]:.3g} ({protocol})"
+    protocol = last[metric.protocol_column] or "not recorded"
+    return f"{what}, epoch {last['epoch']}", f"{metric.label} {last[metric.name]:.3g}", protocol

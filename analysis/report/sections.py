@@ -2,64 +2,234 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
-from analysis.figures.hover import ending
 from analysis.report.embed import download
 from analysis.report.stability import setting_names
 from analysis.results.labels import brief, duration, symbol, text
 from analysis.results.load import Results, read_evaluations
 from analysis.results.messages import ResultsError
 from analysis.results.parquet import records
+from analysis.stats.comparison.objectives import Objective, objective_front, objectives
 from analysis.stats.comparison.recommend import recommend
 from analysis.stats.comparison.summary import StudySummary, value_text
-from analysis.stats.sensitivity.claims import claims
-from analysis.stats.survival.decisions import decisions
 from analysis.stats.tradeoff.anytime import anytime, quality_at_time, round_targets, round_times, time_to_quality
 from analysis.stats.tradeoff.compute import compute_ledger
 from analysis.stats.trials.grouping import group_by
-from analysis.stats.trials.objective import objective, sign, varied_or_all
-from analysis.stats.trials.trial import ENDED_BADLY, Trial
+from analysis.stats.trials.objective import sign
+from analysis.stats.trials.trial import Trial
 from analysis.tables.registry import NOTHING, or_dash
-from trainables.results.layout import EVALUATIONS_FILE
+from trainables.results.layout import EVALUATIONS_FILE, STUDY_FILE
+from trainables.results.own import SET, field_of
 from trainables.results.schema import Metric, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_MAX_RATES = 8
-"""Most values of a field that gets a table of divergence rates."""
-_SHOWN_ROWS = 25
-"""Rows of the table of failed trials that are open; the rest is one click away."""
-_SETTINGS_SHOWN = 15
-"""Most settings in the tables of equal time and equal quality."""
+_SETTINGS_SHOWN = 8
+"""Most settings in the tables of equal time, of equal quality and of all objectives."""
+_SEEDS = 10
+"""Seeds that the recommended setting is to be run with: none of ten diverged is a rate of at most 28%."""
+TITLES = {
+    "phase": "Phase diagram",
+    "survival": "Survival",
+    "trials": "Trials",
+    "quality": "Quality of settings",
+    "curves": "Curves",
+    "fields": "Fields",
+    "pruning": "Is pruning safe?",
+    "samples": "Samples and models",
+    "compute": "Compute",
+    "provenance": "Provenance",
+}
+"""Folds of a study, in their order."""
 
 
-def headline_cards(summary: StudySummary, *, timed: bool = True) -> list[dict[str, str]]:
-    """The headline numbers of a study; those of time only where it was `timed`."""
+def headline_cards(summary: StudySummary, part: Results, study: str, *, timed: bool = True) -> list[dict[str, str]]:
+    """Three tiles: the best value of every objective, how often training ended badly, and the time where `timed`."""
+    asked = objectives(part, study)
+    cards = [_best_card(summary, part, study, o, first=i == 0) for i, o in enumerate(asked)]
     counts = dict(summary.outcomes)
     total = sum(counts.values())
-    cards = [("trials", str(total), f"{counts.get(Outcome.COMPLETED, 0)} completed")]
-    always = (Outcome.DIVERGED, Outcome.COLLAPSED)
-    others = [o for o in Outcome if counts.get(o) and o not in (Outcome.COMPLETED, *always)]
-    cards += [(o.value, str(counts.get(o, 0)), f"of {total} trials") for o in (*always, *others)]
+    named = (Outcome.DIVERGED, Outcome.COLLAPSED, Outcome.COMPLETED)
+    others = [o for o in Outcome if counts.get(o) and o not in named]
+    bad = counts.get(Outcome.DIVERGED, 0) + counts.get(Outcome.COLLAPSED, 0)
+    said = [f"{counts.get(o, 0)} {o.value}" for o in (*named, *others) if counts.get(o) or o is not Outcome.COLLAPSED]
+    rate = summary.bad
+    if rate is not None and rate.rate is not None and rate.low is not None and rate.high is not None:
+        said.append(f"a rate of {rate.rate:.0%}, {rate.low:.0%} to {rate.high:.0%} at 95%, by iteration {rate.at:,}")
+    collapsed = counts.get(Outcome.COLLAPSED, 0)
+    label = "diverged or collapsed" if 0 < collapsed < bad else "collapsed" if collapsed else "diverged"
+    cards.append({"label": label, "value": f"{bad} of {total}", "note": "; ".join(said)})
+    if timed:
+        note = "of all trials, start-up included"
+        if summary.saved_seconds:
+            note += f"; {duration(summary.saved_seconds)} saved by stopping failing trials early"
+        cards.append({"label": "trial time", "value": duration(summary.seconds), "note": note})
+    return cards
+
+
+def _best_card(summary: StudySummary, part: Results, study: str, asked: Objective, *, first: bool) -> dict[str, str]:
+    """The recommended setting for the objective that decides; for others the best mean there is."""
     best = summary.best
-    if best is not None:
+    if first and best is not None and best.metric.name == asked.name:
         fresh = "" if best.fresh is None else f"{value_text(best.fresh)}; "
         error = "sampling error not recorded" if best.error is None else f"standard error {best.error:.2g}"
         tied = ", tied with others" if best.lead.startswith("tied") else ""
-        note = f"{fresh}{best.setting} (n = {best.n}, {error}{tied})"
-        cards.append((f"best {best.metric.label}", f"{best.mean:.3g}", note))
-    if timed:
-        cards.append(("trial time", duration(summary.seconds), "wall time of all trials, start-up included"))
-        cards.append(("saved", duration(summary.saved_seconds), "by stopping failing trials early"))
-    return [{"label": label, "value": value, "note": note} for label, value, note in cards]
+        seeds = "1 seed" if best.n == 1 else f"{best.n} seeds"
+        note = f"{fresh}{best.setting} ({seeds}, {error}{tied})"
+        return {"label": f"best {asked.label}", "value": f"{best.mean:.3g}", "note": note}
+    front = records(objective_front(part.trials, [asked]))
+    if not front:
+        return {"label": f"best {asked.label}", "value": NOTHING, "note": "no trial completed with a value of it"}
+    top = front[0]
+    seeds = "1 seed" if top["completed"] == 1 else f"mean of {top['completed']} seeds"
+    note = f"{setting_names(part, study)[top['setting_id']]} ({seeds})"
+    if summary.no_best and first:
+        note += "; not recommended: " + summary.no_best.partition(":")[0]
+    return {"label": f"best {asked.label}", "value": f"{top[asked.name]:.3g}", "note": note}
+
+
+def status(summary: StudySummary, planned: int | None) -> str:
+    """What is not over or went wrong, in a line; empty where everything ended of itself."""
+    counts = dict(summary.outcomes)
+    ended = sum(n for o, n in counts.items() if o.finished)
+    said = []
+    if planned is not None and ended < planned:
+        said.append(f"Not finished: {ended} of {planned} planned trials have ended")
+    for outcome, words in ((Outcome.FAILED, "failed with an error"), (Outcome.PRUNED, "were pruned")):
+        if n := counts.get(outcome):
+            said.append(f"{n} {words}".replace("1 were", "1 was"))
+    if cut := sum(counts.get(o, 0) for o in (Outcome.STOPPED, Outcome.INTERRUPTED)):
+        said.append(f"{cut} {'was' if cut == 1 else 'were'} cut off by the budget or an interrupt")
+    if summary.undertrained:
+        said.append(f"{summary.undertrained} too short for a verdict on quality")
+    return f"{'; '.join(said)}." if said else ""
+
+
+def first_figures(figures: dict[str, list[list[dict[str, Any]]]]) -> list[list[dict[str, Any]]]:
+    """The pair that a study opens with: quality against time and the rate of bad ends, or what there is in place of it.
+
+    What stands there is taken out of the folds.
+    """
+    drawn = figures["answer"]
+    first, left = drawn[:1] + drawn[1:][-1:], drawn[1:-1]
+    figures["quality"] = left + figures["quality"]
+    for section in ("phase", "curves"):
+        if len(first) < (2 if section == "phase" else 1) and figures[section]:
+            first.insert(0, figures[section].pop(0))
+    return first
+
+
+def front_table(part: Results, study: str) -> dict[str, Any] | None:
+    """Settings that no other beats in all objectives, where there are several; None where there is one."""
+    asked = objectives(part, study)
+    if len(asked) < 2:
+        return None
+    names = setting_names(part, study)
+    front = [r for r in records(objective_front(part.trials, asked)) if r["on_front"]]
+    header = ["Setting", *(f"{o.label} ({o.better} is better)" for o in asked), "Completed", "Ended badly"]
+    rows = [
+        [names[r["setting_id"]], *(f"{r[o.name]:.3g}" for o in asked), str(r["completed"]), str(r["ended_badly"])]
+        for r in front
+    ]
+    left = len(rows) - _SETTINGS_SHOWN
+    note = "Means over completed seeds; no other setting is at least as good in all and better in one."
+    note += f" {left} more are in the data of the figure." if left > 0 else ""
+    return {"header": header, "rows": rows[:_SETTINGS_SHOWN], "note": note} if rows else None
+
+
+def commands(results: Results, study: str, summary: StudySummary) -> list[dict[str, str]]:
+    """At most three commands to go on with, what each is for first; none where there is nothing to go on with."""
+    if not len(results.trials[results.trials["study"] == study]):
+        return []
+    folder = results.folders[study]
+    place = shlex.quote(f"results/{folder.name}")
+    found: list[tuple[str, str]] = []
+    manifest = results.manifests[study]
+    counts = dict(summary.outcomes)
+    ended = sum(n for o, n in counts.items() if o.finished)
+    is_study = (folder / STUDY_FILE).is_file()
+    if is_study and ended < (manifest.get("planned_trials") or 0):
+        found.append(("finish it", f"mebm resume {place}"))
+    if is_study and (fixed := _fixed(results, study)):
+        name = shlex.quote(f"{study}-again")
+        line = f"mebm sweep {place}/{STUDY_FILE} {fixed} --seeds {_SEEDS} --name {name}"
+        found.append(
+            (f"the recommended setting with {_SEEDS} seeds: does it survive, and how far apart are they?", line)
+        )
+    search = (manifest.get("config") or {}).get("search") or {}
+    if is_study and search.get("sampler") not in (None, "grid") and search.get("trials"):
+        more = 2 * int(search["trials"])
+        found.append(("search on, twice as many settings", f"mebm resume {place} --set search.trials={more}"))
+    elif is_study and (seeds := manifest.get("seeds")):
+        more = max(seeds) + 1 + len(seeds)
+        listed = ",".join(map(str, [*seeds, *range(max(seeds) + 1, more)]))
+        found.append(("every setting with as many seeds again", f"mebm resume {place} --set 'seeds=[{listed}]'"))
+    if summary.best is not None and len(found) < 3:
+        line = f"mebm recommend {place} --gpu H100 --hours 12"
+        found.append(("what to run on another device, or within some hours", line))
+    if len(found) < 3:
+        found.append(("its figures for a paper", f"mebm figures {place} --out figures --format pdf"))
+    return [{"what": what, "line": line} for what, line in found[:3]]
+
+
+def _fixed(results: Results, study: str) -> str:
+    """Options of `mebm sweep` that fix all that was searched at the recommended setting; empty without one."""
+    part = results.of(study)
+    datasets = set(part.trials["dataset"][part.trials["outcome"] != Outcome.PENDING])
+    if len(datasets) != 1:
+        return ""
+    best = recommend(part, dataset=datasets.pop()).best
+    search = (results.manifests[study].get("config") or {}).get("search") or {}
+    blocks = [search.get("space") or {}, *(search.get("grid") or ())]
+    names = list(dict.fromkeys(name for block in blocks if isinstance(block, dict) for name in block))
+    if best is None or not names:
+        return ""
+    options = []
+    for name in names:
+        column = next((c for c in (name, field_of(name), f"{SET}{name}") if c in best.trial), None)
+        if column is None:
+            return ""
+        value = best.trial[column]
+        said = "null" if value is None else repr(value) if isinstance(value, float) else str(value)
+        options.append(f"-s {shlex.quote(f'{name}={said}')}")
+    return " ".join(options)
+
+
+def folds(study: dict[str, Any], figures: dict[str, list[list[dict[str, Any]]]]) -> list[dict[str, Any]]:
+    """The folded parts of a study that have something in them: id, title, a line of what they show, their figures."""
+    total = study["total"]
+    there: dict[str, tuple[bool, str]] = {
+        "survival": (bool(study["decided"].rows or study["decided"].note or study["warning"]), study["decided"].note),
+        "trials": (total > 0, f"{total} {'trial' if total == 1 else 'trials'}: how each ended, when and why"),
+        "curves": (bool(study["equal"]), "what equal time buys"),
+        "samples": (
+            bool(study["more_grids"] or study["exhibits"] or study["scores"]["rows"]),
+            "grids of other trials, figures of trained models, their scores",
+        ),
+        "compute": (bool(study["ledger"]["rows"]), "where the time of all trials went"),
+        "provenance": (True, "code, machine, data and versions behind the numbers"),
+    }
+    found = []
+    for name, title in TITLES.items():
+        drawn = figures.get(name, [])
+        more, line = there.get(name, (False, ""))
+        if drawn or more:
+            line = drawn[0][0]["caption"] if drawn else line
+            found.append({"id": name, "title": title, "line": line, "figures": drawn, "open": False})
+    return found
 
 
 def advice(part: Results) -> list[tuple[str, str]]:
-    """What to run, by data set, as label and text; empty where nothing can be said."""
-    datasets = sorted(set(part.trials["dataset"][part.trials["outcome"] != Outcome.PENDING]))
-    return [item for dataset in datasets for item in recommend(part, dataset=dataset).items()]
+    """The evidence behind what to run, by data set, as label and text, without protocols' ids; empty without trials."""
+    items = []
+    for dataset in sorted(set(part.trials["dataset"][part.trials["outcome"] != Outcome.PENDING])):
+        found = recommend(part, dataset=dataset)
+        protocol = f", protocol {found.best.protocol or 'not recorded'}" if found.best is not None else ""
+        items += [(label, text.replace(protocol, "") if protocol else text) for label, text in found.items()]
+    return items
 
 
 def equal_tables(part: Results, study: str, metric: Metric) -> list[dict[str, Any]]:
@@ -133,42 +303,6 @@ def cut_off(trials: Sequence[Trial]) -> list[dict[str, Any]]:
             done = [(t["trial_id"], text(t["iterations_done"] or 0), text(t["iterations_planned"])) for t in part]
             found.append({"outcome": outcome.value, "trials": [f"{name} ({n} of {all_})" for name, n, all_ in done]})
     return found
-
-
-def ended_badly(results: Results, study: str) -> dict[str, Any] | None:
-    """Table of the diverged and collapsed trials: setting, when, why."""
-    trials = [t for t in records(results.trials) if t["outcome"] in ENDED_BADLY]
-    if not trials:
-        return None
-    fields = varied_or_all(results, study)
-    metric = objective(results, study)
-    before = [f"{metric.label} before"] if metric is not None else []
-    header = ["Trial", "Outcome", *(symbol(f) for f in fields), "Seed", "Alarm", "Ended", "Saved", *before, "Why"]
-    rows = []
-    for t in sorted(trials, key=lambda t: (t["outcome"] != Outcome.DIVERGED, t["iteration"] or 0)):
-        ended = f"{or_dash(t['iteration'])} of {or_dash(t['iterations_planned'])}"
-        row = [t["trial_id"], t["outcome"], *(brief(t[f]) for f in fields), text(t["seed"])]
-        row += [or_dash(t["alarm_iteration"]), ended, or_dash(t["saved_seconds"], duration)]
-        if metric is not None:
-            row.append(or_dash(t[f"{metric.name}_best"], lambda best: f"{best:.3g}*"))
-        rows.append([*row, ending(t).partition(": ")[2] or "not recorded"])
-    return {"header": header, "rows": rows, "open": len(rows) <= _SHOWN_ROWS}
-
-
-def rate_tables(results: Results, study: str) -> list[dict[str, Any]]:
-    """Divergence rates by fields of few values, named ones first, with how many seeds would decide more."""
-    tables = []
-    varied = varied_or_all(results, study)
-    named = [c.field for c in claims(results.trials, varied).named]
-    few = [f for f in dict.fromkeys((*named, *varied)) if len(results.trials[f].unique()) <= _MAX_RATES]
-    for field in few[:3]:
-        rows = [
-            [text(r[field]), str(r["trials"]), str(r["collapsed"]), r["note"]]
-            for r in records(decisions(results.trials, [field]))
-        ]
-        header = [symbol(field), "Trials", "Collapsed", "Diverged, and what that supports about a rate of 10%"]
-        tables.append({"header": header, "rows": rows})
-    return tables
 
 
 def ledger_table(results: Results) -> dict[str, Any]:

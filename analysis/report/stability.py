@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,12 @@ from analysis.results.parquet import records
 from analysis.stats.survival.decisions import decisions
 from analysis.stats.tradeoff.compute import compute_by
 from analysis.stats.trials.objective import setting_text, varied_or_all
+from analysis.stats.trials.trial import ENDED_BADLY
 from trainables.results.schema import CAUSE_TEXT, Cause
 
 NOTHING = "–"
+_SETTINGS = 15
+"""Most settings in the table of compute."""
 _PARTS = ("useful", "diverged", "collapsed", "failed", "open", "evaluation", "replayed", "lost", "other")
 
 
@@ -29,21 +32,38 @@ class Table:
     rows: list[list[str]]
 
 
-def decision_table(results: Results, study: str, limit: float = 0.1) -> Table:
-    """Every setting's divergence rate, whether it is decided about `limit`, and how many seeds would decide it."""
+def decided(results: Results, study: str, limit: float = 0.1) -> Table:
+    """Which settings' divergence rates are decided about `limit`, settings alike in that in one row.
+
+    Of settings of one trial each nothing is decided, and a line says so.
+    """
     trials = results.trials[results.trials["study"] == study]
     names = setting_names(results, study)
-    rows = []
-    for r in records(decisions(trials, ["setting_id"], limit)):
-        diverged = f"{r['diverged']}/{r['trials']}"
-        rows.append([names[r["setting_id"]], diverged, r["verdict"], _or_dash(r["more_seeds"]), r["note"]])
-    header = ["Setting", "Diverged", f"About {limit:.0%}", "More seeds", "95% bounds, and what would decide"]
+    groups: dict[tuple[Any, ...], list[str]] = {}
+    rows = [r for r in records(decisions(trials, ["setting_id"], limit)) if r["trials"]]
+    for r in rows:
+        key = (f"{r['diverged']}/{r['trials']}", r["verdict"], r["more_seeds"], r["trials"])
+        groups.setdefault(key, []).append(names[r["setting_id"]])
+    header = ["Diverged", "Settings", f"About {limit:.0%}", "More seeds would decide", "Which"]
+    if all(r["trials"] == 1 for r in rows):
+        needed = next((more for (d, _, more, _) in groups if d == "0/1"), None)
+        more = f": that takes {needed} more, none of which diverges" if needed else ""
+        note = f"One seed of a setting decides nothing about a divergence rate of {limit:.0%}{more}." if rows else ""
+        return Table("", note, header, [])
+    shown = [
+        [diverged, str(len(some)), verdict, _or_dash(more) if more else NOTHING, _listed(some)]
+        for (diverged, verdict, more, _), some in sorted(groups.items(), key=lambda g: (-g[0][3], g[0][0]))
+    ]
     note = (
-        f"Decided is a setting whose bounds lie on one side of {limit:.0%}, whatever became of trials cut off. "
-        "The bounds hold however often one looks. More seeds: if the rate seen so far holds; a dash where no number "
-        "would decide."
+        f"Decided is a setting whose bounds lie on one side of {limit:.0%}, whatever became of trials cut off; the "
+        "bounds hold however often one looks. More seeds: if the rate seen so far holds."
     )
-    return Table("Divergence rate of every setting", note, header, rows)
+    return Table("", note, header, shown)
+
+
+def _listed(names: Sequence[str], most: int = 4) -> str:
+    rest = len(names) - most
+    return "; ".join(names[:most]) + (f"; and {rest} more" if rest > 0 else "")
 
 
 def warning_table(results: Results, study: str) -> Table | None:
@@ -52,18 +72,22 @@ def warning_table(results: Results, study: str) -> Table | None:
     if not found:
         return None
     replay = replay_recordings(found, None, rules)
-    note = "; ".join(" ".join(line.split()) for line in replay.lines()) + "."
+    # What was not there to be caught is no finding.
+    told = [" ".join(line.split()) for line in replay.lines() if "0/0 caught" not in line and "median -" not in line]
+    note = f"Early warning: {'; '.join(told)}."
     if any(r.learnt is not None for r in replay.runs):
         return _learnt_table(replay, note)
     rows = []
     for r in records(replay.table()):
+        if r["alarm_iteration"] is None and r["outcome"] not in ENDED_BADLY:
+            continue  # no warning of a trial that needed none
         cause = _or_dash(r["alarm_cause"], lambda cause: CAUSE_TEXT[Cause(cause)])
         ends = " (recording ends)" if r["cut_short"] and r["alarm_cause"] is not None else ""
         released, saved = _or_dash(r["released_iteration"]) + ends, _or_dash(r["saved_iterations"])
         row = [r["run"].rpartition("/")[2], r["outcome"], r["verdict"], _or_dash(r["alarm_iteration"]), cause]
         rows.append([*row, released, _or_dash(r["lead"]), saved, _or_dash(r["saved_seconds"], duration)])
     header = ["Trial", "Outcome", "Verdict", "Alarm", "Cause", "|loss| > 1e5", "Lead", "Saved iterations", "Saved"]
-    return Table("Early warning", note, header, rows)
+    return Table("When each trial was warned of", note, header, rows)
 
 
 def _learnt_table(replay: Replay, note: str) -> Table:
@@ -83,7 +107,12 @@ def _learnt_table(replay: Replay, note: str) -> Table:
         rows.append([*row, scale, _or_dash(known), limits])
     header = ["Trial", "Outcome", "Verdict", "Alarm between", "Cause", "Scale", "Learnt from", "M-EBM's limits"]
     told = "Scale is the size of a healthy gap, learnt from so many of the run's own records. An alarm came after the "
-    return Table("Early warning", f"{note} {told}first of two records and at the second at the latest.", header, rows)
+    return Table(
+        "When each run was warned of",
+        f"{note} {told}first of two records and at the second at the latest.",
+        header,
+        rows,
+    )
 
 
 def compute_table(results: Results, study: str) -> Table:
@@ -93,7 +122,9 @@ def compute_table(results: Results, study: str) -> Table:
     rows = records(compute_by(trials)) if results.kinds(study) != {"imported"} else []
     gpu = ["gpu_spent"] if any(r["gpu_spent"] for r in rows) else []
     shown = [p for p in _PARTS if any(r[p] for r in rows)]
-    labelled = [(names[r["setting_id"]], r) for r in rows]
+    if all(r["trials"] == 1 for r in rows):
+        rows = []  # the table of trials says it
+    labelled = [(names[r["setting_id"]], r) for r in rows[:_SETTINGS]]
     if rows:
         labelled.append(("all", {k: sum(r[k] for r in rows) for k in rows[0] if k != "setting_id"}))
     lines = [
@@ -102,7 +133,10 @@ def compute_table(results: Results, study: str) -> Table:
         for label, r in labelled
     ]
     header = ["Setting", "Trials", *(p.capitalize() for p in (*shown, "spent", "saved")), *("GPU time" for _ in gpu)]
-    return Table("Compute of every setting", "Saved was never spent; the other columns add up to spent.", header, lines)
+    note = "Saved was never spent; the other columns add up to spent."
+    if len(rows) > _SETTINGS:
+        note += f" The {_SETTINGS} settings that took most of {len(rows)} are shown; the last row is of all."
+    return Table("Compute of every setting", note, header, lines)
 
 
 def setting_names(results: Results, study: str) -> dict[str, str]:
@@ -111,12 +145,6 @@ def setting_names(results: Results, study: str) -> dict[str, str]:
     names = [*dict.fromkeys(("setting_id", *fields))]
     trials: list[dict[str, Any]] = records(results.trials.loc[results.trials["study"] == study, names])
     return {t["setting_id"]: setting_text(t, fields) or t["setting_id"] for t in trials}
-
-
-def stability_tables(part: Results, study: str) -> list[Table]:
-    """Divergence rate, early warning and compute of every setting or trial; those that have rows."""
-    tables = (decision_table(part, study), warning_table(part, study), compute_table(part, study))
-    return [t for t in tables if t is not None and t.rows]
 
 
 def _or_dash(value: Any, form: Callable[[Any], str] = text) -> str:

@@ -17,12 +17,12 @@ from analysis.results.own import setting_names
 from analysis.results.parquet import plain, records
 from analysis.stats.trials.grouping import sort_key
 from analysis.stats.trials.objective import objective, varied_or_all
-from analysis.stats.trials.trial import ENDED_BADLY
+from analysis.stats.trials.trial import ENDED_BADLY, Trial
 from analysis.tables.registry import NOTHING, or_dash
-from trainables.results.schema import Outcome
+from trainables.results.schema import CAUSE_TEXT, Cause, Metric, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 MAX_VALUES = 12
@@ -38,22 +38,40 @@ _KINDS = {
 
 
 def filters(results: Results) -> dict[str, list[str]]:
-    """Study, outcome, method, data set and every varied field that take 2 to `MAX_VALUES` values, and these."""
+    """Study, outcome, cause, alarm, saved time, method, data set and varied fields of 2 to `MAX_VALUES` values."""
     varied = dict.fromkeys(f for study in results.studies for f in varied_or_all(results, study))
-    fields = list(dict.fromkeys(("study", "outcome", "method", "dataset", *varied)))
-    trials = records(results.trials[fields])
+    fields = list(dict.fromkeys(("study", "outcome", *_SAID, "method", "dataset", *varied)))
+    trials = records(results.trials[[*dict.fromkeys((*(f for f in fields if f in results.trials), *_SAID_FROM))]])
     found = {}
     for field in fields:
-        values = {t[field] for t in trials}
         if field == "study":
             named = list(results.studies)
-        elif field == "outcome":
-            named = [o.value for o in Outcome if o.value in values]
         else:
-            named = list(dict.fromkeys(text(v) for v in sorted(values, key=sort_key)))
+            values = [v for _, v in sorted({(sort_key(_sortable(t, field)), choice(t, field)) for t in trials})]
+            named = list(dict.fromkeys(values))
+            if field == "outcome":
+                named = [o.value for o in Outcome if o.value in named]
         if 2 <= len(named) <= MAX_VALUES:
             found[field] = named
     return found
+
+
+_SAID: dict[str, Callable[[Trial], str]] = {
+    "cause": lambda t: CAUSE_TEXT[Cause(t["cause"])] if t["cause"] is not None else NOTHING,
+    "alarm": lambda t: "alarm" if t["alarm_iteration"] is not None else "no alarm",
+    "saved": lambda t: "time saved" if t["saved_seconds"] else "nothing saved",
+}
+"""What can be said of a trial beside its columns."""
+_SAID_FROM = ("cause", "alarm_iteration", "saved_seconds")
+
+
+def choice(trial: Trial, field: str) -> str:
+    """A trial's value of a filter, in words."""
+    return _SAID[field](trial) if field in _SAID else text(trial[field])
+
+
+def _sortable(trial: Trial, field: str) -> Any:
+    return choice(trial, field) if field in _SAID else trial[field]
 
 
 def page_trials(results: Results) -> dict[str, Any]:
@@ -85,7 +103,7 @@ def page_trials(results: Results) -> dict[str, Any]:
                         "setting": t["setting_id"],
                         "seed": t["seed"],
                         "values": [texts[f][i] for f in differing],
-                        "chosen": [values.index(text(t[field])) for field, values in choices.items()],
+                        "chosen": [values.index(choice(t, field)) for field, values in choices.items()],
                         **({"samples": picture} if (picture := pictures.get((study, t["trial_id"]))) else {}),
                     }
                     for i, t in enumerate(trials)
@@ -99,28 +117,55 @@ def page_trials(results: Results) -> dict[str, Any]:
 
 
 def trial_table(results: Results, study: str) -> dict[str, Any]:
-    """Every trial of a study: `header`, and `rows` of cells as (text, value to sort by)."""
+    """Every trial of a study: `header`, `rows` of cells as (text, value to sort by), and a `note` on marks.
+
+    A column in which no trial has anything is left out.
+    """
     trials = records(results.trials[results.trials["study"] == study])
     metric = objective(results, study)
+    shown = [] if metric is None else _twins(results, metric)
     fields = varied_or_all(results, study)
-    best = [f"best {metric.label}"] if metric is not None else []
-    named = [symbol(f) for f in fields]
-    header = ["Trial", *named, "Seed", "Outcome", "Iterations", *best, "ms / iteration", "Training", "Setting"]
-    rows = []
-    for t in trials:
-        cells: list[tuple[str, Any]] = [(t["trial_id"], t["trial_id"])]
-        cells += [(brief(t[f]), t[f]) for f in fields]
-        done = f"{or_dash(t['iterations_done'])} of {or_dash(t['iterations_planned'])}"
-        cells += [(text(t["seed"]), t["seed"]), (t["outcome"], t["outcome"]), (done, t["iterations_done"])]
-        if metric is not None:
-            value, error = t[f"{metric.name}_best"], t[metric.best_error_column]
-            after = "*" if t["outcome"] in ENDED_BADLY else ""
-            after += "" if error is None else f" ± {error:.2g}"
-            cells.append((NOTHING if value is None else f"{value:.3g}{after}", value))
-        pace, seconds = t["seconds_per_iteration"], t["train_seconds"]
-        cells += [(or_dash(pace, lambda s: f"{1000 * s:.3g}"), pace), (or_dash(seconds, duration), seconds)]
-        rows.append([*cells, (t["setting_id"], t["setting_id"])])
-    return {"header": header, "rows": rows}
+    table = [_cells(t, fields, shown) for t in trials]
+    kept = [i for i in range(len(table[0]) if table else 0) if any(cells[i][1] != NOTHING for cells in table)]
+    rows = [[cells[i][1:] for i in kept] for cells in table]
+    marks = [
+        ("*", "* best value before the trial ended."),
+        ("±", "± standard error of the score by its own sampling."),
+    ]
+    note = " ".join(words for mark, words in marks if any(mark in cell for row in rows for cell, _ in row))
+    return {"header": [table[0][i][0] for i in kept], "rows": rows, "note": note}
+
+
+def _cells(t: Trial, fields: Sequence[str], metrics: Sequence[Metric]) -> list[tuple[str, str, Any]]:
+    """A trial's cells as name of the column, text and value to sort by."""
+    done = t["iterations_done"] if t["iteration"] is None else t["iteration"]
+    pace, cause = t["seconds_per_iteration"], _SAID["cause"](t)
+    return [
+        ("Trial", t["trial_id"], t["trial_id"]),
+        *((symbol(f), brief(t[f]), t[f]) for f in fields),
+        ("Seed", text(t["seed"]), t["seed"]),
+        ("Outcome", t["outcome"], t["outcome"]),
+        ("Cause", cause, cause),
+        ("Alarm", or_dash(t["alarm_iteration"]), t["alarm_iteration"]),
+        ("Iterations", f"{or_dash(done)} of {or_dash(t['iterations_planned'])}", done),
+        *((f"best {m.label}", *_best(t, m)) for m in metrics),
+        ("ms / iteration", or_dash(pace, lambda s: f"{1000 * s:.3g}"), pace),
+        ("Training", or_dash(t["train_seconds"], duration), t["train_seconds"]),
+        ("Saved", duration(t["saved_seconds"]) if t["saved_seconds"] else NOTHING, t["saved_seconds"]),
+    ]
+
+
+def _twins(results: Results, metric: Metric) -> list[Metric]:
+    """A metric, and the same of fresh chains where it is of the buffer and that was measured too."""
+    fresh = f"{metric.name.removesuffix('_buffer')}_fresh"
+    return [metric, *(m for m in results.metrics(directed=True) if m.name == fresh and m.name != metric.name)]
+
+
+def _best(trial: Trial, metric: Metric) -> tuple[str, Any]:
+    value, error = trial[f"{metric.name}_best"], trial[metric.best_error_column]
+    after = "*" if trial["outcome"] in ENDED_BADLY else ""
+    after += "" if error is None else f" ± {error:.2g}"
+    return (NOTHING if value is None else f"{value:.3g}{after}", value)
 
 
 def thumbnails(results: Results, most: int = THUMBNAIL_BYTES) -> dict[tuple[str, str], list[str]]:

@@ -74,7 +74,10 @@ def test_figures_of_frames_are_those_of_the_report(results):
     trials, epochs = results.trials, results.epochs
     drawn = {drawing.name: drawing.figure for drawing in figure_drawings(results)}
     made = {
-        "outcomes": analysis.outcome_figure(trials),
+        "rates": analysis.rates_figure(trials),
+        "parallel": analysis.parallel_figure(trials),
+        "ablation": analysis.ablation_figure(trials),
+        "budget": analysis.budget_figure(trials, epochs),
         "phase": analysis.phase_figure(trials),
         "survival_initial": analysis.survival_figure(trials, "initial"),
         "hazard": analysis.hazard_figure(trials, "initial"),
@@ -93,7 +96,7 @@ def test_figures_of_frames_are_those_of_the_report(results):
         assert figure.layout.template.layout.font.color == "#1f2328"
         assert traces(figure) == traces(drawn[name]), name
     others = set(drawn) - set(made)
-    assert all(name.startswith(("phase_", "survival_")) for name in others), others
+    assert all(name.startswith(("phase_", "survival_")) or name.endswith("_fd_fresh") for name in others), others
 
 
 def traces(figure):

@@ -105,7 +105,7 @@
   // A plain link would drop the filters from the address.
   document.addEventListener("click", function (event) {
     var link = event.target.closest && event.target.closest("a[href^='#']");
-    if (!link || !filtering()) { return; }
+    if (!link) { return; }
     event.preventDefault();
     history.pushState(null, "", toHash(link.getAttribute("href").slice(1)));
     goTo(fromHash().anchor);
@@ -113,6 +113,7 @@
   function goTo(anchor) {
     var place = anchor && document.getElementById(anchor);
     if (!place) { return; }
+    for (var fold = place.closest("details"); fold; fold = fold.parentElement.closest("details")) { fold.open = true; }
     place.scrollIntoView();
     place.setAttribute("tabindex", "-1");
     place.focus({ preventScroll: true });
@@ -121,7 +122,7 @@
     var state = fromHash();
     chosen = state.chosen;
     showChoice();
-    if (filtering()) { goTo(state.anchor); }
+    goTo(state.anchor);
   }
   window.addEventListener("hashchange", followHash);
   window.addEventListener("popstate", followHash);
@@ -227,7 +228,7 @@
     var drawing = Plotly.react(item.canvas, figure.data, layout, {
       responsive: false,
       displaylogo: false,
-      displayModeBar: !narrow.matches && !printing,
+      displayModeBar: narrow.matches || printing ? false : "hover",
       modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]]
     });
     if (first) {
@@ -429,6 +430,17 @@
     });
   });
 
+  all(".copy").forEach(function (button) {
+    button.addEventListener("click", function () {
+      var code = button.parentElement.querySelector("code");
+      function said(words) { button.textContent = words; setTimeout(function () { button.textContent = "copy"; }, 1500); }
+      // Without a clipboard (a page from a file in some browsers) the line is selected, to be copied by hand.
+      function select() { window.getSelection().selectAllChildren(code); said("selected"); }
+      if (!navigator.clipboard) { select(); return; }
+      navigator.clipboard.writeText(code.textContent).then(function () { said("copied"); }, select);
+    });
+  });
+
   // ------------------------------------------------------------------------------------- theme, print, start
   themeBox.addEventListener("change", function () {
     setTheme(themeBox.value);
@@ -453,7 +465,6 @@
     closed.forEach(function (box) { box.open = false; });
     refresh();
   });
-  if (window.matchMedia("(max-width: 60rem)").matches) { document.getElementById("contents").open = false; }
   followHash();
   // Whoever scrolls to the first figure should not wait for the library.
   if (items.length) { window.addEventListener("load", function () { setTimeout(needPlotly, 50); }); }

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
+from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from analysis.results.labels import text
 from analysis.results.load import Results
@@ -16,6 +18,8 @@ from analysis.stats.trials.grouping import sort_key
 from analysis.stats.trials.objective import varied_or_all
 
 _MAX_CATEGORIES = 12
+MAX_SHAPES = 6
+"""Values of a field of text up to which points can be told apart by shape."""
 
 
 @dataclass(frozen=True)
@@ -66,3 +70,23 @@ def outcome_fields(results: Results, study: str) -> tuple[str, str]:
     ranked = sorted(varied, key=lambda field: (field != "sampling_steps", -counts[field]))
     ranked += [f for f in ("sampling_steps", "step_size") if f not in ranked]
     return ranked[0], ranked[1]
+
+
+def telling_fields(trials: pd.DataFrame, varied: Sequence[str], named: Sequence[str] = ()) -> tuple[str, ...]:
+    """At most two varied fields that a reader asks for first: by which points are coloured, and by which shaped.
+
+    K, then p0, where they were varied; in the place of either a field that a test `named`, one of text, or the one of
+    most values. The second has at most `MAX_SHAPES` values, or is a number, which is cut into groups.
+    """
+    values = {f: [v for v in trials[f].unique() if not pd.isna(v)] for f in varied}
+    counts = {f: len(v) for f, v in values.items() if len(v) + bool(trials[f].isna().any()) > 1}
+    numeric = {f for f in counts if is_numeric_dtype(trials[f]) and not is_bool_dtype(trials[f])}
+    drawable = [f for f in counts if f in numeric or counts[f] <= 8]
+    first = ["sampling_steps", *named, *sorted((f for f in drawable if f in numeric), key=lambda f: -counts[f])]
+    colour = next((f for f in [*first, *drawable] if f in drawable), None)
+    if colour is None:
+        return ()
+    left = [f for f in drawable if f != colour and (f in numeric or counts[f] <= MAX_SHAPES)]
+    second = ["initial", *named, *(f for f in left if f not in numeric), *left]
+    shape = next((f for f in second if f in left), None)
+    return (colour,) if shape is None else (colour, shape)

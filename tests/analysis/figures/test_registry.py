@@ -18,21 +18,28 @@ from analysis.tables.paper import build_tables, write_tables
 def test_drawings_have_captions_and_data(synthetic):
     results = load(synthetic(60))
     drawn = {d.name: d for d in study_drawings(results, "synthetic")}
-    wanted = ("phase", "hazard", "importance", "interactions")
+    wanted = ("phase", "hazard", "importance", "parallel", "budget")
     assert [d for d in drawn if d in wanted] == [*wanted]
+    assert next(iter(drawn)).startswith("tradeoff") and drawn["rates"].section == "answer", "what the report opens with"
+    for d in drawn.values():
+        first = d.caption
+        assert first.endswith(".") and len(first) < 330, f"{d.name}: a sentence, what it takes stands in how"
     assert drawn["phase"].caption.startswith("Phase diagram over K and α: ")
     assert drawn["phase"].data["trials"].sum() == 60
     assert drawn["hazard"].data["events"].sum() == int((results.trials["outcome"] == "diverged").sum())
     assert "by p0" in drawn["hazard"].caption
-    assert "held-out" in drawn["importance"].caption
+    assert "held-out" in drawn["importance"].how
     assert drawn["importance"].data.equals(importance_rows(study_importances(results, "synthetic")))
     assert set(drawn["importance"].data["target"]) >= {"fd_buffer", "seconds_per_iteration"}
 
 
 def test_few_trials_have_a_phase_diagram_that_says_so_and_no_more(synthetic, make_results):
     assert study_drawings(make_results([]), "demo") == []
-    shown = study_drawings(load(synthetic(6)), "synthetic")
-    assert not [d for d in shown if d.section == "stability"]
+    missing = []
+    shown = study_drawings(load(synthetic(6)), "synthetic", missing)
+    assert not [d for d in shown if d.name in ("hazard", "importance", "interactions", "ablation", "budget")]
+    for what in ("importances: too few trials", "interactions: too few trials", "whether pruning is safe"):
+        assert [m for m in missing if m.startswith(what)], "what is not drawn says why in a line"
     only = next(d for d in shown if d.section == "phase")
     assert only.name == "phase"
     assert "too few trials" in only.caption
@@ -56,7 +63,7 @@ def _data(study):
 
 
 COLUMNS = (Column("seed", "int64", "the trial's seed"),)
-FIGURES = (Figure("toy", "tradeoff", "Which seeds ran", COLUMNS, _data, lambda study, part: toy_figure(study.trials)),)
+FIGURES = (Figure("toy", "quality", "Which seeds ran", COLUMNS, _data, lambda study, part: toy_figure(study.trials)),)
 '''
 TABLE = '''"""Trials counted."""
 
@@ -97,9 +104,9 @@ def added(tmp_path, monkeypatch):
 def test_a_figure_and_a_table_are_a_file_each_and_found_everywhere(synthetic, tmp_path):
     results = load(synthetic(6))
     page = report_html(results)
-    section = page.split('<h3 id="study-0-tradeoff">')[1].split("<h3")[0]
+    section = page.split('id="study-0-quality"')[1].split('class="theme-fold"')[0]
     assert "Seeds of all trials" in section and "synthetic_toy.csv" in section
-    assert '<h3 id="toy_counts">Toy: trials</h3>' in page
+    assert '<h4 id="toy_counts">Toy: trials</h4>' in page
     (made,) = export_figures(results, tmp_path / "figures", ("json", "csv"), only=["toy"])
     assert made.files == ("toy.json", "toy.parquet", "toy.csv")
     assert sum(len(t.x) for t in analysis.toy_figure(results.trials).data) == 6
@@ -110,8 +117,12 @@ def test_a_figure_and_a_table_are_a_file_each_and_found_everywhere(synthetic, tm
 
 
 def test_every_figure_is_described_and_its_data_begin_with_its_columns(synthetic):
-    drawn = study_drawings(load(synthetic(60)), "synthetic")
-    for figure in figures():
+    results = load(synthetic(60))
+    results.manifests["synthetic"]["objectives"] = [{"metric": "fd_buffer"}, {"metric": "fd_fresh"}]
+    missing = []
+    drawn = study_drawings(results, "synthetic", missing)
+    assert [m.partition(":")[0] for m in missing] == ["interactions"]
+    for figure in (f for f in figures() if f.name != "interactions"):
         own = [d for d in drawn if d.name == figure.name or d.name.startswith(f"{figure.name}_")]
         assert own or figure.section == TOGETHER, figure.name
         assert figure.takeaway and "\n" not in figure.takeaway
@@ -121,5 +132,5 @@ def test_every_figure_is_described_and_its_data_begin_with_its_columns(synthetic
 
 
 def test_a_section_that_the_report_lacks_is_refused():
-    with pytest.raises(ValueError, match="figure x: no section 'y'; there are outcomes, phase"):
+    with pytest.raises(ValueError, match="figure x: no section 'y'; there are answer, phase"):
         Figure("x", "y", "", (), lambda study: (), lambda study, part: None)

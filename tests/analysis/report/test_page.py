@@ -39,10 +39,10 @@ def test_renders_whatever_is_there(synthetic, tmp_path, n):
         assert f'id="{target}"' in page
     for name, frame in build_tables(results).items():
         if name != "settings":
-            section = page.split(f'<h3 id="{name}">')[1].split("<h3")[0].split("</section>")[0]
+            section = page.split(f'<h4 id="{name}">')[1].split("<h4")[0].split("</section>")[0].split("</table>")[0]
             rows = re.findall(r"<tr>(?!<th)", section)
             assert len(rows) == len(frame)
-    assert page.count('class="plot"') == {0: 0, 1: 9, 60: 17}[n]
+    assert page.count('class="plot"') == {0: 0, 1: 2, 60: 23}[n]
     for text in re.findall(r'<script type="application/json">(.*?)</script>', page, flags=re.S):
         figure = json.loads(text)
         assert figure["data"]
@@ -99,11 +99,12 @@ def test_text_of_a_study_is_escaped(study, row):
 
 def test_diverged_trials_are_listed_with_when_and_why(study, row):
     page = report_html(load(study([row("t1"), row("t77", "diverged", iteration=123), row("t78", "collapsed")])))
-    assert "2 trials diverged or collapsed" in page
+    assert "2 of 3 trials diverged or collapsed" in page
     line = re.search(r'<tr data-study="0" data-trial="t77"><td>t77</td>.*?</tr>', page)
     assert line is not None
-    assert "<td>123 of 600</td>" in line[0]
+    assert '<td data-value="123">123 of 600</td>' in line[0]
     assert "energy gap ran away" in line[0]
+    assert '<td data-value="140">140</td>' in line[0], "the alarm"
 
 
 def test_every_outcome_is_counted_and_failed_trials_are_listed_with_their_message(study, row):
@@ -131,9 +132,10 @@ def test_every_outcome_is_counted_and_failed_trials_are_listed_with_their_messag
     assert "<li>t2, t3: ValueError: no</li>" in page
     assert "<li>t7: fid_buffer: no weights</li>" in page
     assert "t5 (70 of 600)" in page
-    for outcome, count in {"failed": 3, "stopped": 1, "interrupted": 1, "collapsed": 0, "diverged": 1}.items():
-        assert f"<span>{outcome}</span><b>{count}</b>" in page
-    assert "<span>running</span>" not in page
+    assert "<span>diverged</span><b>1 of 7</b><span>1 diverged; 1 completed; 1 stopped; 1 interrupted; 3 failed" in page
+    status = re.search('<p class="status">(.*?)</p>', page)[1]
+    ended = "Not finished: 6 of 7 planned trials have ended"
+    assert status == f"{ended}; 3 failed with an error; 2 were cut off by the budget or an interrupt."
 
 
 def test_a_grid_is_enlarged_by_a_whole_number():
@@ -179,15 +181,15 @@ def test_every_figure_carries_its_data_and_what_made_it(synthetic):
     results = load(synthetic(60))
     page = without_plotly(report_html(results))
     figures = re.findall(r'<figure class="plot".*?</figure>', page, flags=re.S)
-    assert len(figures) == 17
+    assert len(figures) == 23
     for figure in figures:
         assert len(downloads(figure)) == 1
-        assert re.search(r"<pre[^>]*>results = load\(.*?analysis\.\w+\.\w+\(", figure, flags=re.S)
+        assert re.search(r"<pre[^>]*>results = load\(.*?(analysis\.\w+\.\w+\(|trials\[\[)", figure, flags=re.S)
     files = downloads(page)
     rows = {t["trial_id"]: t for t in records(results.trials)}
-    outcomes = files["synthetic_outcomes.csv"]
-    assert [f"{i:05d}" for i in outcomes["trial_id"]] == list(rows)
-    assert outcomes["outcome"].tolist() == [t["outcome"] for t in rows.values()]
+    parallel = files["synthetic_parallel.csv"]
+    assert [f"{i:05d}" for i in parallel["trial_id"]] == list(rows)
+    assert parallel["outcome"].tolist() == [t["outcome"] for t in rows.values()]
     tradeoff = files["synthetic_tradeoff_fd_buffer.csv"]
     assert tradeoff["quality"].tolist() == pytest.approx([t["fd_buffer_best"] for t in rows.values()], rel=1e-6)
     survival = files["synthetic_survival_initial.csv"]
@@ -228,7 +230,8 @@ def test_every_trial_is_in_the_table_and_among_the_filters_with_its_setting(synt
     table = page.split('id="study-0-trials"')[1].split("</table>")[0]
     assert re.findall(r'data-trial="([^"]+)"', table) == [t["trial_id"] for t in trials]
     known = page_data(page, "trials-data")
-    assert [f["field"] for f in known["filters"]] == ["outcome", "sampling_steps", "initial", "step_size"]
+    said = ["outcome", "cause", "alarm", "saved"]
+    assert [f["field"] for f in known["filters"]] == [*said, "sampling_steps", "initial", "step_size"]
     study = known["studies"][0]
     labels = [label for label, _ in study["fields"]]
     assert labels == ["K", "p0", "α"]
@@ -238,6 +241,8 @@ def test_every_trial_is_in_the_table_and_among_the_filters_with_its_setting(synt
         assert dict(zip(labels, own["values"], strict=True))["K"] == str(t["sampling_steps"])
         chosen = {f["field"]: f["values"][i] for f, i in zip(known["filters"], own["chosen"], strict=True)}
         assert (chosen["outcome"], chosen["initial"]) == (t["outcome"], t["initial"])
+        assert chosen["alarm"] == ("no alarm" if t["alarm_iteration"] is None else "alarm")
+        assert chosen["saved"] == ("time saved" if t["saved_seconds"] else "nothing saved")
     for field in known["filters"]:
         assert page.count(f'type="checkbox" name="{field["field"]}"') == len(field["values"])
 
@@ -247,7 +252,8 @@ def test_points_and_lines_of_trials_say_whose_they_are(synthetic):
     ids = set(results.trials["trial_id"])
     page = without_plotly(report_html(results))
     drawn = re.findall(r'<figure class="plot" data-study="0".*?</figure>', page, flags=re.S)
-    assert len(drawn) == 9  # outcomes, three phase diagrams, two trade-offs, cost, quality over time, training curves
+    # two trade-offs, three phase diagrams, two costs, quality over time, training curves, parallel coordinates
+    assert len(drawn) == 10
     for figure in drawn:
         data = json.loads(re.search(r'json">(.*?)</script>', figure, flags=re.S)[1])["data"]
         points = [i for trace in data for i in trace.get("ids", [])]
@@ -271,12 +277,13 @@ def test_studies_are_filters_where_there_are_several(synthetic):
 
 def test_phase_diagrams_over_any_two_varied_fields(synthetic):
     page = without_plotly(report_html(load(synthetic(60))))
-    options = re.findall(r"<option>(.*?)</option>", page.split('class="choice"')[1].split("</select>")[0])
+    fold = page.split('id="study-0-phase"')[1].split('class="theme-fold"')[0]
+    options = re.findall(r"<option>(.*?)</option>", fold.split("</select>")[0])
     assert options[0] == "K and α"
     assert {frozenset(o.split(" and ")) for o in options} == {
         frozenset(p) for p in (("K", "α"), ("K", "p0"), ("α", "p0"))
     }
-    assert re.findall(r'data-choice="([^"]+)"', page) == options
+    assert re.findall(r'data-choice="([^"]+)"', fold) == options
 
 
 def test_thumbnails_undo_an_enlargement_and_fit_their_budget(synthetic, tmp_path):

@@ -21,7 +21,7 @@ def test_sample_grids_are_the_best_and_the_failures(sixty):
     completed = sixty.trials[sixty.trials["outcome"] == "completed"].sort_values("fd_buffer_best")
     assert [g.trial_id for g in grids[:4:2]] == completed["trial_id"].tolist()[:2]
     assert [g.kind for g in grids[:2]] == ["buffer", "fresh"]
-    assert "small-buffer-v1" in grids[0].caption
+    assert "small-buffer-v1" in grids[0].detail and "small-buffer-v1" not in grids[0].caption
 
 
 def test_grids_say_what_they_show(study, row):
@@ -44,15 +44,18 @@ def test_grids_say_what_they_show(study, row):
     Image.new("L", (9, 9)).save(folder / "samples" / "bad_end.png")
     grids = sample_grids(load(folder), "demo")
     assert [g.title for g in grids] == [
-        "late: replay buffer, epoch 2",
-        "late: fresh chains from p0, 20 steps",
-        "late: chains at iteration 250, when it diverged",
-        "bad: chains at its end, when it collapsed",
+        "Replay buffer, epoch 2",
+        "Fresh chains from p0, 20 steps",
+        "Chains at iteration 250, when it diverged",
+        "Chains at its end, when it collapsed",
     ]
-    assert grids[0].caption == (
-        "K 2, seed 0; FD (buffer) 7 (no protocol); diverged at iteration 250: energy gap ran away"
-    )
+    assert [g.trial_id for g in grids] == ["late", "late", "late", "bad"]
+    assert grids[0].caption == "FD (buffer) 7; K 2, seed 0"
+    assert grids[0].detail == "late diverged at iteration 250: energy gap ran away; protocol not recorded"
+    assert grids[2].caption == "K 2, seed 0; diverged at iteration 250: energy gap ran away"
     (folder / "samples" / "late_end.png").unlink()
     (folder / "samples" / "late_buffer.png").unlink()
     (folder / "samples" / "late_fresh.png").unlink()
-    assert sample_grids(load(folder), "demo")[0].title == "early: replay buffer, untrained"
+    left = sample_grids(load(folder), "demo")
+    assert [(g.trial_id, g.kind) for g in left] == [("early", "end"), ("bad", "end")]
+    assert not any("untrained" in g.title for g in left), "what an untrained model makes shows p0 alone"
