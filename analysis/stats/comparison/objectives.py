@@ -52,11 +52,11 @@ def objectives(results: Results, study: str) -> list[Objective]:
     trials = results.trials[results.trials["study"] == study]
     listed: Any = results.manifests[study].get("objectives") or []
     found: dict[str, Objective] = {}
-    for name in [o.get("metric") for o in listed if isinstance(o, dict)]:
+    for name in [o["metric"] for o in listed if isinstance(o, dict) and "metric" in o]:
         metric = measured.get(str(name)) or measured.get(f"{OWN}{name}")
         if metric is not None:
             found[metric.name] = of_metric(metric)
-        elif name in _COSTS and trials[name].notna().any():
+        elif isinstance(name, str) and name in _COSTS and trials[name].notna().any():
             label, unit = _COSTS[name]
             found[name] = Objective(name, label, "minimize", name, None, unit)
     if not found and (first := objective(results, study)) is not None:

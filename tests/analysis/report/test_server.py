@@ -41,7 +41,7 @@ def test_the_page_is_made_anew_when_an_epoch_has_landed_and_only_then(study, row
         answer, page = get(address, "/")
         assert answer.status == 200
         assert address[0] == "127.0.0.1"
-        assert "0 completed</span>" in page
+        assert "No trial has ended yet" in page
         version = json.loads(get(address, "/version")[1])["version"]
         assert json.dumps(version) in page
         assert json.loads(get(address, "/version")[1]) == {"version": version, "error": None}
