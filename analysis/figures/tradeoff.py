@@ -189,17 +189,18 @@ def _draw(study: Study, plane: _Plane) -> go.Figure:
         style.add_legend(figure, "cut off or running", "circle-open", 9)
     bad = _bad(study, plane, of_field, place)
     _add_band(figure, bad, shapes, small, colour, said)
+    published: list[dict[str, Any]] = []
     if plane.x is _TIME and (study.trials["dataset"] == "cifar10").any():
-        _add_published(figure, plane.y.name, colour)
+        published = _add_published(figure, plane.y.name, colour)
     colour.add_legend(figure)
-    values = [r["y"] for r in rows]
+    values = [r["y"] for r in (*rows, *published)]
     metric = metric_named(plane.y.name, study.trials)
     up = (
         style.quality_axis(metric, plane.y.title, values)
         if max(values) > 4 * min(values)
         else style.axis(plane.y.title)
     )
-    style.laid_out(figure, 430, _x_axis(plane, rows, bad, place), up, coloraxis=colour.scale())
+    style.laid_out(figure, 430, _x_axis(plane, [*rows, *published], bad, place), up, coloraxis=colour.scale())
     if bad:
         _lay_band(figure, bad)
     return figure
@@ -392,15 +393,18 @@ def _lay_band(figure: go.Figure, bad: Sequence[dict[str, Any]]) -> None:
     style.add_band(figure, low, [*range(len(names))], counts)
 
 
-def _add_published(figure: go.Figure, metric: str, colour: _Colours) -> None:
+def _add_published(figure: go.Figure, metric: str, colour: _Colours) -> list[dict[str, Any]]:
+    """Draw the paper's own points; their places."""
     published = [p for p in records(published_points(metric)) if p["minutes_per_epoch"] is not None]
-    if published:
-        x = [1000 * 60 * p["minutes_per_epoch"] / ITERATIONS_PER_EPOCH for p in published]
-        trace = {"x": x, "y": [p["quality"] for p in published], **style.published_text(published)}
-        trace["hovertemplate"] = "%{text}: %{y}, %{x:.0f} ms per iteration<extra>published</extra>"
-        by_steps = colour.numeric and colour.field == "sampling_steps"
-        colours: Any = [log2(p["sampling_steps"]) for p in published] if by_steps else GREY
-        style.add_coloured(figure, "published (Titan GPU; * diverged)", "star-diamond-open", 11, colours, **trace)
+    if not published:
+        return []
+    x = [1000 * 60 * p["minutes_per_epoch"] / ITERATIONS_PER_EPOCH for p in published]
+    trace = {"x": x, "y": [p["quality"] for p in published], **style.published_text(published)}
+    trace["hovertemplate"] = "%{text}: %{y}, %{x:.0f} ms per iteration<extra>published</extra>"
+    by_steps = colour.numeric and colour.field == "sampling_steps"
+    colours: Any = [log2(p["sampling_steps"]) for p in published] if by_steps else GREY
+    style.add_coloured(figure, "published (Titan GPU; * diverged)", "star-diamond-open", 11, colours, **trace)
+    return [{"x": at, "y": p["quality"]} for at, p in zip(x, published, strict=True)]
 
 
 FIGURES = (

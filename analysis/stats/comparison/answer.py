@@ -7,7 +7,7 @@ recommended one (`analysis.recommend`).
 from __future__ import annotations
 
 from analysis.results.labels import symbol
-from analysis.stats.comparison.summary import Best, Contrast, StudySummary, counts_text, value_text
+from analysis.stats.comparison.summary import Best, Contrast, StudySummary, value_text
 from analysis.stats.trials.trial import ENDED_BADLY
 from trainables.results.schema import Outcome
 
@@ -41,7 +41,7 @@ def _stability(summary: StudySummary, ended: int, bad: int) -> str:
         allowed = "" if most is None else f" (a rate of up to {most:.0%} is still possible)"
         return f"none of {ended} trials diverged or collapsed{_by(summary)}{allowed}"
     if bad == ended:
-        return f"all {ended} trials {how}{_by(summary)}"
+        return f"{'both' if ended == 2 else f'all {ended}'} trials {how}{_by(summary)}"
     fields = ", and no field stands out" if summary.claims.fields > 1 else ""
     return f"{bad} of {ended} trials {how}{fields}"
 
@@ -59,7 +59,10 @@ def _contrast(contrast: Contrast) -> str:
     name = symbol(contrast.claim.field)
     rates = sorted(contrast.rates, key=lambda r: -1.0 if r[1].rate is None else r[1].rate)
     (best, low), (worst, high) = rates[0], rates[-1]
-    said = f"{name} {worst}: {counts_text(high)} {contrast.event}, {name} {best}: {counts_text(low)}"
+    # As counts where nobody was cut off, else as estimated shares, both alike.
+    counted = not (low.censored or high.censored)
+    worse, better = (f"{r.events}/{r.trials}" if counted else f"{r.rate:.0%} of {r.trials}" for r in (high, low))
+    said = f"{name} {worst}: {worse} {contrast.event}, {name} {best}: {better}"
     return f"stability depends on {name} (p = {contrast.claim.p:.2g}): {said}"
 
 

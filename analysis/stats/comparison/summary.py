@@ -39,9 +39,9 @@ class Contrast:
         """Symbol, counts by value and the test, as "p0 gaussian 0/12 diverged, uniform 8/12 diverged (p = ...)"."""
         name = symbol(self.claim.field)
         if all(value[:1].isdigit() for value, _ in self.rates):
-            rates = ", ".join(f"{name} = {value}: {counts_text(r)}" for value, r in self.rates) + f" {self.event}"
+            rates = ", ".join(f"{name} = {value}: {_counts(r)}" for value, r in self.rates) + f" {self.event}"
         else:
-            rates = f"{name} " + ", ".join(f"{value} {counts_text(r)} {self.event}" for value, r in self.rates)
+            rates = f"{name} " + ", ".join(f"{value} {_counts(r)} {self.event}" for value, r in self.rates)
         return f"{rates} ({self.claim})"
 
     def stable(self) -> list[str]:
@@ -55,7 +55,7 @@ class Contrast:
         return lines
 
 
-def counts_text(rate: Rate) -> str:
+def _counts(rate: Rate) -> str:
     """A rate in few characters: k/n, or as a percentage of so many where some were cut off before it is stated."""
     if rate.rate is None or not rate.censored:
         return f"{rate.events}/{rate.trials}"

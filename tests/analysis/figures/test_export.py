@@ -44,7 +44,7 @@ def test_every_figure_of_the_report_is_a_page_a_json_and_its_data(results, made)
     assert {e.study for e in exports} == {"demo", ""}
     names = [e.name for e in exports]
     assert len(set(names)) == len(names)
-    expected = {"outcomes", "phase", "hazard", "importance", "interactions", "training", "quality_over_epochs"}
+    expected = {"rates", "phase", "hazard", "importance", "parallel", "training", "quality_over_epochs"}
     expected |= {"survival_initial", "survival_sampling_steps", "tradeoff_fd_buffer", "tradeoff_fd_fresh"}
     assert set(names) >= expected | {"front_fd_buffer", "steps_fd_buffer", "cost_fd_buffer", "anytime_fd_buffer"}
     # As many as the report of the study draws, and the one of methods against each other (one method: not in it).
@@ -69,10 +69,10 @@ def test_every_figure_of_the_report_is_a_page_a_json_and_its_data(results, made)
 
 def test_the_data_are_the_numbers_of_the_figure(results, made):
     out, _ = made
-    trials = pd.read_parquet(out / "outcomes.parquet")
+    trials = pd.read_parquet(out / "parallel.parquet")
     assert trials["outcome"].value_counts().to_dict() == results.trials["outcome"].value_counts().to_dict()
-    figure = pio.read_json(out / "outcomes.json")
-    drawn = {i for trace in figure.data for i in trace.ids or ()}
+    figure = pio.read_json(out / "parallel.json")
+    drawn = {trace.meta["trial"] for trace in figure.data if trace.meta}
     assert drawn == set(trials["trial_id"])
     survival = pd.read_parquet(out / "survival_initial.parquet")
     assert survival.columns.tolist()[:3] == ["trace", "x", "y"]
@@ -81,14 +81,14 @@ def test_the_data_are_the_numbers_of_the_figure(results, made):
 
 def test_the_same_results_give_the_same_files(results, made, tmp_path):
     out, exports = made
-    export_figures(results, tmp_path, ("html", "json", "csv"), only=["phase", "tradeoff", "interactions"])
+    export_figures(results, tmp_path, ("html", "json", "csv"), only=["phase", "tradeoff", "importance"])
     for path in tmp_path.iterdir():
         assert path.read_bytes() == (out / path.name).read_bytes(), path.name
     assert {p.stem for p in tmp_path.glob("*.json")} == {
         "phase",
         "tradeoff_fd_buffer",
         "tradeoff_fd_fresh",
-        "interactions",
+        "importance",
     }
     assert len(exports) > 4
 
@@ -102,7 +102,7 @@ def test_names_first_words_and_patterns(results):
     assert names("phase") == ["phase"]
     assert names("phase*")[0] == "phase" and len(names("phase*")) == 3
     assert set(names("survival")) == {"survival_initial", "survival_sampling_steps", "survival_step_size"}
-    assert names("training", "outcomes") == ["outcomes", "training"]
+    assert names("training", "rates") == ["rates", "training"]
     assert len(names()) == len(drawn)
     with pytest.raises(ResultsError, match=r"^no figure 'hazrd'; did you mean hazard\?; there are \d+, which "):
         pick(drawn, ["hazrd"])
@@ -110,10 +110,10 @@ def test_names_first_words_and_patterns(results):
 
 def test_of_several_studies_each_has_a_folder(build_study, tmp_path):
     folders = [build_study(tmp_path / name, 12, name, seed) for seed, name in enumerate(("a b", "a/b"))]
-    exports = export_figures(load(*folders), tmp_path / "out", ("json",), only=["outcomes", "quality_over_epochs"])
+    exports = export_figures(load(*folders), tmp_path / "out", ("json",), only=["rates", "quality_over_epochs"])
     assert [(e.study, e.files[0]) for e in exports] == [
-        ("a b", "a_b/outcomes.json"),
-        ("a/b", "a_b_2/outcomes.json"),
+        ("a b", "a_b/rates.json"),
+        ("a/b", "a_b_2/rates.json"),
         ("", "quality_over_epochs.json"),
     ]
     for e in exports:
@@ -159,18 +159,18 @@ def test_a_browser_that_fails_is_one_line(results, tmp_path, monkeypatch):
 
 @needs_browser
 def test_images_are_images(results, tmp_path):
-    (e,) = export_figures(results, tmp_path, ("png", "svg", "pdf"), only=["outcomes"])
-    assert e.files == ("outcomes.parquet", "outcomes.png", "outcomes.svg", "outcomes.pdf")
-    with Image.open(tmp_path / "outcomes.png") as picture:
-        assert picture.size == (2 * export.WIDTH, 2 * 480)
+    (e,) = export_figures(results, tmp_path, ("png", "svg", "pdf"), only=["phase"])
+    assert e.files == ("phase.parquet", "phase.png", "phase.svg", "phase.pdf")
+    with Image.open(tmp_path / "phase.png") as picture:
+        assert picture.size == (2 * export.WIDTH, 2 * 560)
         colours = picture.convert("RGB").getcolors(1 << 24)
         assert max(colours)[1] == (255, 255, 255)
         shares = {c: n / picture.width / picture.height for n, c in colours}
         assert any(abs(r - 47) + abs(g - 143) + abs(b - 206) < 90 for r, g, b in shares), "completed trials are blue"
-    svg = (tmp_path / "outcomes.svg").read_text(encoding="utf-8")
-    assert svg.startswith("<svg") and "Langevin steps" in svg
+    svg = (tmp_path / "phase.svg").read_text(encoding="utf-8")
+    assert svg.startswith("<svg") and ">α<" in svg
     assert svg.count('class="point"') >= 60
-    assert (tmp_path / "outcomes.pdf").read_bytes().startswith(b"%PDF")
+    assert (tmp_path / "phase.pdf").read_bytes().startswith(b"%PDF")
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 

@@ -40,7 +40,7 @@ PATIENCE = 120
 READY = """
 return Array.from(document.querySelectorAll(".plot")).every(function (p) {
   var r = p.getBoundingClientRect();
-  return p.closest("[hidden]") || r.bottom < 0 || r.top > innerHeight || p.querySelector("svg.main-svg");
+  return p.closest("[hidden]") || !r.height || r.bottom < 0 || r.top > innerHeight || p.querySelector("svg.main-svg");
 });
 """
 
@@ -121,14 +121,19 @@ def choose(driver: Any, field: str, value: str) -> None:
 def shown_rows(driver: Any) -> list[str]:
     script = (
         "return Array.from(document.querySelectorAll('table.sortable tr[data-trial]'))"
-        ".filter(r => r.offsetHeight > 0).map(r => r.dataset.trial)"
+        ".filter(r => !r.hidden).map(r => r.dataset.trial)"
     )
     return driver.execute_script(script)
 
 
-def figure_of(section: str) -> str:
-    """A selector of the first figure after a heading."""
-    return f"#{section} ~ .plot .canvas"
+FIRST = ".pair .plot .canvas"
+"""Quality against time, with which a report opens."""
+TRAINING = "#study-0-curves > figure.plot:last-of-type .canvas"
+
+
+def unfold(driver: Any, selector: str = ".theme-fold") -> None:
+    driver.execute_script(f"document.querySelectorAll('{selector}').forEach(function (d) {{ d.open = true; }})")
+    until(driver, READY)
 
 
 def points(driver: Any, selector: str) -> list[list[float]]:
@@ -140,9 +145,87 @@ def points(driver: Any, selector: str) -> list[list[float]]:
     return driver.execute_script(script, selector)
 
 
+def boxes_of(driver: Any, selector: str) -> list[dict[str, float]]:
+    """Where elements stand on the page, in pixels from its top left."""
+    script = (
+        "return Array.from(document.querySelectorAll(arguments[0])).filter(e => e.offsetParent).map(e => { "
+        "var r = e.getBoundingClientRect(); return {top: r.top + scrollY, bottom: r.bottom + scrollY, left: r.left, "
+        "right: r.right}; })"
+    )
+    return driver.execute_script(script, selector)
+
+
+def test_the_first_screen_answers_with_one_sentence_and_the_pair(browser, made):
+    results, path = made
+    show(browser, path.as_uri())
+    (answer,) = browser.find_elements("css selector", ".answer")
+    assert answer.text.endswith(".") and answer.text.count(". ") == 0, "one sentence"
+    assert "depends on p0" in answer.text and "the best survivor is " in answer.text
+    (said,) = boxes_of(browser, ".answer")
+    left, right = boxes_of(browser, ".pair .canvas")
+    assert said["bottom"] <= left["top"] and max(left["bottom"], right["bottom"]) <= 900, "all on the first screen"
+    assert left["right"] <= right["left"], "side by side"
+    bad = results.trials["outcome"].isin(["diverged", "collapsed"]).sum()
+    count = "return document.querySelectorAll('.pair .plot:not([hidden]) .subplot.xy2 .points path').length"
+    assert drawn(lambda: browser.execute_script(count), bad) == bad, "every divergence is in the figure"
+    legend = browser.execute_script(
+        "return Array.from(document.querySelectorAll('.pair .plot .legendtext')).map(t => t.textContent)"
+    )
+    assert {"p0 gaussian", "p0 uniform", "Pareto front"} <= set(legend)
+    assert len(browser.find_elements("css selector", ".card")) == 3
+    titles = [e.text for e in browser.find_elements("css selector", ".grids figcaption b") if e.text]
+    assert [t.split(",")[0] for t in titles] == ["Replay buffer", "Fresh chains from p0"]
+    assert len(browser.find_elements("css selector", ".commands code")) == 2, "without a study.yaml"
+    assert errors(browser) == []
+
+
+def test_what_is_opened_is_short_and_says_no_ids(browser, made):
+    results, path = made
+    show(browser, path.as_uri())
+    height = "return document.documentElement.scrollHeight"
+    assert browser.execute_script(height) <= 5000
+    assert not browser.find_elements("css selector", ".theme-fold[open]")
+    words = browser.execute_script("return document.body.innerText")
+    for id_ in (*results.trials["setting_id"], "small-buffer-v1", "small-fresh-v1"):
+        assert id_ not in words, "hashes and protocols are in tooltips and provenance"
+    assert words.count("—") == 0, "no column of dashes"
+    show(browser, path.as_uri(), 400, 800)
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 400
+    left, right = boxes_of(browser, ".pair .canvas")
+    assert left["top"] < 800 and right["top"] >= left["bottom"], "the figures one below the other"
+
+
+def test_a_command_can_be_copied(browser, made):
+    show(browser, made[1].as_uri())
+    button = browser.find_element("css selector", ".copy")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
+    button.click()
+    until(browser, "return arguments[0].textContent !== 'copy'", button)
+    line = browser.find_element("css selector", ".commands code").text
+    assert line.startswith("mebm ")
+    if button.text == "selected":
+        assert browser.execute_script("return window.getSelection().toString()").strip() == line
+    assert errors(browser) == []
+
+
+def test_a_thousand_trials_are_usable(browser, build_study, tmp_path):
+    results = load(build_study(tmp_path / "many", 1000, "many", 0))
+    path = write_report(results, tmp_path / "report.html")
+    assert path.stat().st_size < 16e6
+    show(browser, path.as_uri())
+    counts = results.trials["outcome"].value_counts()
+    with_value = int(results.trials["fd_buffer_best"].notna().sum())
+    assert drawn(lambda: len(points(browser, FIRST)), with_value) == with_value
+    choose(browser, "outcome", "collapsed")
+    assert len(shown_rows(browser)) == counts["collapsed"]
+    assert drawn(lambda: len(points(browser, FIRST)), counts["collapsed"]) == counts["collapsed"]
+    assert errors(browser) == []
+
+
 @pytest.mark.parametrize(("width", "scheme"), [(1400, "light"), (1400, "dark"), (400, "light"), (400, "dark")])
 def test_every_figure_is_drawn_in_its_box_without_an_error(browser, made, width, scheme):
     show(browser, made[1].as_uri(), width, 800, scheme)
+    unfold(browser)
     boxes = browser.find_elements("css selector", ".plot:not([hidden]) .canvas")
     assert len(boxes) >= 10
     for box in boxes:
@@ -166,32 +249,39 @@ def test_every_figure_is_drawn_in_its_box_without_an_error(browser, made, width,
     assert errors(browser) == []
 
 
-def test_figures_far_from_the_window_wait(browser, made):
+def test_figures_in_folds_wait_until_they_are_opened(browser, made):
     show(browser, made[1].as_uri())
     drawn = "return document.querySelector(arguments[0]).querySelector('svg.main-svg') !== null"
-    assert not browser.execute_script(drawn, figure_of("study-0-training"))
-    see(browser, figure_of("study-0-training"))
-    until(browser, drawn, figure_of("study-0-training"))
+    assert browser.execute_script(drawn, FIRST)
+    assert not browser.execute_script(drawn, TRAINING)
+    summary = browser.find_element("css selector", "#study-0-curves > summary")
+    browser.execute_script("arguments[0].focus()", summary)
+    summary.send_keys(Keys.ENTER)
+    until(browser, "return document.querySelector('#study-0-curves').open")
+    see(browser, TRAINING)
+    until(browser, drawn, TRAINING)
+    assert errors(browser) == []
 
 
 def test_a_figure_follows_the_width_of_the_window(browser, made):
     show(browser, made[1].as_uri(), 1400)
-    see(browser, figure_of("study-0-outcomes"))
+    see(browser, FIRST)
     width = "return document.querySelector(arguments[0]).querySelector('svg.main-svg').getBoundingClientRect().width"
-    wide = browser.execute_script(width, figure_of("study-0-outcomes"))
+    wide = browser.execute_script(width, FIRST)
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride", {"width": 700, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     )
     until(
         browser,
         f"return ({width.removeprefix('return ')}) <= document.querySelector(arguments[0]).clientWidth + 1",
-        figure_of("study-0-outcomes"),
+        FIRST,
     )
-    assert browser.execute_script(width, figure_of("study-0-outcomes")) < wide - 200
+    assert browser.execute_script(width, FIRST) < wide - 200
 
 
 def test_asks_for_nothing_but_itself(browser, made):
     show(browser, made[1].as_uri())
+    unfold(browser)
     for box in browser.find_elements("css selector", ".plot:not([hidden])"):
         browser.execute_script("arguments[0].scrollIntoView()", box)
         until(browser, READY)
@@ -209,10 +299,10 @@ def test_a_filter_hides_rows_points_and_lines_and_is_kept_in_the_address(browser
     both = [t["trial_id"] for t in trials if t["outcome"] == "diverged" and t["sampling_steps"] == 1]
     assert 0 < len(both) < len(diverged) < len(trials)
     show(browser, path.as_uri())
-    see(browser, figure_of("study-0-outcomes"))
+    see(browser, FIRST)
 
     def outcomes() -> int:
-        return len(points(browser, figure_of("study-0-outcomes")))
+        return len(points(browser, FIRST))
 
     assert len(shown_rows(browser)) == drawn(outcomes, len(trials)) == len(trials)
     choose(browser, "outcome", "diverged")
@@ -220,25 +310,24 @@ def test_a_filter_hides_rows_points_and_lines_and_is_kept_in_the_address(browser
     choose(browser, "sampling_steps", "1")
     assert shown_rows(browser) == both
     assert f"{len(both)} of {len(trials)} shown" in browser.find_element("id", "filtered").text
-    see(browser, figure_of("study-0-outcomes"))
+    see(browser, FIRST)
     assert drawn(outcomes, len(both)) == len(both)
-    see(browser, figure_of("study-0-training"))
+    unfold(browser, "#study-0-curves")
+    see(browser, TRAINING)
     lines = (
         "return document.querySelector(arguments[0]).querySelectorAll('.subplot.xy .scatterlayer .lines path').length"
     )
-    assert drawn(lambda: browser.execute_script(lines, figure_of("study-0-training")), len(both)) == len(both)
-    # The address alone makes the same page, and a link of the contents keeps it.
+    assert drawn(lambda: browser.execute_script(lines, TRAINING), len(both)) == len(both)
+    # The address alone makes the same page, and opens the fold it names.
     address = browser.current_url
     assert address.endswith("#outcome=diverged&sampling_steps=1")
-    show(browser, address)
+    show(browser, address.replace("#", "#study-0-curves&"))
     assert shown_rows(browser) == both
-    browser.execute_script("document.querySelector('nav a[href=\"#study-0-training\"]').click()")
-    assert browser.current_url.endswith("#study-0-training&outcome=diverged&sampling_steps=1")
-    assert shown_rows(browser) == both
+    assert browser.execute_script("return document.querySelector('#study-0-curves').open")
     browser.execute_script("document.querySelector('#filters button').click()")
-    until(browser, "return location.hash === '#study-0-training'")
+    until(browser, "return location.hash === '#study-0-curves'")
     assert len(shown_rows(browser)) == len(trials)
-    see(browser, figure_of("study-0-outcomes"))
+    see(browser, FIRST)
     assert drawn(outcomes, len(trials)) == len(trials)
     assert errors(browser) == []
 
@@ -246,8 +335,8 @@ def test_a_filter_hides_rows_points_and_lines_and_is_kept_in_the_address(browser
 def test_hover_shows_the_whole_setting_and_the_samples(browser, made):
     results, path = made
     show(browser, path.as_uri())
-    see(browser, figure_of("study-0-outcomes"))
-    x, y = points(browser, figure_of("study-0-outcomes"))[0]
+    see(browser, FIRST)
+    x, y = points(browser, FIRST)[0]
     pointer = ActionChains(browser)
     pointer.w3c_actions.pointer_action.move_to_location(int(x) - 30, int(y))
     pointer.w3c_actions.pointer_action.move_to_location(round(x), round(y))
@@ -312,34 +401,37 @@ def test_keyboard_reaches_filters_figures_and_their_points(browser, made):
 
 def test_the_theme_is_the_systems_until_it_is_chosen(browser, made):
     show(browser, made[1].as_uri(), scheme="dark")
-    see(browser, figure_of("study-0-outcomes"))
+    see(browser, FIRST)
     ink = "return getComputedStyle(document.querySelector(arguments[0]).querySelector('.xtick text')).fill"
-    dark = browser.execute_script(ink, figure_of("study-0-outcomes"))
+    dark = browser.execute_script(ink, FIRST)
     browser.find_element("css selector", "#theme option[value=light]").click()
-    until(browser, ink + " !== arguments[1]", figure_of("study-0-outcomes"), dark)
+    until(browser, ink + " !== arguments[1]", FIRST, dark)
     assert browser.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     browser.find_element("css selector", "#theme option[value='']").click()
-    until(browser, ink + " === arguments[1]", figure_of("study-0-outcomes"), dark)
+    until(browser, ink + " === arguments[1]", FIRST, dark)
     assert errors(browser) == []
 
 
 def test_another_pair_of_fields_is_drawn_when_it_is_chosen(browser, made):
     show(browser, made[1].as_uri())
-    see(browser, ".choice")
+    unfold(browser, "#study-0-phase")
+    see(browser, "#study-0-phase .choice")
     browser.execute_script(
-        "var s = document.querySelector('.choice select'); s.value = 'α and p0'; s.dispatchEvent(new Event('change'))"
+        "var s = document.querySelector('#study-0-phase .choice select'); s.value = 'α and p0'; s.dispatchEvent(new Event('change'))"
     )
     title = until(
-        browser, "var t = document.querySelector('.choice .plot:not([hidden]) .ytitle'); return t && t.textContent"
+        browser,
+        "var t = document.querySelector('#study-0-phase .choice .plot:not([hidden]) .ytitle'); return t && t.textContent",
     )
     assert title == "p0"
-    assert len(browser.find_elements("css selector", ".choice .plot:not([hidden])")) == 1
+    assert len(browser.find_elements("css selector", "#study-0-phase .choice .plot:not([hidden])")) == 1
     assert errors(browser) == []
 
 
 def test_columns_of_the_trial_table_sort(browser, made):
     results, path = made
     show(browser, path.as_uri())
+    unfold(browser, "#study-0-trials")
     best = {t["trial_id"]: t["fd_buffer_best"] for t in records(results.trials)}
     button = browser.find_element("xpath", "//table[@class='sortable']//button[text()='best FD (buffer)']")
     browser.execute_script("arguments[0].click()", button)
@@ -381,11 +473,11 @@ def test_every_figure_is_drawn_for_paper_within_its_width(browser, made):
     assert len(widths) >= count
     assert max(widths) <= 688  # A4 between margins of 14 mm, in CSS pixels
     until(browser, READY)
-    see(browser, figure_of("study-0-outcomes"))
+    see(browser, FIRST)
     until(
         browser,
         "return document.querySelector(arguments[0]).querySelector('svg.main-svg').getBoundingClientRect().width > 800",
-        figure_of("study-0-outcomes"),
+        FIRST,
     )
 
 

@@ -49,7 +49,7 @@ def test_the_page_is_made_anew_when_an_epoch_has_landed_and_only_then(study, row
         later = json.loads(get(address, "/version")[1])["version"]
         assert later != version
         page = get(address, "/")[1]
-        assert "1 completed</span>" in page
+        assert "1 of 2 trials diverged" in page
         assert json.dumps(later) in page
 
 

@@ -39,8 +39,8 @@ def broken(study, given):
     raise RuntimeError("cannot be drawn")
 
 COLUMN = (Column("seeds", "int64", "the seed"),)
-SEEDS = Figure("seeds", "outcomes", "Which seeds ran", COLUMN, data, draw)
-BROKEN = Figure("never", "outcomes", "Nothing", COLUMN, data, broken)
+SEEDS = Figure("seeds", "curves", "Which seeds ran", COLUMN, data, draw)
+BROKEN = Figure("never", "curves", "Nothing", COLUMN, data, broken)
 """
 LOGGER = """\
 import json

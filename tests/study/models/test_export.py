@@ -26,21 +26,23 @@ def test_list_names_every_figure_and_makes_none(mebm, trained, tmp_path):
     code, out, err = mebm("figures", trained, "--list", "--out", tmp_path / "new")
     assert (code, err) == (0, "")
     names = [line.split()[0] for line in out.splitlines()]
-    assert {"outcomes", "phase", "training", "tradeoff_fd_buffer"} < set(names)
+    assert {"anytime_fd_buffer", "training"} < set(names)
     assert names[-len(KINDS) :] == list(KIND_TEXT) == list(KINDS)
     assert not (tmp_path / "new").exists() and sorted(trained.rglob("*")) == before
 
 
 def test_only_some_figures_in_some_formats(mebm, trained, tmp_path):
-    code, out, err = mebm("figures", trained, "--only", "outcomes, training", "--format", "json,csv", "--out", tmp_path)
+    code, out, err = mebm("figures", trained, "--only", "anytime, training", "--format", "json,csv", "--out", tmp_path)
     assert (code, err) == (0, "")
     kinds = ("json", "parquet", "csv")
-    assert {p.name for p in tmp_path.iterdir()} == {f"{n}.{k}" for n in ("outcomes", "training") for k in kinds}
-    assert out.splitlines()[0] == f"outcomes   {tmp_path / 'outcomes.json'} (and 2 more)"
-    code, out, err = mebm("figures", trained, "--only", "centres,phase", "--format", "html", "--out", tmp_path / "b")
+    assert {p.name for p in tmp_path.iterdir()} == {
+        f"{n}.{k}" for n in ("anytime_fd_buffer", "training") for k in kinds
+    }
+    assert out.splitlines()[0] == f"anytime_fd_buffer {tmp_path / 'anytime_fd_buffer.json'} (and 2 more)"
+    code, out, err = mebm("figures", trained, "--only", "centres,training", "--format", "html", "--out", tmp_path / "b")
     assert (code, err) == (0, "")
     made = {p.name for p in (tmp_path / "b").iterdir()}
-    assert made == {"phase.html", "phase.parquet", "plotly.min.js", "t0001", "centres.parquet", "figures.json"}
+    assert made == {"training.html", "training.parquet", "plotly.min.js", "t0001", "centres.parquet", "figures.json"}
 
 
 def test_a_study_in_a_store_gives_the_same_figures(mebm, trained, tmp_path, store_url):
@@ -63,7 +65,7 @@ def test_a_study_in_a_store_gives_the_same_figures(mebm, trained, tmp_path, stor
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--only", "phse"], "no figure 'phse'; did you mean phase?"),
+        (["--only", "trainin"], "no figure 'trainin'; did you mean training?"),
         (["--only", ","], "--only ',': names no figure"),
         (["--format", "pgn"], "--format pgn: must be of html, json, png, svg, pdf, csv; did you mean png?"),
         (
@@ -117,7 +119,7 @@ main()
     assert (code, err) == (0, "")
     assert "not made: figures of models: they need torch, which is not installed" in out
     names = {p.stem for p in Path(tmp_path / "a").glob("*.json")}
-    assert {"outcomes", "phase", "training", "quality_over_epochs"} < names
+    assert {"anytime_fd_buffer", "training", "quality_over_epochs"} <= names
     code, out, err = run("--kind", "tsne", "--out", tmp_path / "b")
     assert (code, out) == (2, "")
     assert err == "mebm: figures of models: they need torch, which is not installed\n"

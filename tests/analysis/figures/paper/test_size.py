@@ -336,10 +336,10 @@ def test_a_pdf_is_as_wide_as_the_column_with_its_fonts_in_it(results, tmp_path, 
 
 @pytest.mark.skipif(bool(missing()), reason=missing() or "there is all")
 def test_a_png_says_its_size_on_paper(results, tmp_path):
-    (e,) = export_figures(results, tmp_path, ("png", "svg"), only=["outcomes"], size=SINGLE)
-    assert e.files == ("outcomes.parquet", "outcomes.png", "outcomes.svg")
-    with Image.open(tmp_path / "outcomes.png") as picture:
+    (e,) = export_figures(results, tmp_path, ("png", "svg"), only=["phase"], size=SINGLE)
+    assert e.files == ("phase.parquet", "phase.png", "phase.svg")
+    with Image.open(tmp_path / "phase.png") as picture:
         assert 3.28 < picture.width / picture.info["dpi"][0] <= 3.3
         assert picture.info["dpi"][0] == pytest.approx(export.DPI, abs=1)
-    width = re.match(r'<svg [^>]*width="(\d+)"', (tmp_path / "outcomes.svg").read_text(encoding="utf-8"))
+    width = re.match(r'<svg [^>]*width="(\d+)"', (tmp_path / "phase.svg").read_text(encoding="utf-8"))
     assert width is not None and int(width[1]) == 316
