@@ -25,6 +25,7 @@ from analysis.results.own import metric_named
 from analysis.results.parquet import plain, records
 from analysis.stats.comparison.objectives import POINT_COLUMNS, Objective, objective_points, of_metric
 from analysis.stats.space.axes import axis
+from analysis.stats.survival.rate_grid import bad_ends
 from analysis.stats.tradeoff.tradeoff import (
     TRADEOFF_COLUMNS,
     measured_metrics,
@@ -115,9 +116,11 @@ def _objective_data(study: Study) -> Iterator[Part]:
 
 
 def _caption(study: Study, plane: _Plane) -> str:
-    bad = study.trials[study.trials["outcome"].isin(ENDED_BADLY)]
-    above = f"; the {len(bad)} that diverged or collapsed stand above" if len(bad) > 1 else ""
-    above = "; the one that diverged or collapsed stands above" if len(bad) == 1 else above
+    bad = int(study.trials["outcome"].isin(ENDED_BADLY).sum())
+    _, ended = bad_ends(study.trials)
+    above = (
+        f"; the {bad} that {ended} stand above" if bad > 1 else f"; the one that {ended} stands above" if bad else ""
+    )
     front = sorted((r for r in plane.rows if r["on_front"]), key=lambda r: r["x"])
     if plane.x is None or not front:
         some = "1 trial" if len(plane.rows) == 1 else f"{len(plane.rows)} trials"

@@ -83,7 +83,7 @@ class Recommendation:
             quality += f"; expect {best.expected:.3g} of a new training"
         survival = survival_text(best.survival, best.failure.censored)
         return [
-            ("run", f"{best.name} ({best.trial['method']} on {self.dataset})"),
+            ("run", f"{best.name} ({best.trial['method']}{'' if self.dataset == 'own' else f' on {self.dataset}'})"),
             ("quality", quality),
             ("time", _time_text(best)),
             ("survives", f"{best.survives:.0%} expected; {survival}"),

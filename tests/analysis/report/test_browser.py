@@ -40,7 +40,7 @@ PATIENCE = 120
 READY = """
 return Array.from(document.querySelectorAll(".plot")).every(function (p) {
   var r = p.getBoundingClientRect();
-  return p.closest("[hidden]") || !r.height || r.bottom < 0 || r.top > innerHeight || p.querySelector("svg.main-svg");
+  return p.closest("[hidden], details:not([open])") || r.bottom < 0 || r.top > innerHeight || p.querySelector("svg.main-svg");
 });
 """
 
@@ -160,7 +160,9 @@ def test_the_first_screen_answers_with_one_sentence_and_the_pair(browser, made):
     show(browser, path.as_uri())
     (answer,) = browser.find_elements("css selector", ".answer")
     assert answer.text.endswith(".") and answer.text.count(". ") == 0, "one sentence"
-    assert "depends on p0" in answer.text and "the best survivor is " in answer.text
+    assert answer.text.startswith(
+        "11 of 36 trials diverged or collapsed, and no field stands out; the best survivor is "
+    )
     (said,) = boxes_of(browser, ".answer")
     left, right = boxes_of(browser, ".pair .canvas")
     assert said["bottom"] <= left["top"] and max(left["bottom"], right["bottom"]) <= 900, "all on the first screen"
@@ -276,7 +278,7 @@ def test_a_figure_follows_the_width_of_the_window(browser, made):
         f"return ({width.removeprefix('return ')}) <= document.querySelector(arguments[0]).clientWidth + 1",
         FIRST,
     )
-    assert browser.execute_script(width, FIRST) < wide - 200
+    assert browser.execute_script(width, FIRST) < wide - 50
 
 
 def test_asks_for_nothing_but_itself(browser, made):

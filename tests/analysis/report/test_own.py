@@ -135,6 +135,7 @@ def test_a_metric_without_a_direction_is_never_best(runs):
     found = recommend(results)
     assert found.metric.name == "own.error" and found.best.setting == "α 0.1" and found.best.n == 2
     assert "comparable to no published number" in dict(found.items())["quality"]
+    assert dict(found.items())["run"] == "α 0.1 (train.py)", "what a script trains on it does not say"
     points = tradeoff(results.trials, "own.error")
     assert len(points) == 4 and points["on_front"].any() and set(points["protocol"]) == {"user:mean"}
 

@@ -308,7 +308,7 @@ def test_the_best_of_each_method_by_its_last_value(mebm, copied):
 def test_the_report_shows_them_and_loads_nothing(mebm, shown, trained, tmp_path):
     assert mebm("report", trained / "m-jem", "--out", tmp_path / "report.html")[0] == 0
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    section = page.split("Samples and energies</h3>")[1].split("Compute</h3>")[0]
+    section = page.split("<b>Samples and models</b>")[1].split("<b>Compute</b>")[0]
     for title in (
         "Samples of m-jem",
         "by p(x) and p(y|x)",
