@@ -216,7 +216,7 @@ def _x_axis(plane: _Plane, rows: Sequence[dict[str, Any]], bad: Sequence[dict[st
     assert plane.x is not None
     xs = [r["x"] for r in (*rows, *bad)]
     title = style.PACE if plane.x is _TIME else plane.x.title
-    if min(xs) > 0 and plane.x.direction == "minimize":
+    if min(xs) > 0 and plane.x.direction == "minimize" and max(xs) >= 3 * min(xs):
         return style.axis(title, **style.log_axis(style.frame(xs, 0.06)))
     return style.axis(title)
 

@@ -458,7 +458,7 @@ def test_prints_to_pages_with_figures(browser, made):
     for title in set(titles):
         assert words.count(title) >= titles.count(title)
     # Markers and bands are curves and lines by the thousand; the tables' borders are not.
-    assert sum(len(re.findall(rb"\n[^\n]* [lc]\n", page.get_contents().get_data())) for page in pages) > 3000
+    assert sum(len(re.findall(rb"\n[^\n]* [lc]\n", page.get_contents().get_data())) for page in pages) > 2500
     # What the screen shows is as before.
     until(browser, "return getComputedStyle(document.body).backgroundColor === 'rgb(15, 20, 26)'")
     assert errors(browser) == []
@@ -478,7 +478,7 @@ def test_every_figure_is_drawn_for_paper_within_its_width(browser, made):
     see(browser, FIRST)
     until(
         browser,
-        "return document.querySelector(arguments[0]).querySelector('svg.main-svg').getBoundingClientRect().width > 800",
+        "return document.querySelector(arguments[0]).querySelector('svg.main-svg').getBoundingClientRect().width > 690",
         FIRST,
     )
 
