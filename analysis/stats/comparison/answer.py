@@ -30,7 +30,7 @@ def answer(summary: StudySummary) -> str:
 
 
 def _stability(summary: StudySummary, ended: int, bad: int) -> str:
-    if summary.contrasts:
+    if summary.contrasts and bad < ended:
         return _contrast(summary.contrasts[0])
     collapsed = dict(summary.outcomes).get(Outcome.COLLAPSED, 0)
     how = "diverged or collapsed" if 0 < collapsed < bad else "collapsed" if collapsed else "diverged"
@@ -41,9 +41,15 @@ def _stability(summary: StudySummary, ended: int, bad: int) -> str:
         allowed = "" if most is None else f" (a rate of up to {most:.0%} is still possible)"
         return f"none of {ended} trials diverged or collapsed{_by(summary)}{allowed}"
     if bad == ended:
-        return f"{'both' if ended == 2 else f'all {ended}'} trials {how}{_by(summary)}"
+        return f"{'both' if ended == 2 else f'all {ended}'} trials {how}{_by(summary)}{_how_soon(summary)}"
     fields = ", and no field stands out" if summary.claims.fields > 1 else ""
     return f"{bad} of {ended} trials {how}{fields}"
+
+
+def _how_soon(summary: StudySummary) -> str:
+    """What the time of bad ends depends on, where all trials came to one."""
+    named = summary.claims.named[:1]
+    return "".join(f", how soon depending on {symbol(c.field)} (p = {c.p:.2g})" for c in named)
 
 
 def _by(summary: StudySummary) -> str:

@@ -48,6 +48,14 @@ def test_few_trials_and_all_alike(make_results, row, outcomes, start):
     assert text.endswith(".") and ". " not in text
 
 
+def test_where_all_diverge_a_named_field_says_how_soon(make_results, row):
+    trials = [
+        row(f"t{i}", "diverged", iteration=5 + 50 * i, step_size=9.0 / (1 + i), setting_id=f"s{i}") for i in range(12)
+    ]
+    text = said(make_results(trials, varied=["step_size"]))
+    assert text.startswith("All 12 trials diverged by iteration 555, how soon depending on α (p = 0.00")
+
+
 def test_nothing_is_recommended_of_what_does_not_survive(make_results, row):
     trials = [
         row(f"t{i}", "diverged" if i else "completed", setting_id="s", seed=i, fd_buffer_best=1.0) for i in range(9)
