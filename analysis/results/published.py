@@ -62,6 +62,7 @@ _TRAINED = (
     "VERA",
     "DiffuRecov",
     "CF-EBM",
+    "GEBM",
 )
 METHODS: dict[str, str] = {"Classifier": "softmax", **{name: name.lower() for name in _TRAINED}}
 """The paper's names of methods that this project trains or may train; every other row is quoted only."""

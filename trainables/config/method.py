@@ -174,6 +174,7 @@ METHODS: dict[str, str] = {
     "sada-jem": "trainables.methods.sada_jem:SadaJem",
     "diffurecov": "trainables.methods.diffurecov:DiffuRecov",
     "cf-ebm": "trainables.methods.cf_ebm:CfEbm",
+    "gebm": "trainables.methods.gebm:Gebm",
 }
 """Methods by name, each a class in a module that is imported when it is asked for: they need torch."""
 BUILT_IN["method"] = METHODS.keys

@@ -36,7 +36,7 @@ class Family:
         compiled: whether torch.compile takes it.
         xavier_head: the energy head is Xavier uniform with bias 0; else as PyTorch makes it.
         largest: the largest of each size.
-        head: makes the energy head of so many features; None: a linear layer.
+        head: makes the energy head of so many features, with a norm; None: a linear layer.
         refuses: why sizes are impossible, or an empty text.
     """
 
@@ -53,7 +53,7 @@ class Family:
     compiled: bool = False
     xavier_head: bool = False
     largest: tuple[int, ...] = (MAX_SIZE,)
-    head: Callable[[int], Any] | None = None
+    head: Callable[[int, str], Any] | None = None
     refuses: Callable[[tuple[int, ...]], str] = lambda _sizes: ""
 
     @property

@@ -99,7 +99,8 @@ class CfEbm(FreshAsTrained, Method):
         ended("it stops at |mean E+ - mean E-| > 1000, looked at every 400 iterations, and not at NaN"),
         "train_v1 with 15 steps at each of three sides, 45 in all (the published K = 50 may be that of train_v0, one "
         "network; which of the two its FID is of is not known)",
-        "unconditional (its run_cifar10.sh is; the logs that its authors published are class-conditional)",
+        "unconditional (whether its FID is is not stated; the logs that its authors published are of class-conditional "
+        "networks)",
         "100,000 iterations (released: up to 1,000,000, until it diverges)",
         "smaller images by Lanczos on the device, not stored as JPEG (released: quality 100, also at 32 pixels)",
         "samples are scored as they are (released: every batch of 64 stretched to its least and largest pixel)",

@@ -121,7 +121,7 @@ class DiffuRecov(FreshAsTrained, Method):
         "decay_epochs": (),
         "batch_size": 256,
         "ema_decay": 0.999,
-        "evaluation": {"weights": "ema"},
+        "evaluation": {"weights": "ema", "every": 50},  # 10,000 samples cost as much as 200 iterations
         "divergence": {"loss_limit": 1e6, **WIDE_GAP},
         "epochs": 616,  # 240,240 iterations on CIFAR-10; the paper's Table 6: 240,000
     }
@@ -131,6 +131,7 @@ class DiffuRecov(FreshAsTrained, Method):
         "batch_size": 64,
         "learning_rate": 1e-3,
         "ema_decay": 0.99,
+        "evaluation": {"every": 5},  # 180 steps a sample
     }
     deviations: ClassVar[tuple[str, ...]] = (
         ended("it stops at a loss below -1e6 and at NaN"),

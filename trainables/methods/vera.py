@@ -11,20 +11,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache
 from typing import ClassVar, cast
 
 import torch
 from pydantic import field_validator
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from trainables.config.method import field
 from trainables.config.parts import PositiveFloat
 from trainables.config.trial import TrialConfig
 from trainables.evaluation.scores import frozen_statistics
 from trainables.methods.common import SMALL_NETWORK, WIDE_GAP, ended
-from trainables.networks.vera_generator import build_generator
+from trainables.networks.vera_generator import build_generator, generator_flops
 from trainables.training.build import Make
 from trainables.training.context import Context
 from trainables.training.drawing import Drawing
@@ -147,7 +145,7 @@ class Vera(Classifies, Contrastive):
 
     def extra_flops(self, trial: TrialConfig, shape: Shape, forward: int, chain: int) -> int:
         """The energy's slope at the samples; the generator's passes, twenty of them for the entropy."""
-        made = _flops(shape, self.noise_dim, self.features) * trial.batch_size
+        made = generator_flops(shape, self.noise_dim, self.features) * trial.batch_size
         total = 2 * forward + 3 * made
         return total + (self.importance_samples + 2) * made if self.entropy_weight > 0 else total
 
@@ -245,13 +243,3 @@ class Vera(Classifies, Contrastive):
         with frozen_statistics(drawing.network("generator")), torch.no_grad():
             for size in drawing.parts(count):
                 keep(self._make(drawing, size, random)[0].clamp(-1, 1))
-
-
-@cache
-def _flops(shape: Shape, noise_dim: int, features: int) -> int:
-    with torch.device("meta"):
-        network = build_generator(shape, noise_dim=noise_dim, features=features).eval()
-        latent = torch.empty(1, noise_dim)
-    with FlopCounterMode(display=False) as counter:
-        network(latent)
-    return int(counter.get_total_flops())

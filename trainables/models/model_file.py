@@ -90,7 +90,8 @@ def model_state(trainer: Trainer) -> dict[str, Any]:
     samples = truncated = torch.empty(0, *trainer.data.shape, dtype=torch.uint8)
     chosen: dict[str, Tensor] = {}
     if c.samples:
-        chains = c.chains and not c.buffered
+        # Whose samples cost a chain each: their number of steps is part of how they are made.
+        chains = not c.buffered and c.method_args.made_by(1) != c.method_args.made_by(2)
         scored = [p for p in trainer.protocols if p.source == "buffer"]
         pool = trainer.sample_pool(
             FRESH_SAMPLES if chains else None if any(p.count is None for p in scored) else SAMPLES

@@ -159,4 +159,4 @@ class Pyramid(Trunk):
         self.stage.fill_(stage)
 
 
-NETWORKS = (Family("cfebm", ("BASE",), "cfebm-32", ("spectral", "none"), Pyramid, head=lambda _features: SumHead()),)
+NETWORKS = (Family("cfebm", ("BASE",), "cfebm-32", ("spectral", "none"), Pyramid, head=lambda *_: SumHead()),)

@@ -100,6 +100,6 @@ NETWORKS = (
         ("spectral", "none"),
         DiffuRecovNet,
         largest=(MAX_SIZE, LONGEST),
-        head=lambda _features: SumHead(),
+        head=lambda *_: SumHead(),
     ),
 )

@@ -170,7 +170,7 @@ def build_network(
         return own_network(name, arguments, shape, classes, momentum=momentum, seed=seed, **heads)  # type: ignore[arg-type]
     with seeded(seed):
         trunk: Trunk = family.build(sizes, shape, norm, momentum, dropout)
-        head = None if family.head is None else family.head(trunk.features)
+        head = None if family.head is None else family.head(trunk.features, norm)
         model = EnergyModel(trunk, classes if class_head else None, energy=energy, head=head)
         if family.xavier_head:
             assert isinstance(model.energy_head, nn.Linear)

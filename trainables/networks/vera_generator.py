@@ -1,10 +1,13 @@
-"""The generator network of VERA (wgrathwohl/VERA models/resnet.py:16-102): latent vectors to images."""
+"""The generator network of VERA, and of GEBM (wgrathwohl/VERA models/resnet.py:16-102): latent vectors to images."""
 
 from __future__ import annotations
+
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from trainables.networks.layers import half_to_float, seeded
 
@@ -74,3 +77,14 @@ def build_generator(
     """A freshly initialised generator; the same arguments give the same weights, and no global random state changes."""
     with seeded(seed):
         return Generator(shape, noise_dim=noise_dim, features=features)
+
+
+@cache
+def generator_flops(shape: tuple[int, int, int], noise_dim: int, features: int) -> int:
+    """Operations that an image of the generator takes."""
+    with torch.device("meta"):
+        network = build_generator(shape, noise_dim=noise_dim, features=features).eval()
+        latent = torch.empty(1, noise_dim)
+    with FlopCounterMode(display=False) as counter:
+        network(latent)
+    return int(counter.get_total_flops())

@@ -71,3 +71,13 @@ def test_what_cannot_be_is_one_line(trained: Path, tmp_path: Path, run_mebm) -> 
         path = trained / "checkpoint.pt" if more[0] == "--best" else trained
         code, _, err = run_mebm("diagnose", path, *more)
         assert code == 2 and said in err and err.count("\n") == 1, err
+
+
+def test_samples_that_are_no_single_chains_are_refused(tmp_path: Path, run_mebm) -> None:
+    """Six levels of a diffusion, or networks of several sides, have no chain that could go on."""
+    short = ("epochs=1", "iterations_per_epoch=1", "batch_size=4", "sampling_steps=1", "evaluation.protocols=none")
+    for method, network in (("diffurecov", "diffurecov-2-1"), ("cf-ebm", "cfebm-1")):
+        sets = [word for field in (*short, f"network={network}", "device=cpu") for word in ("--set", field)]
+        assert run_mebm("train", method, *sets, "--out", tmp_path / method)[0] == 0
+        code, _, err = run_mebm("diagnose", tmp_path / method, "--steps", 3)
+        assert code == 2 and "no single chains" in err and err.count("\n") == 1, err

@@ -46,7 +46,7 @@ def test_its_trial_says_what_it_had(folders, name):
     assert (row["f_divergence"] == "jensen-shannon") == (name == "f-ebm")
     assert (row["fd_fresh_last"] is not None) == (name != "softmax")
     assert (row["fd_buffer_last"] is not None) == (row["buffer_size"] is not None)
-    if name == "vera":
+    if name in ("vera", "gebm"):
         assert "generator" in row["fd_fresh_protocol"]
     elif chains:
         assert "2steps" in row["fd_fresh_protocol"]

@@ -356,6 +356,33 @@ PUBLISHED["cf-ebm"] = {
     "betas": (0.5, 0.999),
     "learning_rate": 1e-3,
 }
+# Section 9.
+PUBLISHED["gebm"] = {
+    **_SIGNED_DATA,
+    **_PLAIN_LOSS,
+    **_NO_CLIP,
+    **_NO_SCHEDULE,
+    "network": "gebm-128",
+    "norm": "spectral",
+    "batch_size": 128,
+    "energy_augment": "none",
+    "input_noise": 0.0,
+    "method_args": {
+        "noise_dim": 100,
+        "features": 128,
+        "learning_rate": 1e-4,
+        "penalty": 1.0,
+        "energy_steps": 5,
+        "long_steps": 100,
+        "long_every": 500,
+        "partition_batches": 100,
+        "latent_step": 1e-4,
+        "inverse_temperature": 100.0,
+    },
+    "optimiser": "adam",
+    "betas": (0.5, 0.999),
+    "learning_rate": 1e-4,
+}
 # Energy, cross-entropy, where x- comes from, critic (the comparison of section 0).
 PARTS: dict[str, tuple[str | None, bool, str | None, bool]] = {
     "m-ebm": ("head", False, "chains", False),
@@ -372,6 +399,7 @@ PARTS: dict[str, tuple[str | None, bool, str | None, bool]] = {
     "sada-jem": ("logsumexp", True, "chains", False),
     "diffurecov": ("head", False, "chains", False),
     "cf-ebm": ("head", False, "chains", False),
+    "gebm": ("head", False, "generator", False),
 }
 WITHOUT_BUFFER = {"shortrun", "diffurecov", "cf-ebm"}
 OWN_NETWORK = {"diffurecov": "conditioned on t", "cf-ebm": "a part for each side"}
@@ -385,6 +413,7 @@ SMALL = {
     "multiscale": "multiscale-4",
     "diffurecov": "diffurecov-4-1",
     "cfebm": "cfebm-1",
+    "gebm": "gebm-4",
 }
 
 
@@ -430,6 +459,7 @@ def test_parts(name: str) -> None:
         ("sada-jem", 390),
         ("diffurecov", 390),
         ("cf-ebm", 390),
+        ("gebm", 390),
     ],
 )
 def test_iterations_in_an_epoch(name: str, wanted: int) -> None:
@@ -437,11 +467,14 @@ def test_iterations_in_an_epoch(name: str, wanted: int) -> None:
     assert c.iterations_per_epoch is None and _per_epoch(c, 50_000) == wanted
 
 
-def test_iterations_of_shortrun_and_diffurecov() -> None:
+def test_iterations_of_methods_whose_papers_count_them() -> None:
     c = build_trial({"method": "shortrun", "dataset": "cifar10"})
     assert c.epochs * _per_epoch(c, 50_000) == pytest.approx(100_000, rel=0.005)
     c = build_trial({"method": "diffurecov", "dataset": "cifar10"})
     assert c.epochs * _per_epoch(c, 50_000) == pytest.approx(240_000, rel=0.005) and c.evaluation.weights == "ema"
+    c = build_trial({"method": "gebm", "dataset": "cifar10"})
+    assert c.epochs * _per_epoch(c, 50_000) == pytest.approx(150_000 * (100 + 499 * 5) / 500, rel=0.005)
+    assert c.evaluation.fresh_steps == 1000
 
 
 @pytest.mark.parametrize(
@@ -514,7 +547,7 @@ def test_networks_for_digits(name: str) -> None:
     c = build_trial({"method": name, "dataset": "digits"})
     family = parse_network(c.network)[0].name
     own = {"igebm": "igebm", "f-ebm": "febm", "shortrun": "shortrun", "kl-ebm": "multiscale"}
-    assert family == (own | {"diffurecov": "diffurecov", "cf-ebm": "cfebm"}).get(name, "conv")
+    assert family == (own | {"diffurecov": "diffurecov", "cf-ebm": "cfebm", "gebm": "gebm"}).get(name, "conv")
     assert (c.warmup_iterations, c.decay_epochs, c.validation_images) == (0, (), 0)
     assert c.augment == c.energy_augment == "none", "a mirrored digit is no digit"
     network = build_network(
@@ -562,6 +595,7 @@ KEPT = {
         "ema_decay",
     ),
     "vera": ("norm", "shared_batch", "class_weight", "gradient_penalty", "betas", "batch_size"),
+    "gebm": ("norm", "betas", "sampler_norm_mode"),
     "cf-ebm": (
         "norm",
         "buffer",
@@ -608,7 +642,7 @@ def test_networks_of_another_family(name: str, family: str, dataset: str) -> Non
         assert (c.norm, c.initialisation, c.dropout) == (preset.norm, preset.initialisation, preset.dropout)
         return
     own = {"wrn": "batch", "conv": "batch", "igebm": "spectral", "febm": "spectral", "multiscale": "instance"}
-    own["diffurecov"] = own["cfebm"] = "spectral"
+    own["diffurecov"] = own["cfebm"] = own["gebm"] = "spectral"
     bare = name in ("jem", "shortrun", "vera")  # published without normalisation, so they stay without
     assert (c.norm, c.initialisation) == ("none" if bare else own.get(family, "none"), "default")
     assert c.dropout == (preset.dropout if family in ("wrn", "igebm") else 0)

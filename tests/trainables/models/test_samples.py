@@ -90,7 +90,7 @@ def test_samples_are_those_of_the_trainer(train: Callable[..., Left], method: st
     left = train(method=method)
     wanted = _trainers(left.trainer)
     assert wanted.float().std() > 0
-    for path in [left.checkpoint] if method == "vera" else [left.model, left.checkpoint]:
+    for path in [left.checkpoint] if method in ("vera", "gebm") else [left.model, left.checkpoint]:
         found = _sample(load_any(path))
         assert found.dtype == torch.uint8 and found.shape == (30, 1, 8, 8)
         assert torch.equal(found, wanted), path
@@ -236,7 +236,7 @@ def test_both_files_hold_the_same_model(
     assert same(model.model.state_dict(), checkpoint.model.state_dict())
     assert model.shape == checkpoint.shape == (1, 8, 8)
     assert not checkpoint.model.training
-    assert (checkpoint.others.keys() == {"generator"}) == (method == "vera")
+    assert (checkpoint.others.keys() == {"generator"}) == (method in ("vera", "gebm"))
     buffer = left.trainer.buffer
     if buffer is None:
         assert checkpoint.samples.shape == (0, 1, 8, 8)

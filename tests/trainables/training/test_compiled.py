@@ -50,6 +50,8 @@ GRAPHS: dict[str, tuple[str, ...]] = {
     # The generator descends the frozen energy; the penalty on E(x+) has second derivatives and is never compiled.
     "vera": (CHAIN, LOSSES),
     "sada-jem": (CHAIN, LOSSES, CLASSES),
+    # The generator's turn does not come in these three iterations; the penalty has second derivatives.
+    "gebm": ("energy",),
 }
 """Every graph of an iteration, by method. x+, x- and every step of the chains share theirs: their shape is the same."""
 UNCOMPILED = {"diffurecov", "cf-ebm"}

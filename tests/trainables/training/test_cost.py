@@ -22,7 +22,7 @@ from trainables.training.trainer import Trainer
 
 CIFAR = (3, 32, 32)
 SMALL_NETWORK = {"igebm": "igebm-8", "f-ebm": "febm-8", "kl-ebm": "multiscale-8", "shortrun": "shortrun-16"}
-SMALL_NETWORK |= {"diffurecov": "diffurecov-8-1", "cf-ebm": "cfebm-4"}
+SMALL_NETWORK |= {"diffurecov": "diffurecov-8-1", "cf-ebm": "cfebm-4", "gebm": "gebm-8"}
 
 
 class Counter(TorchDispatchMode):
@@ -56,12 +56,14 @@ def test_an_iteration_costs_what_the_formula_says(name: str, make_data: Callable
         "evaluation": {"protocols": "none"},
         "device": "cpu",
     }
-    if name not in ("softmax", "vera"):
+    if name not in ("softmax", "vera", "gebm"):
         fields["sampling_steps"] = 3
     if name not in ("igebm", "f-ebm", "kl-ebm"):
         fields["initial"] = "uniform"  # the products of p0's draws are not the network's
     if name == "cf-ebm":
         fields["method_args"] = {"phase_images": 1}
+    if name == "gebm":  # the generator has its turn in every iteration
+        fields["method_args"] = {"features": 8, "energy_steps": 1, "long_steps": 1, "partition_batches": 1}
     config = build_trial(fields)
     learner = Trainer(config, data)
     learner.iteration = 10  # of CF-EBM's stages the last

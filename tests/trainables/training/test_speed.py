@@ -27,7 +27,7 @@ from trainables.training.trainer import Trainer
 
 Make = Callable[..., ImageData]
 Quick = Callable[..., TrialConfig]
-CHAINS = [name for name in METHODS if name not in ("softmax", "vera")]
+CHAINS = [name for name in METHODS if name not in ("softmax", "vera", "gebm")]
 
 
 def run(
