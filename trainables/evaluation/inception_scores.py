@@ -1,4 +1,4 @@
-"""FID, IS, KID, precision and recall, by torch-fidelity's own functions on features taken once.
+"""Scores on Inception's features, which are taken once: torch-fidelity's own functions, and metrics of neighbours.
 
 Those of reference images are kept on the machine with a checksum, and shared by trials.
 """
@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,9 +22,10 @@ from trainables.data.cache import cache_dir, cache_lock, made_once
 from trainables.data.datasets import ImageData
 from trainables.evaluation.frechet import DISTANCES, MAX_DISTANCES, MIN_SAMPLES, FrechetToReference, Statistics
 from trainables.evaluation.inception import POOL_SIZE, Features, Inception, inception
+from trainables.evaluation.neighbours import density_and_coverage, memorisation
 from trainables.results.files import write_text
 
-SCORES = ("fid", "isc", "kid", "precision", "recall")
+SCORES = ("fid", "isc", "kid", "precision", "recall", "density", "coverage", "memorisation")
 _KID = {"kid_subsets": 100, "verbose": False}
 KID_SUBSET_SIZE = 1000
 """Of torch-fidelity; smaller where there are fewer images."""
@@ -62,6 +63,11 @@ class ReferenceCache:
         self.id = f"{data.name}-{mark}-{which}-{count}-{network.id}"
         self.poisoned = False
         self._taken: Features | None = None
+
+    def of(self, reference: Reference) -> ReferenceCache:
+        """That of other images of the data set, all of them."""
+        whole = replace(self._protocol, reference=reference, reference_count=None)
+        return ReferenceCache(self._data, whole, self._network, self._device)
 
     def statistics(self) -> Statistics:
         """`mu` and `sigma` of FID."""
@@ -192,6 +198,12 @@ def _measured(
     if "precision" in wanted or "recall" in wanted:
         result = prc_features_to_metric(found.pool, cache.pool(), **_PRC)
         values |= {name: float(result[name]) for name in ("precision", "recall") if name in wanted}
+    if "density" in wanted or "coverage" in wanted:
+        found_both = dict(zip(("density", "coverage"), density_and_coverage(cache.pool(), found.pool), strict=True))
+        values |= {name: value for name, value in found_both.items() if name in wanted}
+    if "memorisation" in wanted:
+        train, held_out = (cache.of(reference).pool() for reference in ("train", "test"))
+        values["memorisation"], errors["memorisation"] = memorisation(train, held_out, found.pool, protocol.seed)
     return values, errors
 
 

@@ -333,7 +333,8 @@ EVALUATION_COLUMNS: tuple[Column, ...] = (
     Column(
         "metric",
         "string",
-        "fd, fid, isc, kid, precision, recall, fid_infinity, accuracy, ece, auroc_...; isc_sd and kid_sd are "
+        "fd, fid, isc, kid, precision, recall, density, coverage, memorisation, fid_infinity, accuracy, ece, "
+        "auroc_...; isc_sd and kid_sd are "
         "torch-fidelity's own, over splits and subsets",
     ),
     Column("value", "float64", "the number"),
@@ -356,7 +357,11 @@ SCORE_COLUMNS: tuple[Column, ...] = (
     Column("protocol", "string", "name of the protocol"),
     Column("protocol_digest", "string", "hash of everything the protocol says"),
     Column("samples", "int64", "images that were scored", "image"),
-    Column("metric", "string", "fd, fid, isc, kid, precision, recall; isc_sd and kid_sd are torch-fidelity's own"),
+    Column(
+        "metric",
+        "string",
+        "a metric of `mebm score --metrics`, or fd; isc_sd and kid_sd are torch-fidelity's own",
+    ),
     Column("value", "float64", "the number"),
     Column("se", "float64", "standard error of the score's own sampling; null where not estimated"),
     Column("reference", "string", "what it is compared with: data, images, extractor"),

@@ -41,7 +41,10 @@ class Evaluate:
     protocols: tuple[str, ...] = option(
         "A protocol of `mebm methods`, or hybrid.", "--protocol", "-p", multiple=True, metavar="P"
     )
-    metrics: str = option("Of fid, isc, kid, precision, recall; for protocols on Inception.", default="fid,isc")
+    metrics: str = option(
+        "Of fid, isc, kid, precision, recall, density, coverage, memorisation; for protocols on Inception.",
+        default="fid,isc",
+    )
     which: str = option("Of a study's trials.", "--model", type=click.Choice(["last", "best", "all"]), default="last")
     confidence: bool = flag("Also FID extrapolated to infinitely many samples.")
     seed: int | None = option(

@@ -37,7 +37,10 @@ class Score:
     )  # fmt: skip
     reference: str = option("Data set to compare with.", default="cifar10", metavar="DATASET")
     data_dir: Path | None = option("Where its images are.", type=PATH)
-    metrics: str = option("Of fid, isc, kid, precision, recall; for protocols on Inception.", default="fid,isc")
+    metrics: str = option(
+        "Of fid, isc, kid, precision, recall, density, coverage, memorisation; for protocols on Inception.",
+        default="fid,isc",
+    )
     pixel_range: str = option(
         "Of images that are floats: [-1, 1] or [0, 1].", "--range", type=click.Choice(["auto", "signed", "unit"]),
         default="auto",

@@ -102,6 +102,23 @@ def direct(images: Tensor, reference: Tensor, weights: Path, **options: Any) -> 
 
 
 @pytest.mark.slow
+def test_neighbours_are_those_of_the_features(make_data: Callable[..., ImageData], with_random: Path) -> None:
+    from trainables.evaluation.inception import inception
+    from trainables.evaluation.neighbours import density_and_coverage, memorisation
+
+    data = make_data(30, (3, 32, 32))
+    protocol = replace(PROTOCOLS["buffer-all"], name="t")
+    wanted = ("density", "coverage", "memorisation")
+    found = inception_scores(data.test_images[:20], data, CPU, protocol, wanted)
+    real, held_out, samples = (
+        inception().features(x, CPU).pool for x in (data.images, data.test_images, data.test_images[:20])
+    )
+    share, error = memorisation(real, held_out, samples, protocol.seed)
+    assert found.values == pytest.approx(dict(zip(wanted, (*density_and_coverage(real, samples), share), strict=True)))
+    assert share < 0.5 and found.errors["memorisation"] == pytest.approx(error)  # they are held-out images themselves
+
+
+@pytest.mark.slow
 def test_every_number_is_torch_fidelitys(
     make_data: Callable[..., ImageData], random_weights: Path, with_random: Path
 ) -> None:
