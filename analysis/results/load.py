@@ -34,6 +34,7 @@ from trainables.results.layout import (
     SIGNALS,
     TRIALS,
 )
+from trainables.results.progress import note
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -204,6 +205,7 @@ def load(*paths: Path | str) -> Results:
         ResultsError: A folder holds no study, or a link that leads out of it; a file of a study is missing, broken, or
             of another schema; a store cannot be read.
     """
+    note(f"reading {printable(paths[0]) if len(paths) == 1 else f'{len(paths)} folders'}")
     copies = {
         str(path): Remote.open(str(path), _SMALL, (MANIFEST, TRIALS, BENCH_FILE, SCORES_FILE))
         for path in paths

@@ -7,6 +7,7 @@ import errno
 import importlib
 import os
 import pkgutil
+import re
 import signal
 import sys
 from itertools import pairwise
@@ -62,6 +63,12 @@ class _Commands(click.Group):
         module = importlib.import_module(f"{commands.__name__}.{cmd_name}")
         return command(getattr(module, cmd_name.capitalize()))
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The first sentence of every command, wrapped and never cut."""
+        rows = [(name, _first_sentence(self.get_command(ctx, name))) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
             known = self.list_commands(ctx)
@@ -71,6 +78,11 @@ class _Commands(click.Group):
         if name not in ANSWERS and _SHOW.isdisjoint(rest):
             output.go_on()
         return name, found, rest
+
+
+def _first_sentence(command: click.Command | None) -> str:
+    text = " ".join((command.help or "" if command is not None else "").partition("\n\n")[0].split())
+    return re.split(r"(?<=\.) (?=[A-Z`])", text)[0]
 
 
 @click.group(cls=_Commands, context_settings=SETTINGS)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from study.display.console import StudyConsole
+from trainables.results.progress import note
 
 if TYPE_CHECKING:  # Ray, torch and plotly are imported when a study runs
     from study.config.study import StudyConfig
@@ -44,6 +45,7 @@ def check(study: StudyConfig, address: str | None) -> list[str]:
     from study.loggers.build import check_loggers
     from study.run.rehearsal import rehearse_study
 
+    note("checking the study")
     check_loggers(study.run.loggers)
     check_images(study, remote=address is not None)
     if address is None:
@@ -173,9 +175,11 @@ def _run_here(run: Run, place: str, mirror: Mirror | None) -> Ending:
     study, folder, say, new = run.study, run.folder, run.shown.line, run.new_in is not None
     say(f"{study.name}: {study.planned_trials} trials, results in {place}{os.sep}")
     if run.new_in is not None:
+        note("estimating what it will take")
         for line in estimate(study, None, (run.new_in,)).lines()[1:]:
             if "not known for " not in line:
                 say(f"  {line}")
+    note("preparing the images and the folder")
     ending = run_study(study, folder, run.shown, address=run.address, mirror=mirror, locked=new, **run.how)
     if mirror is not None:
         mirror.collect()
@@ -202,9 +206,12 @@ def _write_outputs(folder: Path) -> list[str]:
     from study.search.importances import write_importances
 
     results = load(folder)
+    note("writing the tables")
     write_tables(results, folder / "tables")
     write_importances(results)
+    note("drawing the report")
     report = write_report(results, folder / "report.html")
+    note("summing up")
     return ["", *summarise(results).lines(), "", f"tables  {folder / 'tables'}{os.sep}", f"report  {report}"]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from study.config.errors import UserError
 from study.config.study import StudyConfig
-from study.display.status import StudyStatus, duration
+from study.display.status import StudyStatus, duration, last_score
 from study.record.consistency import doubts
 from study.record.folder import load_folder, lock_held
 from study.record.journal import utc_text
@@ -24,6 +24,7 @@ from trainables.results.hours import Hours
 from trainables.results.layout import STUDY_FILE
 from trainables.results.schema import Outcome
 
+_WAYS = ("minimize", "maximize")
 _FRESH_SECONDS = 5.0
 _LIFE_SECONDS = 180.0
 """A driver writes to its journal at least once a minute; after three without a word nobody can say that it runs."""
@@ -66,8 +67,9 @@ class StudyView:
             return StudyStatus.of(load_folder(self.folder))
         first: Mapping[str, Any] = found.objectives[0] if found.objectives else {}
         quality, direction = first.get("metric", ""), first.get("direction")
-        known = direction if direction in ("minimize", "maximize") else None
-        return StudyStatus(found.name, found.planned, (), quality, found.seeds, direction=known)
+        known: Any = direction if direction in _WAYS else None
+        others: Any = {o["metric"]: o.get("direction") for o in found.objectives[1:] if o.get("direction") in _WAYS}
+        return StudyStatus(found.name, found.planned, (), quality, found.seeds, direction=known, others=others)
 
     def refresh(self) -> list[Mapping[str, Any]]:
         """Read what is new; returns the trials that ended meanwhile. UserError: the journal is damaged for good.
@@ -200,5 +202,13 @@ class StudyView:
             "hours": Hours.of(trials).to_dict(),
             "seconds_left": None if left is None else left.seconds,
             "doubts": self.doubts(),
-            "trials": [{k: v for k, v in trial.items() if v is not None and k != "config"} for trial in trials],
+            "objectives": [p.metric or p.quality, *p.others],
+            "front": sorted(p.front()),
+            "trials": [_told(trial) for trial in trials],
         }
+
+
+def _told(trial: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of a trial; scores of its untrained model are its initial ones, and not its last."""
+    untrained = {k for k in trial if k.endswith("_last") and last_score(trial, k.removesuffix("_last")) is None}
+    return {k: v for k, v in trial.items() if v is not None and k != "config" and k not in untrained}

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -165,8 +168,14 @@ class StudyConsole:
             TimeElapsedColumn(), TimeRemainingColumn(),
         )  # fmt: skip
         screen, quiet = _Screen(sys.stderr), not sys.stderr.isatty()
-        with held(), Progress(*columns, console=screen, transient=True, disable=quiet) as display:
+        shown_on = Progress(*columns, console=screen, transient=True, disable=quiet)
+        with ExitStack() as stack, held(), shown_on as display:
             task = display.add_task("warming up", total=total)
+
+            def say(what: str, done: int = 0, total: int | None = None) -> None:
+                display.update(task, description=work_text(what, done, total, 0.0) if total else what)
+
+            stack.enter_context(listening(say))
             yield lambda what, by=1: display.update(task, advance=by, description=what)
 
     @contextmanager
@@ -250,7 +259,9 @@ class StudyConsole:
 
     def line(self, text: str = "") -> None:
         """One line, above the live table where there is one."""
-        self.rich.print(printable(text), markup=False)
+        shown = printable(text)
+        for part in fitted(shown, self.rich.width) if self.rich.is_terminal else [shown]:
+            self.rich.print(part, markup=False)
 
     def trials(self, progress: StudyStatus) -> None:
         """Every trial of a study, in the order they started."""
@@ -327,8 +338,26 @@ class StudyConsole:
 
 
 def say(line: object) -> None:
-    """A line of a command's answer, on standard output."""
-    print(printable(str(line)))
+    """A line of a command's answer, on standard output; on a terminal of several lines of whole words, if need be."""
+    text = printable(str(line))
+    for part in fitted(text, width() + 2) if sys.stdout.isatty() else [text]:
+        print(part)
+
+
+def width() -> int:
+    """Characters of a line of text: those of the terminal but for a margin, at most 108."""
+    return min(108, shutil.get_terminal_size().columns - 2) if sys.stdout.isatty() else 108
+
+
+def fitted(text: str, columns: int) -> list[str]:
+    """A line as lines that fit, of whole words; further ones begin where the text behind a label does."""
+    if len(text) <= columns:
+        return [text]
+    label = re.match(r"\s*(\S+( \S+)?\s{2,})?", text)
+    indent = min(label.end() if label is not None else 0, columns // 3)
+    options = {"break_long_words": False, "break_on_hyphens": False, "drop_whitespace": True}
+    parts = textwrap.wrap(text[indent:], max(20, columns - indent), **options)  # type: ignore[arg-type]
+    return [text[:indent] + parts[0], *(" " * indent + part for part in parts[1:])] if parts else [text]
 
 
 def error(text: str) -> None:

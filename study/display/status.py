@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -57,6 +57,23 @@ def setting(trial: Mapping[str, Any], field: str) -> Any:
     return value
 
 
+_COSTS = {"seconds_per_iteration": "s/it", "train_seconds": "train s"}
+"""Headers, with their units, of costs that a study improves."""
+
+
+def metric_label(name: str) -> str:
+    """The header of a metric, or of a cost."""
+    return METRIC_BY_NAME[name].label if name in METRIC_BY_NAME else _COSTS.get(name, name.removeprefix(OWN))
+
+
+def last_score(trial: Mapping[str, Any], name: str) -> Any:
+    """A trial's last score of a metric, or its cost; None where only the untrained model was scored: that is p0's."""
+    last = trial.get(f"{name}_last", trial.get(name))
+    directed = name in METRIC_BY_NAME or bool(trial.get(f"{name}_direction"))
+    untrained = directed and trial.get(f"{name}_best") is None and last == trial.get(f"{name}_initial")
+    return None if untrained and f"{name}_initial" in trial else last
+
+
 def state_text(trial: Mapping[str, Any], *, short: bool = False) -> str:
     """How a trial stands, in words: `diverged at iteration 17: energy gap ran away`, or as short as it can be."""
     outcome = Outcome(trial["outcome"])
@@ -90,8 +107,12 @@ def rough(seconds: float) -> str:
 
 
 def cut(text: str, width: int) -> str:
-    """A text of at most so many characters, with an ellipsis where something is left out."""
-    return text if len(text) <= width else f"{text[: max(0, width - 1)].rstrip()}…"
+    """A text of at most so many characters, with an ellipsis where something is left out: whole words, if they do."""
+    if len(text) <= width:
+        return text
+    kept = text[: max(0, width - 1)]
+    whole = text[: max(0, width - 1)].rpartition(" ")[0].rstrip(" ±")
+    return f"{whole} …" if len(whole) > width // 2 else f"{kept.rstrip()}…"
 
 
 @dataclass(frozen=True)
@@ -138,6 +159,7 @@ class StudyStatus:
         fields: setting columns to show, besides the paper's four.
         quality: the metric to show (without `_last`), or a cost of `trials.parquet`.
         direction: which values of the metric are good; None: the metric's own direction.
+        others: further objectives and their directions.
 
     Attributes:
         gaps: last energy gap by trial id.
@@ -156,10 +178,12 @@ class StudyStatus:
         seeds: int,
         *,
         direction: Literal["minimize", "maximize"] | None = None,
+        others: Mapping[str, Literal["minimize", "maximize"]] | None = None,
     ) -> None:
         self.name, self.planned, self.quality, self.seeds = name, planned, quality, seeds
         metric = METRIC_BY_NAME.get(quality)
         self.direction = direction or (metric.direction if metric else "minimize")
+        self.others = {n: d for n, d in (others or {}).items() if n != quality}
         self.varied = set(fields)
         self.fields = list(dict.fromkeys([*ALWAYS, *fields]))
         self.trials: dict[str, dict[str, Any]] = {}
@@ -177,7 +201,11 @@ class StudyStatus:
         """The status of a study before its first trial."""
         first, seeds = study.objectives[0], len(study.seeds)
         direction = first.resolved_direction
-        made = cls(study.name, study.planned_trials, study.varied_columns, first.metric, seeds, direction=direction)
+        others = {o.metric: o.resolved_direction for o in study.objectives[1:]}
+        made = cls(
+            study.name, study.planned_trials, study.varied_columns, first.metric, seeds, direction=direction,
+            others=others,
+        )  # fmt: skip
         made.objective = first if study.is_script else None
         return made
 
@@ -269,23 +297,38 @@ class StudyStatus:
 
     def value(self, trial: Mapping[str, Any]) -> Any:
         """A trial's last quality, or what else the study improves."""
-        quality = self.metric or self.quality
-        return trial.get(f"{quality}_last", trial.get(quality))
+        return last_score(trial, self.metric or self.quality)
 
-    def _best(self, trial: Mapping[str, Any]) -> float | None:
-        quality = self.metric or self.quality
+    def _best(self, trial: Mapping[str, Any], name: str | None = None) -> float | None:
+        quality = name or self.metric or self.quality
         value = trial.get(f"{quality}_best", trial.get(quality))
         return None if value is None else float(value)
+
+    def front(self) -> set[str]:
+        """Ids of completed trials that no other beats in every objective; none where there is one objective."""
+        if not self.others:
+            return set()
+        from analysis.stats.tradeoff.front import pareto  # pandas, which takes a moment
+
+        names = [self.metric or self.quality, *self.others]
+        points = {t["trial_id"]: [self._best(t, n) for n in names] for t in self._with(Outcome.COMPLETED)}
+        points = {t: values for t, values in points.items() if None not in values}
+        if not points:
+            return set()
+        found = pareto(list(points.values()), [self.direction, *self.others.values()])  # type: ignore[arg-type]
+        return {t for t, on in zip(points, found, strict=True) if on}
 
     def interesting(self, rows: int) -> list[dict[str, Any]]:
         """Running trials, the newest that ended badly, the best, the newest others; each leaves the next room."""
         newest = sorted(self._all(), key=lambda t: (t.get("ended_at") or "", t["trial_id"]), reverse=True)
         sign = 1 if self.direction == "minimize" else -1
         scored = [(sign * v, t) for t in self._with(Outcome.COMPLETED) if (v := self._best(t)) is not None]
+        front = self.front()
+        ranked = sorted(scored, key=lambda item: (item[1]["trial_id"] not in front, item[0]))
         groups = [
             self._with(Outcome.RUNNING),
             [t for t in newest if t["outcome"] in BAD],
-            [t for _, t in sorted(scored, key=lambda item: item[0])],
+            [t for _, t in ranked],
             [t for t in newest if t["outcome"] not in (Outcome.RUNNING, Outcome.PENDING)],
         ]
         running = min(len(groups[0]), max(1, rows // 2))
@@ -307,8 +350,7 @@ class StudyStatus:
         """
         trials = self._all() if rows is None else self.interesting(rows)
         quality = self.metric or self.quality
-        label = METRIC_BY_NAME[quality].label if quality in METRIC_BY_NAME else quality.removeprefix(OWN)
-        label = "metric" if self.objective is not None and self.metric is None else label
+        label = "metric" if self.objective is not None and self.metric is None else metric_label(quality)
         columns = {"": Column("trial", tuple(t["trial_id"] for t in trials), right=False)}
         for field in self._told(trials, self.fields):
             columns[field] = Column(SYMBOLS.get(field, bare(field)), tuple(number(setting(t, field)) for t in trials))
@@ -316,9 +358,13 @@ class StudyStatus:
             columns["seed"] = Column("seed", tuple(number(t["seed"]) for t in trials))
         columns["epoch"] = Column("epoch", tuple(map(_epochs, trials)))
         columns["quality"] = Column(label, tuple(number(self.value(t)) for t in trials))
+        for name in self.others:
+            cells = tuple(number(last_score(t, name)) for t in trials)
+            columns[name] = Column(metric_label(name), cells)
+        front = self.front()
         columns["gap"] = Column("gap", tuple(number(self.gaps.get(t["trial_id"])) for t in trials))
         outcomes = tuple(Outcome(t["outcome"]) for t in trials)
-        state = Column("state", tuple(self._state(t, short=False) for t in trials), right=False)
+        state = Column("state", tuple(self._state(t, front, short=False) for t in trials), right=False)
         if width is None:
             return Shown((*columns.values(), state), outcomes)
         for field in (f for f in ALWAYS if f not in self.varied):
@@ -326,25 +372,28 @@ class StudyStatus:
                 columns.pop(field, None)
         if not _fits(columns, state, _STATE, width):
             columns = {name: _brief(name, column) for name, column in columns.items()}
-            state = Column("state", tuple(self._state(t, short=True) for t in trials), right=False)
+            state = Column("state", tuple(self._state(t, front, short=True) for t in trials), right=False)
             for field in ["gap", *reversed([f for f in self.fields if f in columns]), "seed", "epoch"]:
                 if not _fits(columns, state, _STATE_SHORT, width):
                     columns.pop(field, None)
         taken = sum(c.width + _GAP for c in columns.values())
         return Shown((*columns.values(), state.cut(max(len(state.header), width - taken))), outcomes)
 
-    def _state(self, trial: Mapping[str, Any], *, short: bool) -> str:
+    def _state(self, trial: Mapping[str, Any], front: Container[str], *, short: bool) -> str:
         text = state_text(trial, short=short)
+        if self.others:
+            return f"{text}, on the front" if trial["trial_id"] in front else text
         if trial["outcome"] == Outcome.COMPLETED and (best := self._best(trial)) is not None:
             shown, error = number(best), trial.get(f"{self.quality}_best_se")
-            sampled = "" if error is None else f" ± {error:.2g}"
+            sampled = "" if error is None or short else f" ± {error:.2g}"
             return text if shown == number(self.value(trial)) and not sampled else f"{text}, best {shown}{sampled}"
         return text
 
     def plain(self, trial: Mapping[str, Any]) -> str:
         """A trial that ended, as one line."""
-        value = self.value(trial)
-        shown = f" {(self.metric or self.quality).removeprefix(OWN)}={number(value)}" if value is not None else ""
+        quality = self.metric or self.quality
+        scores = {quality: self.value(trial)} | {name: last_score(trial, name) for name in self.others}
+        shown = "".join(f" {n.removeprefix(OWN)}={number(v)}" for n, v in scores.items() if v is not None)
         left = self.left()
         tail = f", about {duration(left.seconds)} left" if left is not None else ""
         settings = self._settings(trial, self.fields)

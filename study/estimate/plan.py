@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from analysis.results.messages import plural
 from analysis.results.parquet import records
 from analysis.results.published import published_results
 from analysis.stats.survival import decisions
@@ -60,15 +61,17 @@ class Plan:
         """GPU-hours and the device; empty where its rate is not known."""
         if self.gpu_hours is None:
             return ""
-        number = f"{self.gpu_hours:,.0f}" if self.gpu_hours >= 100 else f"{self.gpu_hours:.3g}"
-        return f"{number} GPU-hours on {self.gpu}"
+        hours, unit = self.gpu_hours, "hours"
+        if hours < 1:
+            hours, unit = 60 * hours, "minutes"
+        return f"{f'{hours:,.0f}' if hours >= 100 else f'{hours:.2g}'} GPU-{unit} on {self.gpu}"
 
     def lines(self) -> list[str]:
         """The plan in words."""
         mean = " (mean of settings at the ends of the search space)" if self.example else ""
         here = "this device" if self.gpu is None else self.gpu
         near = "" if self.gpu is None else nearest(self.gpu, GPU_RATES)
-        time = f"not known for {here}; name a device with --gpu ({', '.join(GPU_RATES)}){near}"
+        time = f"not known for {here}; name one with --gpu ({', '.join(GPU_RATES)}){near}"
         if self.gpu_hours is not None:
             basis = f"{self.measured} settings timed by mebm bench, the rest" if self.measured else "all settings"
             time = f"{self.gpu_time} ({basis} from the arithmetic; rough)"
@@ -76,11 +79,17 @@ class Plan:
             *_counted(self),
             f"arithmetic  {operations(self.flops)} if no trial ends early{mean}",
             f"time        {time}",
-            f"disk        {self.disk_bytes / 1e9:.3g} GB of models and signals, and while it runs "
-            f"{3 * self.checkpoint_bytes / 1e9:.3g} GB of checkpoints per trial at work",
+            f"disk        {amount(self.disk_bytes)} of models and signals, and while it runs "
+            f"{amount(3 * self.checkpoint_bytes)} of checkpoints per trial at work",
             f"paper rows  {', '.join(f'Table {table} {name}' for table, name in self.rows) or 'none'}",
             _can_show(self),
         ]
+
+
+def amount(size: float) -> str:
+    """Bytes with the unit that fits."""
+    unit, one = next(((u, s) for u, s in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)) if size >= s), ("kB", 1e3))
+    return f"{size / one:.3g} {unit}"
 
 
 def operations(flops: float) -> str:
@@ -118,14 +127,15 @@ def script_plan(study: StudyConfig) -> ScriptPlan:
 
 def _counted(plan: Plan | ScriptPlan) -> list[str]:
     return [
-        f"trials      {plan.trials}: {plan.settings} settings x {plan.seeds} seeds",
+        f"trials      {plan.trials}: {plural(plan.settings, 'setting')} x {plural(plan.seeds, 'seed')}",
         *(f"{'different' if i == 0 else 'note':<12}{text}" for i, text in enumerate(plan.different)),
     ]
 
 
 def _can_show(plan: Plan | ScriptPlan) -> str:
+    seeds = plural(plan.seeds, "seed")
     return (
-        f"can show    with {plan.seeds} seed(s) and none diverged, a divergence rate below {plan.smallest_rate:.0%} at "
+        f"can show    with {seeds} and none diverged, a divergence rate below {plan.smallest_rate:.0%} at "
         f"95%; below 10% needs {seeds_needed(0.1)} seeds, below 5% {seeds_needed(0.05)}"
     )
 

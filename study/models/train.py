@@ -228,6 +228,8 @@ def _train(trial: Trial, config: TrialConfig, folder: Path, console: StudyConsol
 
 def _note(row: dict[str, Any]) -> str:
     told = [(m.label, row[m.name]) for m in METRICS]
+    if not row["epoch"]:
+        told = [(f"untrained {label}", value) for label, value in told]
     told += [("gap", row["energy_gap"]), ("cross-entropy", row["cross_entropy"])]
     return "  ".join(f"{name} {number(value)}" for name, value in told if value is not None)
 

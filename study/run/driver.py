@@ -36,6 +36,7 @@ from study.run.watchdog import Watchdog
 from study.run.workers import Workers
 from study.search.searcher import StudySearch
 from trainables.results.layout import CHECKPOINTS, LOG_FILE
+from trainables.results.progress import note
 from trainables.results.schema import Outcome
 from trainables.script.ray_trainable import ScriptTrainable
 from trainables.trial import ray_kv
@@ -115,6 +116,7 @@ class _Run:
 
     def connect(self, address: str | None, handler: logging.Handler, stack: ExitStack) -> dict[str, float]:
         """Start or join Ray, and watch over it until `stack` ends; returns the cluster's resources."""
+        note("starting Ray")
         started_here = not ray.is_initialized()
         cluster = connect(address, self.folder / LOG_FILE)
         log_only_to(handler)

@@ -20,6 +20,7 @@ from study.config.errors import UserError, one_line
 from study.config.study import StudyConfig
 from trainables.results.credentials import redacted
 from trainables.results.layout import STORAGE
+from trainables.results.own import OWN
 
 AWAY = (SQLAlchemyError, optuna.exceptions.StorageInternalError)
 """What is raised where a storage cannot be used."""
@@ -118,6 +119,11 @@ def open_both(study: StudyConfig, folder: Path, started: Collection[int] = ()) -
     except optuna.exceptions.DuplicatedStudyError:
         opened = optuna.load_study(study_name=study.name, storage=storage)
         fresh = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        names = [o.metric.removeprefix(OWN) for o in study.objectives]
+        if opened.metric_names != names:
+            opened.set_metric_names(names)  # for whoever looks at it, as optuna-dashboard does
     there = [d.name.lower() for d in opened.directions]
     if there != directions:
         raise UserError(f"{study.name}: its Optuna storage has the directions {there}, the study {directions}")

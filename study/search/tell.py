@@ -126,6 +126,9 @@ def tell(
     for key in ("outcome", "cause", "iteration"):
         if values[key] is not None:
             trial.set_user_attr(key, values[key])
+    unscored = [o.metric for o in study.objectives if (f := o.resolved(values)) and values.get(f.column) is None]
+    if unscored:
+        trial.set_user_attr("never scored", f"{', '.join(unscored)}: the value stands in for one, for the sampler")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # told a second time, after a storage that was away
         trial.set_constraint(STABLE, _constraint(outcome))

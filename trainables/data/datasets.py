@@ -20,6 +20,7 @@ from trainables.data.readers.folders import find_folders
 from trainables.data.readers.items import DataError, Found, shown
 from trainables.data.readers.parquet import find_parquet
 from trainables.plugins.reference import on_change
+from trainables.results.progress import note
 from trainables.results.spelling import nearest, nearest_path
 
 
@@ -132,6 +133,7 @@ def _from_files(
     bad_images: Literal["refuse", "skip"],
     side: int | None,
 ) -> ImageData:
+    note(f"reading the images of {shown(name)}")
     found = _find(name, known, Path(data_dir) if data_dir is not None else None)
     wanted = side or (known.side if known else None)
     cache = cached(

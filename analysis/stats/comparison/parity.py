@@ -14,6 +14,7 @@ from analysis.results.labels import symbol, text
 from analysis.results.load import Results
 from analysis.results.messages import ResultsError
 from analysis.results.parquet import records, typed_frame
+from analysis.stats.comparison.objectives import objectives
 from analysis.stats.survival.rates import wilson
 from analysis.stats.trials.objective import objective
 from analysis.stats.trials.spread import Spread, spread, t_quantile
@@ -52,6 +53,8 @@ class Parity:
     """Its value that the others are compared with."""
     pairs: pd.DataFrame
     unpaired: int
+    further: tuple[dict[str, Any], ...] = ()
+    """Of studies of several objectives the others than `metric` of each pair: value, metric, change, se."""
 
     def lines(self) -> list[str]:
         """What the pairs show, for people."""
@@ -79,6 +82,12 @@ class Parity:
                 sd = "" if change.sd is None else f", sd {change.sd:.2g}"
                 mean = f"mean {change.mean:+.2g}{sd} ({change.n} pairs)"
                 found.append(f"  {metric}, second minus first: {mean}{_told(change, scored[0]['metric_se'])}")
+            for metric in dict.fromkeys(r["metric"] for r in self.further if r["value"] == value):
+                more = [r for r in self.further if r["value"] == value and r["metric"] == metric]
+                change = spread(r["change"] for r in more)
+                sd = "" if change.sd is None else f", sd {change.sd:.2g}"
+                mean = f"mean {change.mean:+.2g}{sd} ({change.n} pairs)"
+                found.append(f"  {metric}, second minus first: {mean}{_told(change, more[0]['se'])}")
             paces = spread(r["speedup"] for r in of)
             if paces.mean is not None:
                 found.append(f"  speed: {paces.mean:.2f} times the first ({paces.n} pairs)")
@@ -121,7 +130,10 @@ def parity(results: Results, field: str, reference: str | None = None) -> Parity
     }
     wanted = [m for study in results.studies if (m := objective(results, study)) is not None]
     scores = list(dict.fromkeys(f"{m.name}_last" for m in (*wanted, *results.metrics())))
-    rows, paired = [], 0
+    asked = {s: [o.name for o in objectives(results, s) if o.protocol is not None] for s in results.studies}
+    rows: list[dict[str, Any]] = []
+    further: list[dict[str, Any]] = []
+    paired = 0
     for group in groups.values():
         first, config = next(((t, c) for t, c in group if text(c[field]) == reference), (None, {}))
         if first is None or len(group) < 2:
@@ -132,7 +144,10 @@ def parity(results: Results, field: str, reference: str | None = None) -> Parity
             if other is not first:
                 row = {"setting": setting or None, "reference": reference, "value": text(own[field])}
                 rows.append(row | _pair(first, other, scores))
-    return Parity(field, reference, typed_frame(rows, PAIR_COLUMNS), len(having) - paired)
+                compared = rows[-1]["metric"]
+                rest = [n for n in asked[first["study"]] if n != compared] if compared else []
+                further += _further(first, other, rest, text(own[field]))
+    return Parity(field, reference, typed_frame(rows, PAIR_COLUMNS), len(having) - paired, tuple(further))
 
 
 def _no_such(field: str, configs: Sequence[Mapping[str, Any]]) -> str:
@@ -159,6 +174,17 @@ def _told(change: Spread, error: float | None) -> str:
     else:
         return ", sampling error not recorded"
     return bounds if abs(change.mean) > half else f"{bounds}, not told from 0"
+
+
+def _further(first: Trial, other: Trial, names: Sequence[str], value: str) -> list[dict[str, Any]]:
+    found = []
+    for name in names:
+        one, two = first[f"{name}_last"], other[f"{name}_last"]
+        a, b = (t.get(f"{name}_best_se") for t in (first, other))
+        error = math.hypot(a, b) if a is not None and b is not None else None
+        if one is not None and two is not None:
+            found.append({"value": value, "metric": name, "change": two - one, "se": error})
+    return found
 
 
 def _pair(first: Trial, other: Trial, scores: Sequence[str]) -> dict[str, Any]:

@@ -16,10 +16,11 @@ from typing import Any
 
 from analysis.results.labels import duration
 from analysis.results.load import Results
-from analysis.results.messages import ResultsError
+from analysis.results.messages import ResultsError, plural
 from analysis.results.parquet import records
 from analysis.stats.comparison import candidates
 from analysis.stats.comparison.candidates import Candidate, survival_text
+from analysis.stats.comparison.objectives import Objective, objective_front, objectives
 from analysis.stats.tradeoff.anytime import anytime
 from analysis.stats.tradeoff.pace import bench_trials, pace_on, pace_warnings
 from analysis.stats.trials.grouping import group_by
@@ -35,6 +36,41 @@ MIN_SURVIVAL = 0.5
 """A setting expected to survive less often is not recommended, whatever else there is."""
 RUNNERS_UP = 5
 """Most settings listed beside the recommended one."""
+
+
+@dataclass(frozen=True)
+class Front:
+    """Settings of a study of several objectives that no other beats in all of them, the best in the first one first."""
+
+    objectives: tuple[Objective, ...]
+    settings: tuple[tuple[str, Mapping[str, Any]], ...]
+    """Each in words, with its row of `objective_front`."""
+    of: int
+    """How many settings have a completed trial with every objective."""
+
+    def lines(self) -> list[str]:
+        """The front in words: which objectives, then a line per setting."""
+        asked = " and ".join(f"{o.label} ({o.better} is better)" for o in self.objectives)
+        beaten = f"{len(self.settings)} of {self.of} settings are beaten by none in {asked}"
+        return [beaten, *(self._line(name, row) for name, row in self.settings)]
+
+    def _line(self, name: str, row: Mapping[str, Any]) -> str:
+        values = ", ".join(f"{o.label} {objective_value(o, row[o.name])}" for o in self.objectives)
+        bad = f", {row['ended_badly']} ended badly" if row["ended_badly"] else ""
+        return f"{name}: {values} ({plural(row['completed'], 'trial')}{bad})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The front as plain values."""
+        return {
+            "objectives": [{"name": o.name, "direction": o.direction} for o in self.objectives],
+            "settings": [{"setting": name, **row} for name, row in self.settings],
+            "of": self.of,
+        }
+
+
+def objective_value(objective: Objective, value: float) -> str:
+    """A value of an objective with its unit: times as people read them."""
+    return duration(value) if objective.unit == "s" else f"{value:.3g}"
 
 
 @dataclass(frozen=True)
@@ -59,6 +95,8 @@ class Recommendation:
     safe: bool = False
     """Whether it is expected to survive as often as was asked for."""
     every: tuple[Candidate, ...] = ()
+    front: Front | None = None
+    """The settings that no other beats in every objective, where there are several."""
     fresh: Recommendation | None = None
     """What fresh chains from p0 recommend, where quality is of the replay buffer and that was measured too."""
 
@@ -71,7 +109,8 @@ class Recommendation:
     def items(self) -> list[tuple[str, str]]:
         """The recommendation for people as label and text; a label stands for the texts without one after it."""
         if self.best is None or self.metric is None:
-            return [("run", "nothing to recommend"), *_labelled("because", self.warnings)]
+            front = _labelled("front", self.front.lines() if self.front is not None else [])
+            return [("run", "nothing to recommend"), *_labelled("because", self.warnings), *front]
         best, metric = self.best, self.metric
         others = [f"{c.name}: {metric.label} {c.value_text()}; {c.why_not}" for c in self.runners_up]
         if (rest := self.settings - 1 - len(self.runners_up)) > 0:
@@ -89,6 +128,7 @@ class Recommendation:
             ("survives", f"{best.survives:.0%} expected; {survival}"),
             *_labelled("runner-up", [self.lead()] if self.nearest is not None else []),
             *_labelled("fresh", [self.fresh_text()] if self.disagrees else []),
+            *_labelled("front", self.front.lines() if self.front is not None else []),
             ("evidence", ", ".join(best.trial_ids)),
             *_labelled("but", self.warnings),
             *_labelled("not", others),
@@ -141,6 +181,7 @@ class Recommendation:
             "runners_up": [c.to_dict() for c in self.runners_up],
             "tied": self.tied,
             "settings": self.settings,
+            "front": self.front.to_dict() if self.front is not None else None,
             "warnings": list(self.warnings),
             "fresh": self.fresh.to_dict() if self.fresh is not None else None,
         }
@@ -201,13 +242,27 @@ def recommend(
         found = candidates.with_survival(candidates.with_errors(found, quality))
         return _choose(found, quality, nothing, survival)
 
+    front = _front(results, trials, names)
     twin = METRIC_BY_NAME.get(f"{chosen.name.removesuffix('_buffer')}_fresh")
     if twin is None or twin is chosen or all(t[f"{twin.name}_best"] is None for t in trials):
-        return by(chosen)
-    return replace(by(chosen), fresh=by(twin))
+        return replace(by(chosen), front=front)
+    return replace(by(chosen), front=front, fresh=by(twin))
 
 
 _SETTING = ("setting_id", *SETTING_NAMES)
+
+
+def _front(results: Results, trials: Sequence[Trial], names: Mapping[tuple[Any, ...], str]) -> Front | None:
+    """The front of the objectives of trials; None where their studies have one, or not the same ones."""
+    studies = dict.fromkeys(str(t["study"]) for t in trials)
+    asked = {tuple(objectives(results, study)) for study in studies}
+    if len(asked) != 1 or len(every := next(iter(asked))) < 2:
+        return None
+    frame = results.trials[results.trials["study"].isin(list(studies))]
+    rows = records(objective_front(frame[frame["dataset"] == trials[0]["dataset"]], list(every)))
+    words = {key[0]: name for key, name in names.items()}
+    found = tuple((words.get(r["setting_id"], str(r["setting_id"])), r) for r in rows if r["on_front"])
+    return Front(every, found, len(rows)) if found else None
 
 
 def of_setting(trials: Iterable[Trial], candidate: Candidate) -> list[Trial]:

@@ -117,6 +117,8 @@ class StudySummary:
     saved_seconds: float
     bad: Rate | None = None
     """How often trials ended badly, cut-off ones censored; None without a trial."""
+    front: tuple[str, ...] = ()
+    """The settings that none beats in all objectives, in words, where there are several objectives."""
 
     def lines(self) -> list[str]:
         """The summary for the console, one short line each."""
@@ -131,6 +133,7 @@ class StudySummary:
             lines += [f"best setting: {best_text(self.best)}", *_remarks(self.best)]
         elif self.no_best:
             lines.append(f"no best setting: {self.no_best}")
+        lines += [f"{'' if i == 0 else '  '}{line}" for i, line in enumerate(self.front)]
         return [line for line in (*lines, self.hours.text()) if line]
 
 
@@ -159,7 +162,7 @@ def _summarise(results: Results, study: str) -> StudySummary:
     varied = varied_or_all(results, study)
     found = claims(frame, varied)
     ledger = {r["category"]: r for r in records(compute_ledger(frame))}
-    best, no_best = _best(results, study, trials, varied)
+    best, no_best, front = _best(results, study, trials, varied)
     return StudySummary(
         study,
         tuple((o, counted[o.value]) for o in Outcome if counted[o.value]),
@@ -172,6 +175,7 @@ def _summarise(results: Results, study: str) -> StudySummary:
         ledger["spent"]["seconds"],
         ledger["saved"]["seconds"],
         rate(trials, events=ENDED_BADLY) if trials else None,
+        front=front,
     )
 
 
@@ -184,29 +188,36 @@ def _contrast(trials: Sequence[Trial], claim: Claim) -> Contrast:
     return Contrast(claim, "diverged or collapsed" if collapsed else "diverged", rates)
 
 
-def _best(results: Results, study: str, trials: Sequence[Trial], varied: Sequence[str]) -> tuple[Best | None, str]:
-    """The best setting, or why there is none; neither where no quality was measured."""
+def _best(
+    results: Results, study: str, trials: Sequence[Trial], varied: Sequence[str]
+) -> tuple[Best | None, str, tuple[str, ...]]:
+    """The best setting, or why there is none; neither where no quality was measured; and the front in words."""
     started = [t for t in trials if t["outcome"] != Outcome.PENDING]
     if not started:
-        return None, ""
+        return None, "", ()
     dataset = Counter(t["dataset"] for t in started).most_common(1)[0][0]
     found = recommend(results.of(study), dataset=dataset)
+    front = tuple(found.front.lines()) if found.front is not None else ()
     if found.best is None or found.metric is None:
-        return None, "" if found.metric is None else found.warnings[-1]
+        return None, "" if found.metric is None else found.warnings[-1], front
     own, fresh = found.by_fresh_chains, None
     if found.fresh is not None and found.fresh.metric is not None and own is not None and own.values:
         fresh = Quality(*_quality(found.fresh.metric, own))
-    return Best(
-        *_quality(found.metric, found.best),
-        setting=setting_text(found.best.trial, varied) or found.best.setting_id,
-        error=found.best.error,
-        stability=rate(of_setting(started, found.best)),
-        lead=found.lead(),
-        survives=found.best.survives,
-        safe=found.safe,
-        fresh=fresh,
-        fresh_winner=found.fresh_text() if found.disagrees else "",
-    ), ""
+    return (
+        Best(
+            *_quality(found.metric, found.best),
+            setting=setting_text(found.best.trial, varied) or found.best.setting_id,
+            error=found.best.error,
+            stability=rate(of_setting(started, found.best)),
+            lead=found.lead(),
+            survives=found.best.survives,
+            safe=found.safe,
+            fresh=fresh,
+            fresh_winner=found.fresh_text() if found.disagrees else "",
+        ),
+        "",
+        front,
+    )
 
 
 def _quality(metric: Metric, candidate: Candidate) -> tuple[Metric, str | None, float, float | None, int]:

@@ -41,6 +41,6 @@ class Compare:
             pairs = records(found.pairs)
             different = sum(not p["same"] for p in pairs)
             shown = {"field": self.field, "reference": found.reference, "pairs": len(pairs), "different": different}
-            return shown | {"unpaired": found.unpaired, "rows": pairs}
+            return shown | {"unpaired": found.unpaired, "rows": pairs, "further": list(found.further)}
 
         show(self.as_json, values, found.lines)

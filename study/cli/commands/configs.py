@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from study.cli.options import json_option, option, show
+from study.display import console
+from trainables.results.progress import note
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,7 @@ class Configs:
     as_json: bool = json_option()
 
     def __call__(self) -> None:
+        note("reading the studies")
         show(self.as_json, lambda: [_about(name, self.gpu) for name in _names()], self._lines)
 
     def _lines(self) -> Iterator[str]:
@@ -27,7 +30,7 @@ class Configs:
             found = _about(name, self.gpu)
             yield f"{name:<{wide}}  {found['trials']:>4} trials  {found['needs']:<32}  {found['cost']}"
             yield from textwrap.wrap(
-                found["asks"], 108, initial_indent=" " * (wide + 2), subsequent_indent=" " * (wide + 2)
+                found["asks"], console.width(), initial_indent=" " * (wide + 2), subsequent_indent=" " * (wide + 2)
             )
 
 

@@ -9,6 +9,7 @@ import click
 
 from study.cli.options import PATH, flag, json_option, option, show, studies
 from study.config.errors import UserError
+from trainables.results.progress import note
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Detector:
             found = recordings(*read_files(self.signals, self.runs))
         else:
             raise UserError("give study folders, or --signals and --runs")
+        note("replaying the detector")
         replayed = replay_recordings(found, None, rules)
         result = tune(found) if self.tuned else replayed
         if self.table and not self.as_json:

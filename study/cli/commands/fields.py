@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from study.cli.options import FIELD, argument, json_option, show
 from study.config.errors import UserError, nearest, shown
+from study.display import console
 
 if TYPE_CHECKING:
     from study.config.describe import FieldText
@@ -90,7 +91,7 @@ def _list(fields: list[FieldText]) -> Iterator[str]:
         named = field_of(f.meaning.split(" ")[0].rstrip(":")) == f.name
         sign = f"{f.symbol}: " if f.symbol and not named else ""
         brief = re.split(r"[.;] ", re.sub(r" \([^()]*\)", "", f.meaning))[0].rstrip(".")
-        meaning = textwrap.shorten(sign + brief, max(30, 106 - wide - middle), placeholder=" ...")
+        meaning = textwrap.shorten(sign + brief, max(30, console.width() - 2 - wide - middle), placeholder=" ...")
         yield f"{f.name:<{wide}}  {f.default_text:<{middle}}  {meaning}"
 
 
@@ -103,14 +104,14 @@ def _all_about(field: FieldText) -> Iterator[str]:
         where = f"{where}; of {', '.join(field.methods)} alone"
     parts = [("is", field.meaning), ("takes", field.values), ("default", field.default_text), ("of", where)]
     for label, text in parts:
-        yield from textwrap.wrap(text, 108, initial_indent=f"  {label:<9}", subsequent_indent=" " * 11)
+        yield from textwrap.wrap(text, console.width(), initial_indent=f"  {label:<9}", subsequent_indent=" " * 11)
     groups: dict[str, list[str]] = {}
     for method, by_data in _differing(field).items():
         groups.setdefault(_in_words({d: as_yaml(v) for d, v in by_data.items()}), []).append(method)
     if len(groups) > 1 or (groups and next(iter(groups)) != field.default_text):
         for text, methods in groups.items():
             whole = f"{', '.join(methods)}: {text}"
-            yield from textwrap.wrap(whole, 108, initial_indent="  for      ", subsequent_indent=" " * 11)
+            yield from textwrap.wrap(whole, console.width(), initial_indent="  for      ", subsequent_indent=" " * 11)
 
 
 def _in_words(by_data: Mapping[str, str]) -> str:

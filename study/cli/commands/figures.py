@@ -10,6 +10,7 @@ import click
 
 from study.cli.options import beside, device_option, flag, names, option, out_option, studies, trust_option
 from study.display import console
+from trainables.results.progress import note
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class Figures:
                 console.say(f"{name:<40} {caption}")
             return
         target = self.out or beside(self.folders, "figures")
+        note("drawing the figures")
         made, notes = make_all(
             self.folders,
             target,
@@ -105,5 +107,5 @@ class Figures:
             more = f" (and {len(files) - 1} more)" if len(files) > 1 else ""
             first = next((f for f in files if not f.endswith((".parquet", ".csv"))), files[0])
             console.say(f"{name:<10} {target / first}{more}")
-        for note in notes:
-            console.say(f"not made: {note}")
+        for why in notes:
+            console.say(f"not made: {why}")

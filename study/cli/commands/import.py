@@ -11,6 +11,7 @@ import click
 
 from study.cli.options import LOCAL, argument, flag, json_option, option, out_option, show
 from study.config.errors import UserError, shown
+from trainables.results.progress import note
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class Import:
             raise UserError("--append and --replace exclude each other")
         mapping = parse_map(self.mapping)
         pattern = _pattern(self.run_from)
+        note("reading the records")
         recorded, _ = gather(self.files, mapping, pattern)
         lines = []
         for row in read_runs(self.runs) if self.runs else ():

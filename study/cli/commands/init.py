@@ -13,6 +13,7 @@ from study.cli import completion
 from study.cli.options import COUNT, LOCAL, POSITIVE, argument, option
 from study.config.errors import UserError, nearest, shown
 from study.display import console
+from study.display.activity import held
 
 
 @dataclass(frozen=True)
@@ -75,4 +76,5 @@ def _asked(what: str, given: Any, default: Any, known: list[str] | None, kind: t
         return given
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return default
-    return click.prompt(what, default=default, type=click.Choice(known) if known else kind)
+    with held():
+        return click.prompt(what, default=default, type=click.Choice(known) if known else kind)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from study.cli import completion
 from study.cli.options import argument, json_option, show
 from study.config.errors import UserError, nearest, shown
+from study.display import console
 
 if TYPE_CHECKING:
     from trainables.config.method import MethodSpec
@@ -117,4 +118,6 @@ def _entry(name: str, title: str, parts: list[tuple[str, str]]) -> Iterator[str]
     yield f"{name:<9} {title}".rstrip()
     for label, text in parts:
         if text:
-            yield from textwrap.wrap(text, 108, initial_indent=f"          {label:<8}", subsequent_indent=" " * 18)
+            yield from textwrap.wrap(
+                text, console.width(), initial_indent=f"          {label:<8}", subsequent_indent=" " * 18
+            )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from study.cli.options import PATH, config_argument, json_option, option, set_option, show
+from trainables.results.progress import note
 
 
 @dataclass(frozen=True)
@@ -29,5 +30,6 @@ class Plan:
         from study.cli.running import estimate
         from study.config.load import load_study
 
+        note("estimating what it will take")
         found = estimate(load_study(self.config, self.assignments), self.gpu, self.benches)
         show(self.as_json, lambda: dataclasses.asdict(found), found.lines)

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from study.cli.options import PATH, POSITIVE, json_option, option, show, studies
+from trainables.results.progress import note
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Recommend:
         from analysis.stats.comparison.recommend import recommend
         from study.estimate.resources import GPU_RATES
 
+        note("comparing the settings")
         found = recommend(
             load(*self.folders),
             self.gpu,

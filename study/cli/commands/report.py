@@ -8,6 +8,7 @@ from pathlib import Path
 
 from study.cli.options import beside, out_option, studies
 from study.display import console
+from trainables.results.progress import note
 
 
 @dataclass(frozen=True)
@@ -26,4 +27,5 @@ class Report:
             from study.search.importances import write_importances
 
             write_importances(results)
+        note("drawing the report")
         console.say(write_report(results, self.out or beside(self.folders, "report.html")))

@@ -10,6 +10,7 @@ import click
 
 from study.cli.options import PATH, argument, option
 from study.config.errors import UserError
+from study.display.activity import held
 from study.display.console import StudyConsole
 
 
@@ -41,4 +42,5 @@ class Serve:
         with server:
             # A shell starts what runs in the background with SIGINT ignored; an interrupt is how this ends.
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            server.serve_forever()
+            with held():
+                server.serve_forever()

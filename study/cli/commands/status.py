@@ -13,6 +13,7 @@ import click
 
 from study.cli.options import PLACE, argument, json_option, option, trust_option
 from study.display import console
+from study.display.activity import held
 from study.display.status import BAD
 from trainables.results.hours import Hours
 
@@ -73,7 +74,8 @@ class Status:
         if self.watch is not None and out.rich.is_terminal and not self.as_json:
             _watch_screen(view, self.watch, out)
         elif self.watch is not None:
-            _watch_lines(view, self.watch, self.as_json, out)
+            with held():
+                _watch_lines(view, self.watch, self.as_json, out)
         elif self.as_json:
             click.echo(json.dumps(view.to_dict(), indent=2))
         else:

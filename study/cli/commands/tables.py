@@ -10,6 +10,7 @@ import click
 
 from study.cli.options import beside, option, out_option, studies
 from study.display import console
+from trainables.results.progress import note
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Tables:
         from analysis.tables.paper import published_alone, write_tables
 
         results = load(*self.folders) if self.folders else None
+        note("writing the tables")
         written = write_tables(results, self.out or beside(self.folders, "tables"), self.merge)
         for path in written:
             console.say(path)

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from study.display.console import StudyConsole
+from study.display.console import StudyConsole, fitted
 from study.display.status import StudyStatus, duration, number, state_text
 from trainables.results.hours import Hours
 from trainables.results.schema import Outcome
@@ -313,3 +313,61 @@ def test_a_cost_can_be_what_the_study_improves():
     assert [t["trial_id"] for t in progress.interesting(1)] == ["t2"]
     assert progress.shown().columns[-3].cells == ("0.25", "0.125")
     assert progress.counts()[Outcome.COMPLETED] == 2
+
+
+def test_a_trial_that_was_never_scored_shows_no_score():
+    progress = StudyStatus("demo", 3, SEARCHED, "fd_buffer", 1)
+    unscored = {"fd_buffer_last": 9.04, "fd_buffer_initial": 9.04, "fd_buffer_best": None}
+    progress.put(ended("t0001", "diverged", 1, cause="energy_gap", iteration=17, **unscored), 20.5)
+    progress.put(trial("t0002", **unscored), 0.1)
+    scored = {"fd_buffer_last": 9.04, "fd_buffer_initial": 9.04, "fd_buffer_best": 9.04}
+    progress.put(ended("t0003", "completed", 3, **scored), 0.1)
+    quality = next(c for c in progress.shown().columns if c.header == "FD (buffer)")
+    assert quality.cells == ("-", "-", "9.04")
+    assert "fd_buffer" not in progress.plain(progress.trials["t0001"])
+    assert "fd_buffer=9.04" in progress.plain(progress.trials["t0003"])
+
+
+def two_objectives():
+    others = {"accuracy": "maximize", "seconds_per_iteration": "minimize"}
+    progress = StudyStatus("demo", 9, ["sampling_steps"], "fd_buffer", 1, others=others)
+    for i, (fd, accuracy, seconds) in enumerate(
+        [(0.1, 0.8, 0.02), (0.2, 0.9, 0.01), (0.3, 0.7, 0.03), (0.4, 0.8, 1.5)]
+    ):
+        values = {"fd_buffer_last": fd, "fd_buffer_best": fd, "fd_buffer_initial": 9.0}
+        values |= {"accuracy_last": accuracy, "accuracy_best": accuracy, "accuracy_initial": None}
+        progress.put(ended(f"t000{i}", "completed", i, seconds_per_iteration=seconds, **values), 0.0)
+    values = {"fd_buffer_last": 0.01, "fd_buffer_best": 0.01, "accuracy_last": 0.99, "accuracy_best": 0.99}
+    progress.put(ended("t0009", "diverged", 9, cause="energy_gap", iteration=7, **values), 0.0)
+    return progress
+
+
+def test_every_objective_and_the_front_are_shown():
+    progress = two_objectives()
+    table = progress.shown()
+    headers = [c.header for c in table.columns]
+    assert headers[-5:] == ["FD (buffer)", "accuracy", "s/it", "gap", "state"]
+    cells = {c.header: c.cells for c in table.columns}
+    assert cells["accuracy"] == ("0.8", "0.9", "0.7", "0.8", "0.99")
+    assert cells["s/it"][:4] == ("0.02", "0.01", "0.03", "1.5")
+    assert progress.front() == {"t0000", "t0001"}, "what diverged is on no front"
+    assert [s.endswith("on the front") for s in cells["state"]] == [True, True, False, False, False]
+    assert "fd_buffer=0.2 accuracy=0.9 seconds_per_iteration=0.01" in progress.plain(progress.trials["t0001"])
+    assert "completed, on the front" in "\n".join(picture(progress, 100))
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_whole_words_are_shown(width):
+    for line in picture(busy(), width):
+        words = line.replace("…", "").split()
+        assert not words or words[-1] not in ("±", "ran a", ":"), line
+        assert len(line) <= width
+
+
+def test_a_long_line_goes_on_below_the_text_behind_its_label():
+    text = "quality     " + "FD (buffer) 0.168 [0.13, 0.21] (1 trial), lower is better, " * 3
+    parts = fitted(text, 60)
+    assert parts[0].startswith("quality     FD") and all(p.startswith(" " * 12 + "") for p in parts[1:])
+    assert all(len(p) <= 60 for p in parts) and " ".join(" ".join(parts).split()) == " ".join(text.split())
+    assert fitted("short", 60) == ["short"]
+    assert fitted("/a/path/" + "x" * 100, 60) == ["/a/path/" + "x" * 100]

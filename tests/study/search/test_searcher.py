@@ -782,3 +782,17 @@ def test_a_shared_storage_that_was_changed_is_refused(shared, tmp_path):
     with pytest.raises(UserError, match=r"search.storage: me-t0001 has fd_buffer 0.001, in the journal 1.0"):
         set_right(study, run.folder, ledger, "me")
     ledger.close()
+
+
+def test_a_dashboard_is_told_names_outcomes_and_what_was_never_scored(driver):
+    study = make_study(objectives=[{"metric": "fd_buffer"}, {"metric": "seconds_per_iteration"}], seeds=[0])
+    run = driver(study)
+    cut = {"outcome": "diverged", "cause": "energy_gap", "iteration": 3, "fd_buffer_best": None}
+    run.end(run.propose(), seconds_per_iteration=0.1, **cut)
+    run.end(run.propose(), seconds_per_iteration=0.1)
+    stored = open_storage(study, run.folder)
+    assert stored.metric_names == ["fd_buffer", "seconds_per_iteration"]
+    first, second = (t for t in stored.get_trials() if t.state is TrialState.COMPLETE)
+    assert (first.user_attrs["outcome"], first.user_attrs["cause"]) == ("diverged", "energy_gap")
+    assert first.user_attrs["never scored"].startswith("fd_buffer: ") and first.values[0] == 3.5
+    assert "never scored" not in second.user_attrs and second.user_attrs["outcome"] == "completed"

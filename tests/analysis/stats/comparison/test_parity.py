@@ -85,3 +85,23 @@ def test_unknown_fields_and_lonely_trials(study_of_two_precisions: Results) -> N
         parity(study_of_two_precisions, "precisoin")
     alone = parity(study_of_two_precisions, "norm")
     assert len(alone.pairs) == 0 and alone.lines() == ["no two trials differ in norm alone and have the same seed"]
+
+
+def test_pairs_of_a_study_of_several_objectives_show_all_of_them(study: Callable[..., Any], row: Row) -> None:
+    import json
+
+    from analysis.results.load import load
+    from analysis.results.manifest import with_checksum
+
+    def scored(name: str, precision: str, fd: float, fresh: float) -> dict[str, Any]:
+        scores = {"fd_buffer": fd, "fd_fresh": fresh}
+        values = {f"{m}_{end}": v for m, v in scores.items() for end in ("last", "best")}
+        return row(name, "completed", precision=precision, seed=0, **values)
+
+    folder = study([scored("a", "fp32", 0.5, 2.0), scored("b", "bf16", 0.6, 2.5)])
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["objectives"].append({"metric": "fd_fresh", "direction": "minimize"})
+    (folder / "manifest.json").write_text(json.dumps(with_checksum(manifest)))
+    found = parity(load(folder), "precision")
+    lines = "\n".join(found.lines())
+    assert "fd_buffer, second minus first: mean +0.1" in lines and "fd_fresh, second minus first: mean +0.5" in lines

@@ -266,3 +266,34 @@ def test_simulated_picks():
     assert ours["bad"] <= 0.15
     assert ours["bad"] < raw["bad"]
     assert abs(ours["bias"]) <= 0.05
+
+
+def test_of_several_objectives_the_front_is_shown(study, trials):
+    import json
+
+    from analysis.results.load import load
+    from analysis.results.manifest import with_checksum
+    from analysis.stats.comparison.summary import summarise
+
+    rows = [
+        *trials("a", [1.0, 1.2], seconds_per_iteration=0.3), *trials("b", [2.0, 2.0], seconds_per_iteration=0.1),
+        *trials("c", [3.0, 3.0], seconds_per_iteration=0.2), *trials("d", [None, 4.0], seconds_per_iteration=0.01),
+    ]  # fmt: skip
+    folder = study(rows)
+    assert recommend(load(folder)).front is None
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["objectives"].append({"metric": "seconds_per_iteration", "direction": "minimize"})
+    (folder / "manifest.json").write_text(json.dumps(with_checksum(manifest)))
+    results = load(folder)
+    found = recommend(results)
+    assert found.front is not None
+    assert [row["setting_id"] for _, row in found.front.settings] == ["a", "b", "d"]
+    lines = found.front.lines()
+    assert lines[0] == (
+        "3 of 4 settings are beaten by none in FD (buffer) (lower is better) and time per iteration (lower is better)"
+    )
+    assert lines[1].endswith(": FD (buffer) 1.1, time per iteration 0.3 s (2 trials)")
+    assert lines[3].endswith(", 1 ended badly)")
+    assert [label for label, _ in found.items()].count("front") == 1
+    assert found.to_dict()["front"]["objectives"][1] == {"name": "seconds_per_iteration", "direction": "minimize"}
+    assert lines[0] in summarise(results).lines()
