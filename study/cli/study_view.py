@@ -22,7 +22,7 @@ from study.remote.copies import refresh_copy
 from trainables.results.credentials import shown
 from trainables.results.hours import Hours
 from trainables.results.layout import STUDY_FILE
-from trainables.results.schema import Outcome
+from trainables.results.schema import METRIC_BY_NAME, RANKING, Outcome
 
 _WAYS = ("minimize", "maximize")
 _FRESH_SECONDS = 5.0
@@ -113,6 +113,10 @@ class StudyView:
         p.trials, p.gaps = trials, self.reader.gaps
         for trial in trials.values():
             p.learn(trial)
+        if not p.quality and p.objective is None:  # one trial of mebm train, which asks for nothing
+            scored = (n for n in RANKING if any(t.get(f"{n}_best") is not None for t in trials.values()))
+            p.quality = next(scored, "")
+            p.direction = METRIC_BY_NAME[p.quality].direction if p.quality else p.direction
         p.done_before, p.at_once = self.reader.done_before, self.reader.at_once
         lasted = max(0.0, self.reader.newest - self.reader.began)
         p.started = now - lasted - (self.age or 0.0) if self.reader.began else now

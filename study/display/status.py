@@ -357,7 +357,8 @@ class StudyStatus:
         if self.seeds > 1:
             columns["seed"] = Column("seed", tuple(number(t["seed"]) for t in trials))
         columns["epoch"] = Column("epoch", tuple(map(_epochs, trials)))
-        columns["quality"] = Column(label, tuple(number(self.value(t)) for t in trials))
+        if quality or self.objective is not None:
+            columns["quality"] = Column(label, tuple(number(self.value(t)) for t in trials))
         for name in self.others:
             cells = tuple(number(last_score(t, name)) for t in trials)
             columns[name] = Column(metric_label(name), cells)

@@ -41,6 +41,7 @@ class Bench:
       mebm bench --dataset digits --network conv-16 --methods m-ebm,m-jem
       mebm bench --methods m-ebm:5 --execution eager,compiled --profile
       mebm bench --minutes 15 --profile
+
     `mebm tables DIR` takes the rows in DIR/bench.parquet for Table 6. They are written as they are measured: Ctrl-C,
     a failure or the end of --minutes leaves those so far. What failed or was left out is said, here and in bench.json;
     exit code 1 only where nothing could be measured.

@@ -15,8 +15,8 @@ class Compare:
 
     \b
     Examples:
-      mebm sweep precision_parity && mebm compare results/precision_parity --by precision
-      mebm compare results/NAME --by execution --reference eager --json
+      mebm compare results/precision_parity --by precision
+      mebm compare results/NAME --by K --reference 5 --json
     """
 
     folders: tuple[Path | str, ...] = studies()

@@ -35,7 +35,7 @@ class Diagnose:
     \b
     Examples:
       mebm diagnose results/quickstart --best
-      mebm diagnose results/NAME/models/t0003.pt --steps 2000 --start p0 --start buffer
+      mebm diagnose results/NAME/models/t0003.pt --steps 2000 --start p0
     """
 
     path: Path | str = argument(type=PLACE, metavar="MODEL|STUDY")

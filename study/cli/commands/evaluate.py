@@ -33,7 +33,7 @@ class Evaluate:
     \b
     Examples:
       mebm evaluate results/quickstart -p small-buffer -p small-fresh
-      mebm evaluate results/NAME --model best -p buffer-10k -p fresh-10k --metrics fid,kid --confidence
+      mebm evaluate results/NAME --model best -p fresh-10k --metrics fid,kid
       mebm evaluate results/NAME/models/t0003.pt -p hybrid --outside cifar100
     """
 

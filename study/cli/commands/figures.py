@@ -24,7 +24,8 @@ class Figures:
       mebm figures results/NAME --only phase,survival --column single --font serif
       mebm figures results/NAME --column double --format pdf,png,svg
       mebm figures results/NAME --kind tsne --trials t0003,t0007
-      mebm figures results/m-ebm results/m-jem results/lse-jem --kind tsne --out joint
+      mebm figures results/m-ebm results/m-jem --kind tsne --out joint
+
     A figure of the report is NAME.html, NAME.json (plotly) and its data NAME.parquet; of several DIRs each study's are
     in a folder. `mebm report DIR` shows the figures of models in DIR/figures, and one of several DIRs those in figures
     beside it.

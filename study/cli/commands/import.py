@@ -24,9 +24,9 @@ class Import:
 
     \b
     Examples:
-      mebm import runs/*.csv --map iteration=step,energy_data_mean=e_pos,energy_sample_mean=e_neg --out imported
+      mebm import runs/*.csv --map iteration=step,energy_gap=gap --out imported
       mebm import signals.parquet fid.parquet --runs runs.csv --out imported
-      mebm import logs --run-from 'k(?P<sampling_steps>\\d+)_s(?P<seed>\\d+)' --out imported
+      mebm import logs --run-from 'k(?P<K>\\d+)_s(?P<seed>\\d+)' --out imported
     """
 
     files: tuple[Path, ...] = argument(nargs=-1, required=True, type=LOCAL, metavar="FILES...")

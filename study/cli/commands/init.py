@@ -25,7 +25,7 @@ class Init:
     \b
     Examples:
       mebm init my.yaml
-      mebm init night.yaml --method m-jem --dataset cifar10 --gpu H100 --gpu-hours 8
+      mebm init night.yaml --dataset cifar10 --gpu H100 --gpu-hours 8
     """
 
     file: Path = argument(type=LOCAL, metavar="FILE.yaml")

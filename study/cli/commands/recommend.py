@@ -20,6 +20,7 @@ class Recommend:
       mebm recommend results/NAME
       mebm recommend results/* --gpu H100 --hours 12
       mebm recommend results/NAME results/bench --gpu H200 --hours 4 --json
+
     A folder of `mebm bench` gives times; a setting that was never run is never recommended.
     """
 

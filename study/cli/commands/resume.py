@@ -22,7 +22,7 @@ class Resume:
     \b
     Examples:
       mebm resume results/NAME
-      mebm resume results/NAME --set budget.gpu_hours=500 --set run.max_concurrent=8
+      mebm resume results/NAME --set budget.gpu_hours=500
       mebm resume results/NAME --set seeds=[0,1,2,3,4] --retry-failed
     """
 

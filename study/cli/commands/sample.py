@@ -19,7 +19,7 @@ class Sample:
     \b
     Examples:
       mebm sample results/quickstart/models/t0003.pt --out grid.png
-      mebm sample results/m-ebm-digits --steps 100 --count 1000 --out samples.parquet
+      mebm sample results/m-ebm-digits --count 1000 --out samples.parquet
     """
 
     checkpoint: Path = argument(type=PATH)

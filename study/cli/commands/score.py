@@ -25,7 +25,7 @@ class Score:
     \b
     Examples:
       mebm score ddpm.npz -p fresh-50k --as DDPM --reference cifar10
-      mebm score seed0/ seed1/ -p fresh-10k --as "Residual Flow" --metrics fid,isc,kid
+      mebm score seed0/ seed1/ -p fresh-10k --as "Residual Flow"
       mebm tables results/scores results/NAME
     """
 

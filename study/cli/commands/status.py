@@ -47,6 +47,7 @@ class Status:
       mebm status results/NAME
       mebm status results/NAME --watch
       mebm status results/NAME --json
+
     It writes nothing and works on any machine that sees DIR. Ctrl-C ends the watching, not the study.
     """
 

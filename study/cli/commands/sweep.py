@@ -24,9 +24,9 @@ class Sweep:
     Examples:
       mebm sweep quickstart
       mebm sweep quickstart --set search.trials=40 --set epochs=20
-      mebm sweep quickstart -s sampling_steps=1,2,5 --seeds 3
-      mebm sweep --script train.py -s sampling_steps=1:20:log -s step_size=0.1:10:log --trials 40 --seeds 3
-      mebm sweep --command "torchrun --nproc-per-node 2 train.py {args}" -s lr=0.1,0.01
+      mebm sweep quickstart -s K=1,2,5 --seeds 3
+      mebm sweep --script train.py -s sampling_steps=1:20:log --trials 40
+      mebm sweep --command "torchrun train.py {args}" -s lr=0.1,0.01 --seeds 3
       mebm sweep cifar10_stability --address auto --results s3://bucket/studies
       mebm sweep table1 --dry-run
     """

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from study.cli import commands
 from study.cli.main import ORDER, cli
@@ -73,3 +74,12 @@ def test_the_help_text_imports_nothing_heavy() -> None:
            "sys.exit(sorted({'torch', 'ray', 'plotly', 'optuna', 'scipy', 'sklearn'} & sys.modules.keys()) or 0)"  # fmt: skip
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (found.returncode, found.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", [None, *cli.list_commands(None)])
+def test_help_fits_80_columns_and_is_never_cut(name):
+    shown = CliRunner().invoke(cli, [*([name] if name else []), "--help"], terminal_width=80, prog_name="mebm").output
+    assert [line for line in shown.splitlines() if len(line) > 80] == []
+    for command in () if name else cli.list_commands(None):
+        assert f"  {command} " in shown
+    assert name or "..." not in shown.partition("Commands:")[2]

@@ -85,6 +85,8 @@ def test_after_ctrl_c_resume_ends_as_if_there_had_been_none(calm, tmp_path, mebm
     pd.testing.assert_frame_equal(*(pd.read_parquet(f / "signals" / "t0001.parquet") for f in (calm, folder)))
     trial = pd.read_parquet(folder / "trials.parquet").iloc[0]
     assert (trial["outcome"], trial["attempts"]) == ("completed", 2)
+    header, row = mebm("status", folder)[1].splitlines()[:2]
+    assert "FD (buffer)" in header and "completed" in row
 
 
 def test_a_trial_without_a_checkpoint_begins_anew(calm, tmp_path, mebm):
