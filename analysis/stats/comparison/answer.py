@@ -21,7 +21,7 @@ def answer(summary: StudySummary) -> str:
     ended = total - sum(counts.get(o, 0) for o in _OPEN)
     if not ended:
         return "No trial has ended yet." if total else "No trial has started yet."
-    stable = _stability(summary, ended, sum(n for o, n in counts.items() if o in ENDED_BADLY))
+    stable = _stability(summary, ended, sum(n for o, n in counts.items() if o in ENDED_BADLY), total - ended)
     best = _best(summary.best, alone=ended == 1) if summary.best is not None else ""
     if not best and summary.no_best and ended > 1:
         best = f"nothing can be recommended: {summary.no_best}"
@@ -29,21 +29,24 @@ def answer(summary: StudySummary) -> str:
     return f"{sentence[:1].upper()}{sentence[1:]}."
 
 
-def _stability(summary: StudySummary, ended: int, bad: int) -> str:
+def _stability(summary: StudySummary, ended: int, bad: int, left: int) -> str:
     if summary.contrasts and bad < ended:
         return _contrast(summary.contrasts[0])
     collapsed = dict(summary.outcomes).get(Outcome.COLLAPSED, 0)
     how = "diverged or collapsed" if 0 < collapsed < bad else "collapsed" if collapsed else "diverged"
+    trials = "trials that have ended" if left else "trials"
+    if ended == 1 and left:
+        return f"of {1 + left} trials one has ended: it {how if bad else 'stayed stable'}"
     if ended == 1:
         return f"the one trial {how}{_by(summary)}" if bad else f"the one trial stayed stable{_for(summary)}"
     if not bad:
         most = summary.bad.high if summary.bad is not None else None
         allowed = "" if most is None else f" (a rate of up to {most:.0%} is still possible)"
-        return f"none of {ended} trials diverged or collapsed{_by(summary)}{allowed}"
+        return f"none of {ended} {trials} diverged or collapsed{_by(summary)}{allowed}"
     if bad == ended:
-        return f"{'both' if ended == 2 else f'all {ended}'} trials {how}{_by(summary)}{_how_soon(summary)}"
+        return f"{'both' if ended == 2 else f'all {ended}'} {trials} {how}{_by(summary)}{_how_soon(summary)}"
     fields = ", and no field stands out" if summary.claims.fields > 1 else ""
-    return f"{bad} of {ended} trials {how}{fields}"
+    return f"{bad} of {ended} {trials} {how}{fields}"
 
 
 def _how_soon(summary: StudySummary) -> str:

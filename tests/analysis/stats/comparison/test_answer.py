@@ -38,6 +38,10 @@ def test_without_a_named_field_none_is(make_results, row):
         (["diverged"], "The one trial diverged by iteration 150"),
         (["completed"], "The one trial stayed stable for 600 iterations"),
         (["pending", "running"], "No trial has ended yet."),
+        (["diverged", "diverged", "diverged", "running"], "All 3 trials that have ended diverged by iteration "),
+        (["completed", "completed", "running"], "None of 2 trials that have ended diverged or collapsed by iteration "),
+        (["diverged", "completed", "completed", "running"], "1 of 3 trials that have ended diverged"),
+        (["diverged", "pending", "running"], "Of 3 trials one has ended: it diverged"),
         ([], "No trial has started yet."),
     ],
 )
