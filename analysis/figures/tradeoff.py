@@ -184,8 +184,8 @@ def _draw(study: Study, plane: _Plane) -> go.Figure:
         if name:
             style.add_legend(figure, name, shape, 9)
         for done in (True, False):
-            part = [r for r in rows if r["trial_id"] in ids and (r["outcome"] == Outcome.COMPLETED) is done]
-            if part:
+            own = [r for r in rows if r["trial_id"] in ids and (r["outcome"] == Outcome.COMPLETED) is done]
+            for part in colour.parts(own):
                 look = shape if done else f"{shape}-open"
                 _add_points(figure, plane, part, look, small, colour, said, bars=len(rows) <= _MAX_BARS)
     if any(r["outcome"] != Outcome.COMPLETED for r in rows):
@@ -270,15 +270,18 @@ class _Colours:
                 x=[None], y=[None], mode="markers", name=f"{symbol(self.field or '')} {name}", marker=mark
             )
 
+    def parts(self, rows: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+        """Trials by whether they have a place on the scale: a trace has numbers for colours, or one colour."""
+        for known in (True, False):
+            if part := [r for r in rows if (self.of.get(r["trial_id"]) != GREY) is known]:
+                yield part
+
     def marker(self, ids: Sequence[str], shape: str, size: int) -> dict[str, Any]:
         """The markers of trials."""
-        colours: Any = [self.of.get(i, GREY) for i in ids]
-        if not self.of:
-            colours = PALETTE[0]
-        numbers = self.numeric and all(not isinstance(c, str) for c in colours)
+        colours: Any = [self.of.get(i, GREY) for i in ids] if self.of else PALETTE[0]
+        numbers = self.numeric and colours[0] != GREY  # see `parts`
         line = {"width": 1.6 if "open" in shape else 0.4, **({} if "open" in shape else {"color": GREY})}
         scale = {"coloraxis": "coloraxis"} if numbers else {}
-        colours = GREY if self.numeric and not numbers else colours
         return {"color": colours, "symbol": shape, "size": size, "opacity": 0.9, "line": line, **scale}
 
 
@@ -374,8 +377,8 @@ def _add_band(
     height = {r["trial_id"]: lines[r["outcome"]] + next(offsets) for r in bad}
     for _, shape, ids in shapes:
         for outcome in lines:
-            part = [r for r in bad if r["trial_id"] in ids and r["outcome"] == outcome]
-            if part:
+            of_shape = [r for r in bad if r["trial_id"] in ids and r["outcome"] == outcome]
+            for part in colour.parts(of_shape):
                 own = [r["trial_id"] for r in part]
                 untimed = ["" if r["seconds_per_iteration"] is not None else "no time of its own" for r in part]
                 texts = [f"{said[i]}<br>{note}" for i, note in zip(own, untimed, strict=True)]

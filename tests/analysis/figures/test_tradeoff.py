@@ -60,6 +60,14 @@ def test_other_fields_take_the_place_of_k_and_p0(make_results, row):
     assert sorted(drawn(none)["y"]) == ["a", "b"]
 
 
+def test_a_trial_without_the_field_is_grey_and_the_others_keep_their_colours(make_results, row):
+    trials = [row(f"t{i}", fd_buffer_best=1.0 + i, sampling_steps=k) for i, k in enumerate((1, 5, None))]
+    figure = tradeoff_figure(make_results(trials, varied=["sampling_steps"]).trials, "fd_buffer")
+    colours = {i: c for t in figure.data if t.ids is not None for i, c in zip(t.ids, t.marker.color, strict=True)}
+    assert colours == {"t0": 0.0, "t1": pytest.approx(np.log2(5)), "t2": "#8c8c8c"}
+    assert sorted(drawn(figure)["y"]) == ["t0", "t1", "t2"]
+
+
 def test_without_a_time_quality_stands_against_the_first_field(make_results, row):
     rows = [
         row(f"t{i}", "diverged" if i == 3 else "completed", fd_buffer_best=1.0 + i, sampling_steps=2**i,
