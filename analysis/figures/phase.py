@@ -80,7 +80,8 @@ def _draw(study: Study, diagram: PhaseDiagram) -> go.Figure:
     style.laid_out(figure, 560, _ticks(diagram.x, diagram.cells, "x"), _ticks(diagram.y, diagram.cells, "y"))
     if diagram.refusal:
         place = {"xref": "paper", "yref": "paper", "x": 0.5, "y": -0.14, "xanchor": "center", "yanchor": "top"}
-        figure.add_annotation(text=diagram.refusal, showarrow=False, **place)
+        # The numbers behind it are in the caption, and a long line would leave a narrow page.
+        figure.add_annotation(text=diagram.refusal.partition(" (")[0].partition(";")[0], showarrow=False, **place)
         figure.update_layout(margin={"b": 100})
     return figure
 

@@ -449,13 +449,14 @@
   });
   systemDark.addEventListener("change", refresh);
   narrow.addEventListener("change", refresh);
-  // Paper has no click: what is closed on the screen is opened for it, and closed again. Every figure is drawn for it.
+  // Paper has no click: what is closed on the screen is opened for it, and closed again, but for published tables of
+  // which nothing is measured. Every figure is drawn for it.
   var closed = [];
   window.addEventListener("beforeprint", function () {
     if (printing) { return; }
     printing = true;
     hideCard();
-    closed = all("details:not([open]):not(.query):not(#filters)");
+    closed = all("details:not([open]):not(.query):not(#filters):not(#tables)");
     closed.forEach(function (box) { box.open = true; });
     items.forEach(function (item) { if (!item.plot.closest("[hidden]")) { draw(item); } });
   });
