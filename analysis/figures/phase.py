@@ -58,14 +58,20 @@ def _data(study: Study) -> Iterator[Part]:
 def _part(study: Study, x: str, y: str, of: str = "") -> Part:
     diagram = phase(study.trials, x, y)
     code = f"analysis.phase.phase(trials, {x!r}, {y!r}).cells"
-    how = _HOW + "".join(f" {line[:1].upper()}{line[1:]}." for line in diagram.lines()[1:])
+    how = _HOW + "".join(f" {line[:1].upper()}{line[1:]}." for line in diagram.lines() if line != _first(diagram))
     return Part(diagram.cells, phase_caption(diagram), code, of, f"{symbol(x)} and {symbol(y)}", diagram, how)
 
 
 def phase_caption(diagram: PhaseDiagram) -> str:
     """What the figure shows, in words for under it."""
     fields = f"{symbol(diagram.x.field)} and {symbol(diagram.y.field)}"
-    return f"Phase diagram over {fields}: {diagram.lines()[0]}."
+    return f"Phase diagram over {fields}: {_first(diagram)}."
+
+
+def _first(diagram: PhaseDiagram) -> str:
+    """What a reader asks first: how much of the range is stable, or why nobody can say."""
+    lines = diagram.lines()
+    return next((line for line in lines if line.startswith("of the range")), lines[0])
 
 
 def _draw(study: Study, diagram: PhaseDiagram) -> go.Figure:
