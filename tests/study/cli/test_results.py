@@ -104,7 +104,7 @@ def test_serve_shows_the_report_until_it_is_interrupted(folder):
             assert port is not None, said
             connection = http.client.HTTPConnection("127.0.0.1", int(port[1]))
             connection.request("GET", "/")
-            assert "Report on small" in connection.getresponse().read().decode()
+            assert "Stability report: small" in connection.getresponse().read().decode()
             connection.close()
         finally:
             process.send_signal(signal.SIGINT)
