@@ -96,7 +96,7 @@ def _best(rows: list[dict[str, Any]], metrics: Sequence[str]) -> list[dict[str, 
     for name in metrics:
         if name not in METRIC_BY_NAME:
             known = [m.name for m in METRICS]
-            raise UserError(f"--best {name}: unknown metric (known: {', '.join(known)}){nearest(name, known)}")
+            raise UserError(f"--best {name}: unknown metric{nearest(name, known)} (metrics: {', '.join(known)})")
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         if row["outcome"] == Outcome.COMPLETED and _has_model(row):

@@ -108,7 +108,9 @@ def parse_network(name: str) -> tuple[Family, tuple[int, ...]]:
     family = network_families().get(kind)
     if family is None or len(numbers) != len(family.sizes) or not all(re.fullmatch("[0-9]+", n) for n in numbers):
         *forms, last = (f.form for f in network_families().values())
-        raise ValueError(f"network must be {', '.join(forms)} or {last}, such as conv-16 or wrn-28-10, but got {shown}")
+        raise ValueError(
+            f"network must be {', '.join(forms)} or {last}, but got {shown}; for example conv-16 or wrn-28-10"
+        )
     # Python reads no number of thousands of digits.
     sizes = tuple(int(n) if len(n) <= 9 else 10**9 for n in numbers)
     if any(size > most for size, most in zip(sizes, family.largest, strict=True)):

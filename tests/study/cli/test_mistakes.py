@@ -59,7 +59,7 @@ MISTAKES = [
     ((*SET, "method=igbem"), "; did you mean igebm?"),
     ((*SET, "dataset=cifar"), "dataset 'cifar' is unknown (known: celeba_hq_128, cifar10, cifar100, digits, imagenet32); images of your own need data_dir; did you mean cifar10?"),
     (("init", "x.yaml", "--dataset", "cifar"), "; did you mean cifar10?"),
-    ((*SET, "network=resnet"), "or wrn-DEPTH-WIDTH, such as conv-16 or wrn-28-10, but got 'resnet'"),
+    ((*SET, "network=resnet"), "or wrn-DEPTH-WIDTH, but got 'resnet'; for example conv-16 or wrn-28-10"),
     ((*SET, "evaluation.protocols=[small-bufer]"), "; did you mean small-buffer?"),
     ((*SET, "device=gpu"), "'auto', 'cpu' or 'cuda'; did you mean cuda?"),
     ((*SET, "run.loggers=[tensorbord]"), "; did you mean tensorboard?"),
