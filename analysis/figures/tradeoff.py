@@ -127,15 +127,15 @@ def _caption(study: Study, plane: _Plane) -> str:
         return f"{plane.y.label} of {some}{above}."
     settings = {r["trial_id"]: r for r in records(study.trials[["trial_id", *study.telling]])}
 
-    def named(row: dict[str, Any]) -> str:
+    def named(row: dict[str, Any], unit: str = "") -> str:
         setting = setting_text(settings[row["trial_id"]], study.telling) or row["trial_id"]
         x = f"{1000 * row['x']:.3g} ms" if plane.x is _TIME else f"{row['x']:.3g}"
-        return f"{row['y']:.3g} at {x} ({setting})"
+        return f"{row['y']:.3g} at {x}{unit} ({setting})"
 
     other = "" if plane.x is _TIME else f" against {plane.x.label}"
     if len({r["trial_id"] for r in front}) == 1:
-        where = "per iteration" if plane.x is _TIME else f"of {plane.x.label}"
-        return f"One trial is best in both: {plane.y.label} {named(front[0])} {where}{above}."
+        where = " per iteration" if plane.x is _TIME else f" of {plane.x.label}"
+        return f"One trial is best in both: {plane.y.label} {named(front[0], where)}{above}."
     return f"The front of {plane.y.label}{other} goes from {named(front[0])} to {named(front[-1])}{above}."
 
 
