@@ -29,14 +29,14 @@ def snippets(section: str, language: str) -> list[str]:
 
 def test_the_script_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "train.py").write_text(snippets("A script of yours", "python")[0])
-    for line in snippets("A script of yours", "bash")[0].splitlines()[:2]:  # torchrun needs what this one has not
+    (tmp_path / "train.py").write_text(snippets("A script", "python")[0])
+    for line in snippets("A script", "bash")[0].splitlines()[:2]:  # torchrun needs what this one has not
         result = CliRunner().invoke(cli, [*shlex.split(line)[1:], "--dry-run"])
         assert result.exit_code == 0 and "train.py" in result.output, result.output
 
 
 def test_the_script_runs_and_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    snippet = snippets("A script of yours", "python")[0]
+    snippet = snippets("A script", "python")[0]
     (tmp_path / "train.py").write_text(snippet)
     environment = {**os.environ, "PYTHONPATH": str(Path(mebm.__file__).parents[1])}
     for folder in ("train", "train-2"):
@@ -46,7 +46,7 @@ def test_the_script_runs_and_is_reported(tmp_path: Path, monkeypatch: pytest.Mon
         assert ended.stderr == f"mebm: runs/{folder}: completed; mebm report runs/{folder}\n"
     assert list(pd.read_parquet(tmp_path / "runs" / "train" / "epochs.parquet")["iteration"]) == [100, 200, 300, 400]
     monkeypatch.chdir(tmp_path)
-    for line in snippets("Metrics and settings of yours", "bash")[0].splitlines():
+    for line in snippets("Your own metrics and settings", "bash")[0].splitlines():
         told = [str(p) for word in line.split()[1:] for p in (sorted(tmp_path.glob(word)) if "*" in word else [word])]
         result = CliRunner().invoke(cli, told)
         assert result.exit_code == 0, result.output
@@ -69,9 +69,9 @@ def test_the_logs_are_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_method_is_tried_and_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "my_ebm.py").write_text(snippets("A method of yours", "python")[0])
-    (tmp_path / "study.yaml").write_text(snippets("A method of yours", "yaml")[0])
-    tried, begun = (line.split()[1:] for line in snippets("A method of yours", "bash")[0].splitlines())
+    (tmp_path / "my_ebm.py").write_text(snippets("A method", "python")[0])
+    (tmp_path / "study.yaml").write_text(snippets("A method", "yaml")[0])
+    tried, begun = (line.split()[1:] for line in snippets("A method", "bash")[0].splitlines())
     result = CliRunner().invoke(cli, tried)
     assert result.exit_code == 0 and "searched    method_args.temperature: 0.5 to 2 (log)" in result.output
     run = mebm.trainer("my_ebm.py:Softplus", temperature=2.0, iterations_per_epoch=20, epochs=1)
@@ -83,7 +83,7 @@ def test_the_method_is_tried_and_begun(tmp_path: Path, monkeypatch: pytest.Monke
 def test_the_parts_are_tried_and_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for language, name in (("python", "parts.py"), ("yaml", "parts.yaml")):
-        (tmp_path / name).write_text(snippets("Parts of yours", language)[0])
+        (tmp_path / name).write_text(snippets("Your own parts", language)[0])
     result = CliRunner().invoke(cli, ["sweep", "parts.yaml", "--dry-run"])
     assert result.exit_code == 0 and "searched    network_args.width: 8, 16" in result.output
     result = CliRunner().invoke(cli, ["train", "parts.yaml", "--set", "epochs=1", "--set", "device=cpu"])
@@ -98,7 +98,7 @@ def test_the_entry_points_are_found(tmp_path: Path) -> None:
     package.mkdir()
     info.mkdir()
     (package / "__init__.py").touch()
-    (package / "ebm.py").write_text(snippets("A method of yours", "python")[0])
+    (package / "ebm.py").write_text(snippets("A method", "python")[0])
     (package / "board.py").write_text("def make(folder, study_name):\n    raise NotImplementedError\n")
     figure = 'Figure("seeds", "outcomes", "Seeds", (), lambda study: [], lambda study, given: None)'
     (package / "plots.py").write_text(f"from analysis.figures.registry import Figure\n\nSEEDS = {figure}\n")
