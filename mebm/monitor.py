@@ -607,9 +607,11 @@ class Monitor:
 
         Args:
             iteration: rises; gaps are allowed.
-            energy_data, energy_samples: mean E(x+) and E(x-), or one energy per image, shape (n,). Low on data.
+            energy_data: mean E(x+), or one energy per image, shape (n,). Low on data.
+            energy_samples: mean E(x-), likewise.
             loss: the generative loss; without it there is no check of |loss|.
-            grad_norm, cross_entropy: kept beside.
+            grad_norm: norm of the loss's gradient; recorded, and judged where it is not finite.
+            cross_entropy: of a hybrid model; recorded.
 
         Returns:
             True where the script should leave its loop; `stopping` says why.
