@@ -21,7 +21,6 @@ from analysis.tables.registry import tables
 from study.cli.main import cli
 from study.config.describe import as_yaml, study_fields, trial_fields
 from study.config.packaged import packaged_text
-from trainables.config.dataset import datasets
 from trainables.config.method import METHODS, method_class
 from trainables.config.protocols import PROTOCOLS
 from trainables.config.trial import TrialConfig
@@ -169,7 +168,12 @@ def _methods() -> Iterator[str]:
         for name, m in specs.items()
     ]
     yield from _table(("method", "energy", "x⁻ comes from", "loss", "rows it fills"), rows)
-    yield from ("## Quoted only", "", "Rows of the paper's tables that are shown as published and not trained here:", "")
+    yield from (
+        "## Quoted only",
+        "",
+        "Rows of the paper's tables that are shown as published and not trained here:",
+        "",
+    )
     yield from _table(("method", "rows", "why"), QUOTED)
 
 
@@ -305,7 +309,11 @@ def _figures() -> Iterator[str]:
             yield from (f"![{f.takeaway}](../images/figures/{picture.name})", "")
         columns = [(_code(c.name), c.unit, c.meaning) for c in f.columns]
         if columns:
-            yield from ("??? note \"Data\"", "", *(f"    {line}" for line in _table(("column", "unit", "meaning"), columns)))
+            yield from (
+                '??? note "Data"',
+                "",
+                *(f"    {line}" for line in _table(("column", "unit", "meaning"), columns)),
+            )
 
 
 # ---------------------------------------------------------------------------------------------------------------- CLI

@@ -1,5 +1,6 @@
-import mebm
 import torch.nn.functional as F
+
+import mebm
 
 
 class Softplus(mebm.Method):  # trial: {method: my_ebm.py:Softplus}

@@ -54,7 +54,7 @@ def test_generated_pages_are_what_the_code_makes() -> None:
     pages = runpy.run_path(str(DOCS / "generate.py"))["pages"]()
     behind = [path.name for path, text in pages.items() if not path.is_file() or path.read_text("utf-8") != text]
     assert not behind, "run python docs/generate.py"
-    assert {p for p in (DOCS / "reference").rglob("*.md")} == set(pages)
+    assert set((DOCS / "reference").rglob("*.md")) == set(pages)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -108,19 +108,26 @@ def test_the_commands_of_the_examples_run(line: str, tmp_path: Path, monkeypatch
             (here / path.relative_to(DOCS / "examples")).parent.mkdir(exist_ok=True)
             (here / path.relative_to(DOCS / "examples")).write_bytes(path.read_bytes())
     monkeypatch.chdir(here)
-    words = [str(p) for w in shlex.split(line)[1:] for p in (sorted(here.glob(w)) if "*" in w and "(" not in w else [w])]
+    words = [
+        str(p) for w in shlex.split(line)[1:] for p in (sorted(here.glob(w)) if "*" in w and "(" not in w else [w])
+    ]
     ended = CliRunner().invoke(cli, words)
     assert ended.exit_code == 0, ended.output
     assert list(here.rglob("trials.parquet"))
 
 
 OLD_TURNS = re.compile(
-    r"\b(made anew|one in so many|of its own|(?<!there )(?<!There )(?<!it )is no (?!longer\b|more than\b|less than\b))", re.I
+    r"\b(made anew|one in so many|of its own|(?<!there )(?<!There )(?<!it )is no (?!longer\b|more than\b|less than\b))",
+    re.I,
 )
 
 
 def test_no_archaic_turns() -> None:
-    sources = [p for top in ("mebm", "study", "trainables", "analysis", "benchmarks", "configs") for p in (ROOT / top).rglob("*")]
+    sources = [
+        p
+        for top in ("mebm", "study", "trainables", "analysis", "benchmarks", "configs")
+        for p in (ROOT / top).rglob("*")
+    ]
     sources = [*PAGES, *(p for p in sources if p.suffix in (".py", ".md", ".yaml", ".html", ".js"))]
     found = [
         f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
