@@ -1,6 +1,5 @@
-import torch.nn.functional as F
-
 import mebm
+import torch.nn.functional as F
 
 
 class Softplus(mebm.Method):  # trial: {method: my_ebm.py:Softplus}

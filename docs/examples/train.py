@@ -1,5 +1,4 @@
 import numpy as np
-
 from mebm import Monitor
 
 with Monitor(iterations=400, sampling_steps=5, step_size=0.1, seed=0) as run:  # names and defaults of its parameters
