@@ -64,7 +64,7 @@ def pages() -> dict[Path, str]:
         "methods/index.md": _methods(),
         **{f"methods/{name.replace('+', 'p')}.md": _method(name) for name in METHODS},
     }
-    return {PAGES / name: "\n".join((NOTE, "", *lines)).rstrip() + "\n" for name, lines in found.items()}
+    return {PAGES / name: "\n".join(lines).rstrip() + f"\n\n{NOTE}\n" for name, lines in found.items()}
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -182,7 +182,8 @@ def _method(name: str) -> Iterator[str]:
     yield from (f"# {m.title}", "", f"`mebm train {name}`, or `trial: {{method: {name}}}` in a study.", "")
     rows = [("energy", m.formula), ("x⁻ comes from", m.sampling), ("loss", m.objective), ("source", m.source)]
     rows += [("fills", m.rows)]
-    yield from _table(("", ""), [r for r in rows if r[1]])
+    yield from (f"- **{name[0].upper()}{name[1:]}**: {text}" for name, text in rows if text)
+    yield ""
     if own := m.own_columns():
         yield from ("## Its own fields", "")
         yield from _table(("field", "meaning"), [(_code(c.name), c.meaning) for c in own])
