@@ -180,7 +180,7 @@ def _methods() -> Iterator[str]:
 def _method(name: str) -> Iterator[str]:
     m = method_class(name)
     yield from (f"# {m.title}", "", f"`mebm train {name}`, or `trial: {{method: {name}}}` in a study.", "")
-    rows = [("energy", m.formula), ("x⁻ comes from", m.sampling), ("loss", m.objective), ("source", m.source)]
+    rows = [("energy", m.formula), ("samples x⁻", m.sampling), ("loss", m.objective), ("source", m.source)]
     rows += [("fills", m.rows)]
     yield from (f"- **{name[0].upper()}{name[1:]}**: {text}" for name, text in rows if text)
     yield ""
