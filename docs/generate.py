@@ -300,8 +300,8 @@ def _files() -> Iterator[str]:
 def _figures() -> Iterator[str]:
     yield from ("# Figures", "")
     yield "`mebm figures DIR --out F` draws them; each is a function of data frames, too (`import mebm`). The pictures are"
-    yield "of `results/published/digits_stability`, drawn by `docs/pictures.py`; a figure that this study has no data for has"
-    yield "none."
+    yield "of `results/published/digits_stability`, drawn by `docs/pictures.py`; `objectives` takes the score of fresh chains as a"
+    yield "second objective, and `interactions` and `budget` are of a generated study, whose numbers nobody measured."
     yield ""
     pictures = ROOT / "docs" / "images" / "figures"
     for f in figures():
