@@ -1,7 +1,7 @@
 """What the analysis of a large study takes, beside reading the same study with Ray Tune's own classes.
 
 A generated study (`benchmarks.synthetic_study`) is written twice: as this package leaves a study, and as Ray Tune
-leaves one, with a folder per trial and a line of JSON per report in it. Then, each time in a process of its own:
+leaves one, with a folder per trial and a line of JSON per report in it. Then, each time in its own process:
 
 - package: the study is loaded, Tables 1-6 and the table of settings are built, and every figure of the report with its
   data;

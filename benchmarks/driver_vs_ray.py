@@ -423,7 +423,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
 
 
 def write_side(side: str, trials: str, at_once: str, address: str, result: str) -> None:
-    """One run in a process of its own; writes what it found as JSON to the file `result`."""
+    """One run in its own process; writes what it found as JSON to the file `result`."""
     found = run_side(side, int(trials), int(at_once), address)
     Path(result).write_text(json.dumps(found), encoding="utf-8")
 

@@ -264,7 +264,7 @@ def _side_by_side(config: TrialConfig, count: int, threads: int, seconds: float)
 
 
 def _train_for(config_json: str, threads: int, count: int, seconds: float, barrier: Any, queue: Any) -> None:
-    """In a process of its own: train for a while, together with the others, and say how fast it was."""
+    """In its own process: train for a while, together with the others, and say how fast it was."""
     from study.estimate.bench_cases import bench_data
 
     try:

@@ -138,7 +138,7 @@ def _tables() -> Iterator[str]:
         rows = [(_code(f"mebm sweep {name}"), a["asks"], f"{a['trials']}", a["needs"], a["cost"]) for name, a in about]
         yield from _table(("command", "rows", "trials", "needs", "cost"), rows)
         if not rows:
-            yield from ("Made of the settings of any measured trials; it needs no study of its own.", "")
+            yield from ("Made of the settings of any measured trials; it needs no study.", "")
 
 
 def _protocols() -> Iterator[str]:

@@ -262,7 +262,7 @@ def typed(name: str, value: Any, default: Any) -> Any:
         return int(value)
     elif isinstance(default, str) and isinstance(value, (int, float)):
         return str(value)
-    raise MonitorError(f"{name}: {value!r} is no {type(default).__name__}, which its default {default!r} is")
+    raise MonitorError(f"{name}: {value!r} is not {type(default).__name__}, which its default {default!r} is")
 
 
 def _caller() -> str:
@@ -590,7 +590,7 @@ class Monitor:
         with self._turn():
             for name, value in attributes.items():
                 if not NAME.match(name) or not isinstance(value, (bool, int, float, str, type(None))):
-                    raise MonitorError(f"note {name!r}: {value!r} is no number, text or truth value")
+                    raise MonitorError(f"note {name!r}: {value!r} is not a number, text or truth value")
             self._emit("note", values=attributes)
 
     def step(
@@ -800,7 +800,7 @@ class Monitor:
 
     @contextlib.contextmanager
     def evaluation(self) -> Iterator[None]:
-        """Around what is no training: its time is counted as evaluation."""
+        """Around what is not training: its time is counted as evaluation."""
         began = time.monotonic()
         self.alive()
         try:

@@ -48,7 +48,7 @@ LIBRARY = "plotly.min.js"
 CONFIG = {"displaylogo": False, "responsive": True}
 """What plotly's library is told on every page."""
 _TIMEOUT = 600
-"""Seconds that all images of an export may take to draw: a busy machine is no error."""
+"""Seconds that all images of an export may take to draw: a busy machine is not an error."""
 
 
 @dataclass(frozen=True)

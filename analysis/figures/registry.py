@@ -93,7 +93,7 @@ class Study:
             raise ValueError(f"trials of {len(names)} studies ({', '.join(names)}): take those of one")
         quality = None if metric is None else metric_named(metric, trials)
         study = str(names[0]) if names else "study"
-        # A searched field that is no column of its own is one that `load` added from the configurations.
+        # A searched field that is not a column itself is one that `load` added from the configurations.
         fields = [*SETTING_NAMES, *(str(c) for c in trials.columns if c not in known and not str(c).startswith(OWN))]
         varied = [f for f in fields if len(trials[f].unique()) > 1]
         manifest = {"study": study, "varied": varied, "objectives": [{"metric": metric}] if metric else []}
@@ -260,7 +260,9 @@ def _installed(taken: frozenset[str]) -> list[tuple[str, Figure]]:
         several = given if isinstance(given, list | tuple) else (given,)
         for one in several:
             if not isinstance(one, Figure):
-                say_broken("figure", plugin, ValueError(f"{type(one).__name__} is no analysis.figures.registry.Figure"))
+                say_broken(
+                    "figure", plugin, ValueError(f"{type(one).__name__} is not an analysis.figures.registry.Figure")
+                )
             elif one.name in taken or any(one.name == f.name for _, f in found):
                 say_broken("figure", plugin, ValueError(f"there is a figure {one.name} already"))
             else:

@@ -29,7 +29,7 @@ _HEADERS = {"Cache-Control": "no-store", "Content-Security-Policy": _POLICY, "X-
 
 
 class LiveReport:
-    """The report of a folder, made anew when its files have changed; a page looks for changes every so many seconds."""
+    """The report of a folder, rebuilt when its files have changed; a page looks for changes every so many seconds."""
 
     def __init__(self, folder: Path, every_seconds: float = 3.0) -> None:
         self.folder = Path(folder)
@@ -75,7 +75,7 @@ def make_server(report: LiveReport, port: int) -> ThreadingHTTPServer:
         daemon_threads = True
 
         def handle_error(self, request: Any, client_address: Any) -> None:
-            """A reader who leaves in the middle of an answer is no error."""
+            """A reader who leaves in the middle of an answer is not an error."""
             if not isinstance(sys.exc_info()[1], ConnectionError):
                 super().handle_error(request, client_address)
 

@@ -72,7 +72,7 @@ def warning_table(results: Results, study: str) -> Table | None:
     if not found:
         return None
     replay = replay_recordings(found, None, rules)
-    # What was not there to be caught is no finding.
+    # What was not there to be caught is not a finding.
     told = [" ".join(line.split()) for line in replay.lines() if "0/0 caught" not in line and "median -" not in line]
     note = f"Early warning: {'; '.join(told)}."
     if any(r.learnt is not None for r in replay.runs):

@@ -87,7 +87,7 @@ def _check_trials(trials: pd.DataFrame, path: Path) -> None:
         raise ResultsError(f"{path}: holds trials of {len(names)} studies ({counted(names)}), but expected one")
     configs = zip(trials["trial_id"], trials["config"], strict=True)
     if bad := [t for t, config in configs if not _is_config(config)]:
-        raise ResultsError(f"{path}: the configuration of {listed(bad, 'trial')} is no JSON object")
+        raise ResultsError(f"{path}: the configuration of {listed(bad, 'trial')} is not a JSON object")
 
 
 def _is_config(text: Any) -> bool:
@@ -142,7 +142,7 @@ def _about_epochs(trials: pd.DataFrame, epochs: pd.DataFrame, path: Path) -> lis
 
 
 def shared_trials(first: pd.DataFrame, second: pd.DataFrame) -> list[str]:
-    """Ids of trials that two tables of trials both hold: a copy of a study is no replicate.
+    """Ids of trials that two tables of trials both hold: a copy of a study is not a replicate.
 
     Trials that are over must be equal in every column; of others the start, the configuration and the data count.
     """

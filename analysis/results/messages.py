@@ -52,7 +52,7 @@ def plural(number: int, word: str) -> str:
 
 
 def missing_file(path: Path, expected: str) -> ResultsError:
-    """What to say of a file that is not there, or is no file; where a journal can restore it, how."""
+    """What to say of a file that is not there, or is not a file; where a journal can restore it, how."""
     if os.path.lexists(path):
         return ResultsError(f"{path}: is not a file; expected {expected}")
     return ResultsError(f"{path}: no such file; expected {expected}{mending(path)}")

@@ -93,7 +93,7 @@ def write_parquet(
 def to_table(data: pd.DataFrame | Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> pa.Table:
     """A frame, or a mapping per row, as an Arrow table of exactly these columns; missing keys and NaN are null.
 
-    A `ValueError` tells of a value that does not fit its column's type, or a key that is no column.
+    A `ValueError` tells of a value that does not fit its column's type, or a key that is not a column.
     """
     known = {c.name for c in columns}
     given: Iterable[Any] = data.columns if isinstance(data, pd.DataFrame) else {k for row in data for k in row}

@@ -197,7 +197,7 @@ def escape(value: str) -> str:
 
 
 def html_page(name: str, frame: pd.DataFrame) -> str:
-    """A table as an HTML page of its own, light and dark, with caption and footnotes."""
+    """A table as its own HTML page, light and dark, with caption and footnotes."""
     table = display(name, frame)
     lines = [f"<thead>{_html_row(table.header, 'th')}</thead><tbody>"]
     for heading, rows in table.groups:

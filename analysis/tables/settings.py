@@ -20,7 +20,7 @@ def show_settings(caption: str, rows: list[dict[str, Any]]) -> Display:
     names = setting_names(rows[0]) if rows else []
     configs = [configuration(row["config"]) for row in rows]
     foreign = any(isinstance(c.get("kind"), str) for c in configs)
-    # What a script or an import does not say is not known, which is no value of its own.
+    # What a script or an import does not say is not known, which is not a value.
     values = {f: {row[f] for row in rows} - ({None} if foreign else set()) for f in names}
     varied = [f for f in names if len(values[f]) > 1]
     common = [f"{symbol(f)} {text(*values[f])}" for f in names if len(values[f]) == 1]

@@ -41,7 +41,7 @@ class Journal:
 
 
 class Driver:
-    """A process of `mebm`, as a user starts it; in a session of its own, so that a Ctrl-C here does not reach it."""
+    """A process of `mebm`, as a user starts it; in its own session, so that a Ctrl-C here does not reach it."""
 
     def __init__(self, arguments: Sequence[str], log: Path) -> None:
         program = Path(sysconfig.get_path("scripts")) / "mebm"

@@ -209,7 +209,7 @@ class Round:
 
             def struck(lines: int) -> bool:
                 nonlocal before, at
-                if self._running() is None:  # a worker that outlives its driver for a moment is no target
+                if self._running() is None:  # a worker that outlives its driver for a moment is not a target
                     return False
                 before, at = lines, time.monotonic()
                 found = strike(kill.pick)
@@ -253,7 +253,7 @@ class Round:
             "recovery_seconds": None,
         }
         self.result.kills.append(made)
-        # A signalled driver writes lines of its own while it ends; the study goes on with those that come after.
+        # A signalled driver writes its own lines while it ends; the study goes on with those that come after.
         after = self.journal.lines() if self._running() is None else before
         self._pending = made, at, after
         self._since = after
@@ -271,7 +271,7 @@ class Round:
         return taken if kills() > before else None
 
     def _take_store(self) -> str:
-        """The store's folder goes, and cannot be made anew; then it is back as it was."""
+        """The store's folder goes, and cannot be rebuilt; then it is back as it was."""
         store = self.base / _STORE
         away = store.rename(store.with_name(f"{_STORE}.away"))
         store.touch()

@@ -73,7 +73,7 @@ class Place(click.ParamType["Path | str"]):
         if isinstance(value, Path) or "://" not in value:
             if (scheme := re.match(r"(s3|gs|gcs|hdfs|abfss?):/*", str(value))) is not None and "://" not in str(value):
                 rest = str(value)[scheme.end() :]
-                self.fail(f"{value!r} is no URL; did you mean {scheme[1]}://{rest}?", param, ctx)
+                self.fail(f"{value!r} is not a URL; did you mean {scheme[1]}://{rest}?", param, ctx)
             return Path(value)
         from trainables.results.store import refuse_credentials
 

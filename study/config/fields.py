@@ -67,7 +67,7 @@ def make_built_in(values: dict[str, Any], source: str, prefix: str = "trial") ->
 @functools.lru_cache(maxsize=4096)
 def read_trial(text: str) -> AnyTrial:
     """The trial of a line of JSON; each is read once per process, and a trial's configuration never changes."""
-    with suppress(ValueError):  # what is no JSON is a built-in trial's mistake
+    with suppress(ValueError):  # what is not JSON is a built-in trial's mistake
         if isinstance(values := parse_json(text), dict) and values.get("kind") == "script":
             return ScriptConfig.model_validate(values)
     return TrialConfig.model_validate_json(text)
@@ -156,7 +156,7 @@ def lookup(trial: AnyTrial, key: str) -> Any:
 
 
 def as_field(key: str, value: Any) -> Any:
-    """A value as its field holds it: 1e-5 for the text "1e-5", 2 for 2.0; what is no number is left to be refused."""
+    """A value as its field holds it: 1e-5 for the text "1e-5", 2 for 2.0; what is not a number is refused later."""
     kind = field_type(key)
     if kind not in (int, float) or isinstance(value, bool) or not isinstance(value, str | float):
         return value

@@ -69,7 +69,7 @@ def read_config(config: str) -> tuple[str, dict[str, Any]]:
 def load_study(config: str, assignments: tuple[str, ...] = (), *, probed: bool = False) -> StudyConfig:
     """A validated study from a path or packaged name, with `--set` on top.
 
-    A key of `--set` that is no study field but a trial field means `trial.KEY`. See `script_study` for `probed`.
+    A key of `--set` that is not a study field but a trial field means `trial.KEY`. See `script_study` for `probed`.
 
     Raises:
         UserError: anything wrong with the file or the assignments.

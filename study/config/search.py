@@ -40,11 +40,11 @@ class Range(Part):
     @model_validator(mode="before")
     @classmethod
     def _of_a_list(cls, value: Any) -> Any:
-        """A list is one of choices; a single value is no range."""
+        """A list is one of choices; a single value is not a range."""
         if isinstance(value, list | tuple):
             return {"choices": list(value)}
         if isinstance(value, str | int | float):
-            raise ValueError("is no range: give {low: 1, high: 5} or {choices: [1, 2]}; a fixed value is trial's")
+            raise ValueError("is not a range: give {low: 1, high: 5} or {choices: [1, 2]}; a fixed value is trial's")
         return value
 
     @model_validator(mode="after")
@@ -85,7 +85,7 @@ class SearchConfig(Part):
     startup_trials: Count = 8
     """Random settings before TPE or GP starts to model."""
     space: dict[str, Range] = Field(default_factory=dict)
-    """Searched trial fields (dotted for nested ones); auto: the range that the method has for a field of its own."""
+    """Searched trial fields (dotted for nested ones); auto: the range that the method has for its own field."""
     start: tuple[dict[str, Scalar], ...] = ()
     """Settings to try first; what one leaves out is sampled."""
     grid: tuple[dict[str, Any], ...] = ()

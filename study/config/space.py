@@ -188,7 +188,7 @@ def _distribution(key: str, spec: Range, source: str, notes: list[str], base: di
 
 
 def check_names(values: Mapping[str, Any], source: str) -> None:
-    """Refuse, in a raw study of a built-in method, what is searched and is no trial field. UserError: there is one.
+    """Refuse, in a raw study of a built-in method, what is searched and is not a trial field. UserError: there is one.
 
     What is malformed is left to be refused.
     """

@@ -331,7 +331,7 @@ class StudyConfig(Part):
         return self.space.settings * len(self.seeds)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """Pydantic's; a changed study has a space of its own."""
+        """Pydantic's; a changed study has its own space."""
         copy = super().model_copy(update=update, deep=deep)
         copy.__dict__.pop("space", None)
         return copy

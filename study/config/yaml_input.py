@@ -89,8 +89,8 @@ def parse_yaml(data: bytes | str, source: str) -> Any:
     """What a YAML text (UTF-8, with or without a byte order mark) says: mappings, lists, texts, numbers, dates.
 
     Raises:
-        UserError: not YAML, or too large, too deep, or expanding to too much; a key that is no text, or stands twice in
-            a mapping; a number of more than 63 bits; a text with half a surrogate pair.
+        UserError: not YAML, or too large, too deep, or expanding to too much; a key that is not text, or stands
+            twice in a mapping; a number of more than 63 bits; a text with half a surrogate pair.
     """
     try:
         text = data if isinstance(data, str) else data.decode("utf-8-sig")

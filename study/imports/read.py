@@ -277,7 +277,7 @@ def pieces(
     steps, present = _numbers(table, iteration, path)
     if not present.all() or not np.equal(steps, np.floor(steps)).all() or (steps < 0).any() or (steps > 2**53).any():
         at = int(np.argmax(~present | (steps != np.floor(steps)) | (steps < 0)))
-        raise UserError(f"{path}: {_line(path, at)}: {iteration} = {_cell(table, iteration, at)} is no iteration")
+        raise UserError(f"{path}: {_line(path, at)}: {iteration} = {_cell(table, iteration, at)} is not an iteration")
     run_column = source.get("run") or ("run" if "run" in there else None)
     texts: dict[str, Any] = {n: m.fixed for n, m in mapping.items() if m.column is None}
     if run_from is not None:
@@ -368,7 +368,7 @@ def _numbers(table: pa.Table, name: str, path: Path) -> tuple[NDArray[np.float64
             try:
                 numbers[row] = float(text)
             except ValueError:
-                raise UserError(f"{path}: {_line(path, row)}: {name} = {shown(text, 60)} is no number") from None
+                raise UserError(f"{path}: {_line(path, row)}: {name} = {shown(text, 60)} is not a number") from None
         return numbers, present
     try:
         numbers = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False).astype(np.float64)

@@ -83,7 +83,7 @@ def write_import(
         return WRITTEN if replace else ADDED
 
     def refuse() -> None:
-        raise UserError(f"{folder}: exists and is no import; choose another --out")
+        raise UserError(f"{folder}: exists and is not an import; choose another --out")
 
     with new_folder(folder, refuse, lambda: (folder / JOURNAL).exists() and (folder / JOURNAL).stat().st_size > 0):
         _write(folder, runs, [dict(told)], metrics)

@@ -58,7 +58,7 @@ def finals(trial: Mapping[str, Any]) -> dict[str, float]:
     named = {f"final/{name}": value for name, value in _finite(trial, [*_FINALS, *own]).items()}
     if outcome in OUTCOME_CODES:
         named["final/outcome"] = float(OUTCOME_CODES[outcome])
-    # Of its own, because a mean over trials is then the share that diverged.
+    # Separate, because a mean over trials is then the share that diverged.
     return named | {"final/diverged": float(outcome is Outcome.DIVERGED)}
 
 

@@ -81,7 +81,7 @@ def _named(rows: list[dict[str, Any]], wanted: Sequence[str]) -> list[dict[str, 
             raise UserError(f"--trials {name}: no such trial{nearest(name, ids) or there}")
         having = [r for r in found if _has_model(r)]
         if not having:
-            where = f"({found[0]['path']})" if found[0]["path"] is not None else "(its id is no name of a file)"
+            where = f"({found[0]['path']})" if found[0]["path"] is not None else "(its id is not a name of a file)"
             left = f"it {found[0]['outcome']} and left no model {where}"
             raise UserError(f"--trials {name}: {left}; a trial leaves one when it completes")
         picked += [r for r in having if r not in picked]

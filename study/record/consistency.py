@@ -69,7 +69,7 @@ def _lost_epochs(folder: Path, state: StudyState) -> set[str]:
 
 
 def _rows(folder: Path, name: str) -> list[dict[str, Any]]:
-    """Rows of a table; none where it is missing, or damaged: it is made anew from the journal."""
+    """Rows of a table; none where it is missing, or damaged: it is rebuilt from the journal."""
     try:
         return records(read_parquet(folder / name, _READ[name]))
     except ResultsError:

@@ -43,7 +43,7 @@ def check_row(row: Mapping[str, Any], kinds: Mapping[str, tuple[type, ...]], tri
             continue
         elif kind is float:
             wanted, fine = ("whole", value.is_integer()) if allowed[0] is int else ("finite", math.isfinite(value))
-            if not fine:  # an infinity is no integer
+            if not fine:  # an infinity is not an integer
                 raise ValueError(f"{name} is {value}, but expected a {wanted} number")
         elif not -LARGEST <= value <= LARGEST:
             raise OverflowError(f"{name} is too large")
@@ -57,7 +57,7 @@ def _allowed(name: str, value: object, kinds: Mapping[str, tuple[type, ...]]) ->
 
 
 def check_texts(**texts: object) -> None:
-    """Refuse what is no text that can be stored."""
+    """Refuse what is not text that can be stored."""
     for name, text in texts.items():
         if text is None:
             continue
@@ -70,7 +70,7 @@ def check_texts(**texts: object) -> None:
 
 
 def check_number(name: str, value: object, least: int) -> None:
-    """Refuse what is no whole number from `least` on."""
+    """Refuse what is not a whole number from `least` on."""
     if type(value) is not int or not least <= value <= LARGEST:
         raise ValueError(f"{name} is {ascii(value)[:40]}, but expected a whole number from {least} on")
 
@@ -79,22 +79,22 @@ def check_id(trial_id: object) -> None:
     """Ids of trials become names of files."""
     try:
         if "/" in check_name(trial_id, JOURNAL):
-            raise ValueError(f"trial_id {ascii(trial_id)[:60]} is no name of a file")
+            raise ValueError(f"trial_id {ascii(trial_id)[:60]} is not a name of a file")
     except UnsafePathError as error:
         raise ValueError(f"trial_id: {error.strerror}") from None
 
 
 def check_time(name: str, value: Any) -> None:
-    """Refuse what is no time in seconds since the epoch."""
+    """Refuse what is not a time in seconds since the epoch."""
     if not 0 <= float(value) <= LATEST:
-        raise ValueError(f"{name} is no time")
+        raise ValueError(f"{name} is not a time")
 
 
 def check_run(event: Mapping[str, Any]) -> None:
     """Whether the parts of a run's line that are there are what a run notes."""
     for name in ("config", "code"):
         if not isinstance(event.get(name, {}), dict):
-            raise TypeError(f"{name} is no mapping")
+            raise TypeError(f"{name} is not a mapping")
     check_texts(host=event.get("host"), driver=event.get("driver"))
     check_texts(**{f"code.{name}": text for name, text in event.get("code", {}).items()})
     if event.get("driver"):

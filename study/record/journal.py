@@ -17,7 +17,7 @@ from trainables.results.layout import JOURNAL
 
 _CHECK = ', "crc": "'
 _RUN_LINE = b'{"event": "run"'
-ANEW = "put back a whole copy of it, or start the study anew elsewhere"
+ANEW = "put back a whole copy of it, or start the study again elsewhere"
 """What is left to do about a journal."""
 MARK_KEY = b"mebm.journal"
 """Key of a `Mark` in the metadata of the tables that are made from a journal."""
@@ -77,7 +77,7 @@ def crc_of(line: bytes) -> str:
 
 
 def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number of a journal")
+    raise ValueError(f"{name} is not a number of a journal")
 
 
 _DECODER = json.JSONDecoder(parse_constant=_no_constant)
@@ -113,7 +113,7 @@ def damaged(path: Path, number: int, error: Exception) -> UserError:
     wrong = f"line {number} is damaged ({type(error).__name__}: {one_line(str(error)[:120])})"
     return UserError(
         f"{path}: {error if isinstance(error, HoleError) else wrong}; mebm resume {path.parent} mends it where the "
-        "tables hold what is lost; otherwise put back a whole copy of the file, or start the study anew elsewhere"
+        "tables hold what is lost; otherwise put back a whole copy of the file, or start the study again elsewhere"
     )
 
 

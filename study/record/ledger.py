@@ -177,7 +177,7 @@ class Ledger(StudyState):
         self._write({"event": "lost", "trial_id": trial_id, "reason": reason})
 
     def end(self, trial_id: str, outcome: Outcome, message: str | None) -> None:
-        """A trial ended without a verdict of its own: failed, stopped, pruned or interrupted."""
+        """A trial ended without its own verdict: failed, stopped, pruned or interrupted."""
         self._write({"event": "end", "trial_id": trial_id, "outcome": outcome.value, "message": message}, sync=True)
 
     def snapshot(self, *, force: bool = False) -> None:

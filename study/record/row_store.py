@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 
 _TOGETHER = 64
-"""Trials whose rows share a table. One of its own takes five times the memory: mostly its columns' headers."""
+"""Trials whose rows share a table. Its own table takes five times the memory: mostly its columns' headers."""
 
 
 class RowStore:

@@ -134,7 +134,7 @@ def repair(folder: Path, study: StudyConfig, *, shared: bool) -> list[str]:
             if lost:
                 raise UserError(
                     f"{journal}: is {'empty' if journal.is_file() else 'missing'}, but {name} holds results; put the "
-                    "journal back, or start the study anew elsewhere"
+                    "journal back, or start the study again elsewhere"
                 )
     else:
         ledger, mended = whole_ledger(folder, study.name)
@@ -186,7 +186,7 @@ def _repair_storage(folder: Path, begun: bool) -> str | None:
     """Move a damaged Optuna storage out of the way; `study.search.tell.reconcile` fills the new one from the ledger."""
     path = folder / STORAGE
     if not path.is_file():
-        return f"{STORAGE} was missing; made anew from the journal" if begun else None
+        return f"{STORAGE} was missing; rebuilt from the journal" if begun else None
     wrong = _storage_damage(path)
     if wrong is None:
         return None
@@ -194,7 +194,7 @@ def _repair_storage(folder: Path, begun: bool) -> str | None:
     path.replace(kept)
     for suffix in ("-journal", "-wal", "-shm"):
         (folder / f"{STORAGE}{suffix}").unlink(missing_ok=True)
-    return f"{STORAGE} was damaged ({wrong}); kept as {kept.name}, made anew from the journal"
+    return f"{STORAGE} was damaged ({wrong}); kept as {kept.name}, rebuilt from the journal"
 
 
 _STORAGE_SECONDS = 120
@@ -211,7 +211,7 @@ def _storage_damage(path: Path) -> str | None:
                 return one_line(answer)[:120]
             odd = connection.execute("SELECT name FROM sqlite_master WHERE type IN ('view', 'trigger')").fetchone()
             if odd:  # Optuna makes none, and one can compute without end
-                return f"it holds {shown(odd[0])}, which is no table"
+                return f"it holds {shown(odd[0])}, which is not a table"
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             return None if {"studies", "trials"} <= tables else "its tables are not there"
     except sqlite3.DatabaseError as error:

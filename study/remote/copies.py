@@ -35,7 +35,7 @@ def bring(store: Store, local: Path, found: Mapping[str, Entry]) -> list[str]:
 
 
 def refuse_taken(url: str) -> None:
-    """A new study needs a place of its own in the store; a `UserError` where there is one already."""
+    """A new study needs its own place in the store; a `UserError` where there is one already."""
     store = Store(url)
     with mistakes():
         if store.exists(STUDY_FILE) or store.exists(JOURNAL):

@@ -26,7 +26,7 @@ _MAX_PER_TICK = 5.0
 SILENT_SECONDS = 70.0
 """Time without an answer of a Ray that this process has started, whose processes are there: they may be stopped."""
 UNREACHABLE_SECONDS = 35.0
-"""Time without an answer of a Ray elsewhere. After 60 s Ray ends this process itself, with words of its own."""
+"""Time without an answer of a Ray elsewhere. After 60 s Ray ends this process itself, in its own words."""
 OWN_NODE_SECONDS = 10.0
 """Time after the node that this process belongs to is lost: it cannot start anything on the others."""
 PATIENCE = 15.0
@@ -92,7 +92,7 @@ class Health:
 
 
 class Watchdog:
-    """Watches over Ray in threads of its own, for as long as the `with` of it lasts.
+    """Watches over Ray in its own threads, for as long as the `with` of it lasts.
 
     Where Ray is lost the study is asked to end. Where it does not, because it waits for Ray, the process ends, after
     `last_words` has told the user what is wrong. `also` is asked, with the clock's time, for another reason to end.

@@ -117,7 +117,7 @@ def test_the_commands_of_the_examples_run(line: str, tmp_path: Path, monkeypatch
 
 
 OLD_TURNS = re.compile(
-    r"\b(made anew|one in so many|of its own|(?<!there )(?<!There )(?<!it )is no (?!longer\b|more than\b|less than\b))",
+    r"\b(made anew|one in so many|of its own|(?<!there )(?<!There )(?<!it )is no (?!longer\b|more than\b|less than\b|better\b|worse\b|larger\b|smaller\b))",
     re.I,
 )
 

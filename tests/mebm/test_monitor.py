@@ -55,7 +55,7 @@ def test_a_study_gives_arguments_in_their_defaults_types(begin: Begin) -> None:
 @pytest.mark.parametrize(("value", "default"), [(0.5, 5), ("a", 5), (True, 5), (1, True), ([], 1.0), ("a", 0.1)])
 def test_a_value_that_does_not_fit_its_default_is_refused(value: Any, default: Any, begin: Begin) -> None:
     begin(args={"steps": value})
-    with pytest.raises(MonitorError, match=r"^steps: .* is no "):
+    with pytest.raises(MonitorError, match=r"^steps: .* is not "):
         Monitor(steps=default)
 
 

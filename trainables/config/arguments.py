@@ -137,7 +137,7 @@ def _model(part: Part, name: str, found: Callable[..., Any]) -> type[Arguments]:
         required = p.default is p.empty
         if kind is None or p.name.startswith("_") or p.kind is p.POSITIONAL_ONLY:
             if required:
-                what = "is given by place alone" if p.kind is p.POSITIONAL_ONLY else "is no number or text"
+                what = "is given by place alone" if p.kind is p.POSITIONAL_ONLY else "is not a number or text"
                 raise ValueError(f"{part} {name}: needs {p.name}, which {what} and has no default; {expected}")
             continue
         fields[p.name] = (kind, ... if required else Field(p.default, description=f"{p.name} of {name}"))

@@ -192,7 +192,7 @@ def method_class(name: str) -> type[MethodSpec]:
         raise ValueError(f"unknown method; expected {known}, or FILE.py:CLASS or MODULE:CLASS")
     found = resolve(name, "method")
     if not (isinstance(found, type) and issubclass(found, MethodSpec)):
-        raise ValueError(f"method {name}: {name.rpartition(':')[2]} is no method (a subclass of mebm.Method)")
+        raise ValueError(f"method {name}: {name.rpartition(':')[2]} is not a method (a subclass of mebm.Method)")
     try:
         check_hooks(found, get_args(Group))
     except ValueError as error:

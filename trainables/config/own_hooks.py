@@ -17,7 +17,7 @@ def check_hooks(kind: type, groups: Collection[str]) -> None:
     `groups` are those that `uses` can name.
 
     Raises:
-        ValueError: one takes other arguments, or is no function; one line with file and line.
+        ValueError: one takes other arguments, or is not a function; one line with file and line.
     """
     fields: dict[str, Any] = getattr(kind, "model_fields", {})
     ours = [c for c in kind.__mro__ if c.__module__.startswith("trainables.")]
@@ -61,7 +61,7 @@ def _check_declared(kind: Any, groups: Collection[str]) -> None:
         if isinstance(found, str) or not isinstance(found, Collection) or not all(isinstance(n, str) for n in found):
             raise ValueError(f"{kind.__name__}.{name} must be a collection of names")
     if odd := sorted(set(kind.uses) - set(groups)):
-        raise ValueError(f"{kind.__name__}.uses: {odd[0]!r} is no group; expected some of {', '.join(groups)}")
+        raise ValueError(f"{kind.__name__}.uses: {odd[0]!r} is not a group; expected some of {', '.join(groups)}")
 
 
 def frame_of(error: BaseException, kind: type) -> traceback.FrameSummary | None:

@@ -78,7 +78,7 @@ class ScriptConfig(Model):
     def _named(cls, value: dict[str, Scalar]) -> dict[str, Scalar]:
         for name in value:
             if not is_own(f"{SET}{name}"):
-                raise ValueError(f"{name!r} is no name of an argument: letters, digits, '_', '.' and '-'")
+                raise ValueError(f"{name!r} is not a name of an argument: letters, digits, '_', '.' and '-'")
         return value
 
     @field_validator("symbols")
@@ -86,7 +86,7 @@ class ScriptConfig(Model):
     def _columns(cls, value: dict[str, str | None]) -> dict[str, str | None]:
         for name, column in value.items():
             if column is not None and column not in _TYPES:
-                raise ValueError(f"{name}: {column!r} is no setting; expected one of {', '.join(_TYPES)}")
+                raise ValueError(f"{name}: {column!r} is not a setting; expected one of {', '.join(_TYPES)}")
         return value
 
     @model_validator(mode="after")
@@ -94,7 +94,9 @@ class ScriptConfig(Model):
         if (self.script is None) == (self.command is None):
             raise ValueError("needs script or command, and not both")
         if self.script is not None and not _SCRIPT.fullmatch(self.script):
-            raise ValueError(f"script: {self.script!r} is no Python file (*.py) and no module:function; see command")
+            raise ValueError(
+                f"script: {self.script!r} is neither a Python file (*.py) nor module:function; see command"
+            )
         if self.shell and self.command is None:
             raise ValueError("shell belongs to command")
         if self.command is not None:
@@ -117,7 +119,7 @@ class ScriptConfig(Model):
         return next((Path(w).name for w in words if w.endswith(".py")), Path(words[0]).name)
 
     def column_of(self, name: str) -> str | None:
-        """The setting's column that an argument fills; None where it has one of its own."""
+        """The setting's column that an argument fills; None where it has its own."""
         column = self.symbols[name] if name in self.symbols else SYMBOLS.get(name, name)
         return column if column in _TYPES else None
 
@@ -142,7 +144,7 @@ class ScriptConfig(Model):
     def identity(self) -> str:
         """What makes it one setting with all others that differ in their seed alone: JSON with sorted keys.
 
-        The code is no part of it, nor where it lies: a study refuses to go on with other code.
+        The code is not part of it, nor where it lies: a study refuses to go on with other code.
         """
         return json.dumps({"method": self.method, "command": self.command, "args": self.args}, sort_keys=True)
 
@@ -181,7 +183,7 @@ class ScriptConfig(Model):
             return [f"{dashes}{n}={_text(v)}" for n, v in self.args.items()]
         if name not in fixed and name not in self.args:
             known = ", ".join([*self.args, *OF_THE_RUN])
-            raise ValueError(f"command: {{{name}}} is no argument; there are {known}")
+            raise ValueError(f"command: {{{name}}} is not an argument; there are {known}")
         return [fixed[name] if name in fixed else _text(self.args[name])]
 
 

@@ -110,7 +110,7 @@ def _split(name: str, read: Any, parts: Mapping[str, Any], images: str, labels: 
 
 
 def _tensor(values: Any) -> Tensor | None:
-    """A copy on the CPU; None of what is no array."""
+    """A copy on the CPU; None of what is not an array."""
     if isinstance(values, Tensor):
         return values.detach().cpu().clone()
     if isinstance(values, list | tuple):

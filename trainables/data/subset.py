@@ -36,7 +36,7 @@ def subset(data: ImageData, config: TrialConfig) -> ImageData:
         raise ValueError(f"{asked} ask for more than the {total} training images of {data.name}")
     order = torch.randperm(total, generator=torch.Generator().manual_seed(VALIDATION_SEED))
     kept = order[held : total if wanted is None else held + wanted].sort().values
-    # Statistics are cached by the source's fingerprint, so a subset needs one of its own.
+    # Statistics are cached by the source's fingerprint, so a subset needs its own.
     source = f"{data.source}-{held}+{len(kept)}"
     left_out = order[:held].sort().values
     return replace(

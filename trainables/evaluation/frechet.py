@@ -133,7 +133,7 @@ def fid_infinity(pool: Tensor, reference: FrechetToReference, *, seed: int, poin
     """FID extrapolated to infinitely many samples (Chong and Forsyth 2020): the line through FID over 1/n at n -> oo.
 
     Of features (N, d), in subsets of sizes evenly spaced in 1/n between N/4 (at least d) and N. ValueError: fewer than
-    2d; below d the covariance is singular and FID is no line over 1/n.
+    2d; below d the covariance is singular and FID is not a line over 1/n.
     """
     count, size = pool.shape
     if count < 2 * size:

@@ -114,7 +114,7 @@ class CfEbm(FreshAsTrained, Method):
     def check(self, trial: TrialConfig) -> None:
         """It has no replay buffer, and its networks are several."""
         if trial.buffer != "none":
-            raise ValueError("buffer must be none for cf-ebm: its chains start anew at the coarsest side")
+            raise ValueError("buffer must be none for cf-ebm: its chains start again at the coarsest side")
         if not trial.network.startswith("cfebm-"):
             raise ValueError(f"network must have a part for each side for cf-ebm: cfebm-BASE, not {trial.network}")
         if trial.pixel_range != "signed":

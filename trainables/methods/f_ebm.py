@@ -80,7 +80,7 @@ class FEbm(FreshAsTrained, Contrastive):
         "a batch of 128 and 200 epochs of 390 iterations (released: 128 on each of four workers until stopped; "
         "its best log is at iteration 45,900)",
         "scored at the end, on the buffer and on fresh chains of K steps (released: the best by IS, 360 rounds "
-        "of 5 steps over a buffer of its own)",
+        "of 5 steps over its own buffer)",
         "one power iteration of spectral norm per iteration (released: two, one in each of its session runs)",
         "PyTorch's Adam: epsilon is added after the bias correction, not before",
     )

@@ -105,9 +105,9 @@ class Gebm(Method):
     deviations: ClassVar[tuple[str, ...]] = (
         ended("it zeroes gradients that are not finite and goes on"),
         "constant learning rates (released: times 0.8 wherever a three-sample test on KID finds no progress)",
-        "an iteration is one of the energy; every fifth has one of the generator, on latents of its own",
+        "an iteration is one of the energy; every fifth has one of the generator, on its own latents",
         "the generator's blocks have no convolution on their bypass (as VERA's)",
-        "A has an Adam of its own with the energy's rate",
+        "its own has an Adam with the energy's rate",
         "overdamped Langevin dynamics on the latents, with half of gamma as its drift (the release has an underdamped "
         "sampler too)",
         "where samples are drawn both networks are in eval mode; a chain of other lengths has five equal phases too",

@@ -44,6 +44,6 @@ class Igebm(FreshAsTrained, Contrastive):
         "the ring holds exactly |B| images (released: up to a batch more for a while)",
         "one worker's batch of 128 and 200 epochs of 390 iterations (released: until stopped, 75,000-120,000)",
         "scored as a single model at the end (Table 1's row is an ensemble of ten checkpoints), on the buffer "
-        "and on fresh chains of K steps (released: 200 rounds of 20 steps over a buffer of its own)",
+        "and on fresh chains of K steps (released: 200 rounds of 20 steps over its own buffer)",
         "PyTorch's Adam: epsilon is added after the bias correction, not before",
     )

@@ -46,7 +46,7 @@ class KlEbm(FreshAsTrained, Contrastive):
         "every iteration has the KL gradient (released: not each 1,000th)",
         ended("it crashes at |mean E+| > 10 or NaN, which this does not"),
         "scored at the end, on the newest |B| chain states and fresh chains of K steps (released: the best by "
-        "IS, augmented rounds over a buffer of its own, against 10,000 training images)",
+        "IS, augmented rounds over its own buffer, against 10,000 training images)",
         "a crop of the buffer augmentation that does not fit is narrowed (released: drawn again)",
         "for 128-pixel images only its step size is taken: not its networks (128 filters), its class "
         "conditioning or its batch of 128 on each of 8 GPUs",

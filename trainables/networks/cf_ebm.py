@@ -1,6 +1,6 @@
 """The networks of CF-EBM, one per resolution (YangNaruto/ProEBM module/networks.py:159-392, swish, no projection).
 
-Each is a residual network down to 4x4 pixels that reads images of its own side; the one of a side twice as large has a
+Each is a residual network down to 4x4 pixels that reads its own images side; the one of a side twice as large has a
 block more, which is faded in.
 """
 

@@ -96,7 +96,7 @@ def read_copy(study: Path, name: str, said: Mapping[str, Any]) -> Bundle:
         try:
             path = within(study, f"{CODE}/{code}/{check_name(file, study / INDEX)}")
             if path.exists() and not path.is_file():
-                raise UnsafePathError(path, "is no regular file")
+                raise UnsafePathError(path, "is not a regular file")
             found[file] = read_limited(path, MAX_BYTES)
         except (UnsafePathError, OSError) as error:
             raise ValueError(f"{root / str(file)[:200]}: {error.strerror}") from None

@@ -1,4 +1,4 @@
-"""Importing a bundle: as a package of its own, named by its hash, so that two versions or two files never meet.
+"""Importing a bundle: as its own package, named by its hash, so that two versions or two files never meet.
 
 A module of it finds its siblings by relative imports and by plain ones, and nobody else finds them.
 """

@@ -25,7 +25,7 @@ _LONGEST_NAME, _LONGEST_PART = 1000, 255
 
 
 class UnsafePathError(OSError):
-    """A path that leads out of its folder, or to what is no file. It has a file name and a reason, as `OSError`s do."""
+    """A path that leads out of its folder, or to something other than a file; with name and reason, as `OSError`s."""
 
     def __init__(self, path: Path | str, reason: str, number: int = errno.EPERM) -> None:
         super().__init__(number, reason, str(path))

@@ -85,7 +85,7 @@ def refuse_credentials(url: str) -> str:
     try:
         urlsplit(url)
     except ValueError:
-        raise StoreError(f"{shown(url)}: is no URL") from None
+        raise StoreError(f"{shown(url)}: is not a URL") from None
     return url
 
 
@@ -147,7 +147,7 @@ class Store:
             raise
         except UnsafePathError as error:
             raise StoreError(f"{self.shown}: {error.strerror}") from None
-        except Exception as error:  # every fsspec file system has errors of its own
+        except Exception as error:  # every fsspec file system has its own errors
             kind = NotThereError if isinstance(error, FileNotFoundError) else StoreError
             reason = " ".join(redacted(str(error) or type(error).__name__, self.url).split())
             raise kind(f"{self.shown}: {what} ({reason[:300]})") from None

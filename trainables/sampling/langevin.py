@@ -75,7 +75,7 @@ class Langevin:
         if self.inner_steps == 1:
             cut = None
         elif cut is None:
-            raise ValueError("inner_steps > 1 needs a network with a first layer of its own")
+            raise ValueError("inner_steps > 1 needs a network with its own first layer")
         x = point = start.detach()
         for step in range(steps):
             if self.noise_placement == "before":

@@ -37,7 +37,7 @@ class ScriptError(OSError):
 
 
 class ScriptTrial:
-    """One run of a training script, in a process of its own.
+    """One run of a training script, in its own process.
 
     Nothing starts before the first `step`: Ray sets up workers to spare.
 

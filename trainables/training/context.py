@@ -96,9 +96,9 @@ class Context:
         self.layout = layout_of(c)
         check_fits(c, self.data_set.shape, self.data_set.classes, self.device)
         if self._own_energy and c.inner_steps > 1:
-            raise ValueError(f"inner_steps > 1 descends the network's energy, and {c.method} has one of its own")
+            raise ValueError(f"inner_steps > 1 descends the network's energy, and {c.method} has its own")
         if c.sam_rho > 0 and type(self.method).update is not Method.update:
-            raise ValueError(f"sam_rho must be 0 for {c.method}, which takes its gradients in a way of its own")
+            raise ValueError(f"sam_rho must be 0 for {c.method}, which takes its gradients in its own way")
         found = self.method.networks(Make(self))
         self.networks = of_kind(found, dict, self.method, "networks", TrainedNetwork)
         if "energy" not in found:

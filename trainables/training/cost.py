@@ -2,9 +2,8 @@
 
 One multiplication with its addition is two operations; convolutions, matrix products and attention count, norms and
 activations do not. With F the forward pass of a batch, a Langevin step costs 2F (forward, and backward to the image
-alone), x+ and x- 3F each, a labelled batch 3F of its own size: (2K + 6) F for M-EBM, (2K + 12) F for M-JEM. SAM takes
-all but the chain twice. `shape` is
-(channels, height, width) of an image, `classes` of the data set.
+alone), x+ and x- 3F each, a labelled batch 3F of that batch's size: (2K + 6) F for M-EBM, (2K + 12) F for M-JEM.
+SAM takes all but the chain twice. `shape` is (channels, height, width) of an image, `classes` of the data set.
 """
 
 from __future__ import annotations
@@ -91,7 +90,7 @@ class _Passes:
 @lru_cache(maxsize=64)
 def _passes(model: EnergyModel, shape: Shape, cut: bool) -> _Passes:
     own = isinstance(model.trunk, OwnTrunk)
-    with redirect_stdout(sys.stderr) if own else nullcontext():  # a command's answer is no place for what it prints
+    with redirect_stdout(sys.stderr) if own else nullcontext():  # a command's answer is not a place for what it prints
         return _measured(model, shape, cut, own=own)
 
 

@@ -1,7 +1,7 @@
 """New samples of a model outside its training, issued as a trial issues its iterations.
 
 Compiled passes, and under `graphed` one captured Langevin step, serve the whole batches. The last batch, if smaller,
-runs plainly: it would need code of its own for one use, and batch norm would count what fills it up.
+runs plainly: it would need its own code for one use, and batch norm would count what fills it up.
 """
 
 from __future__ import annotations

@@ -258,7 +258,7 @@ class Branch:
     """x+ and the labelled batch beside the sampler: two streams of a captured graph, with the values of one.
 
     A chain step fills a large GPU unevenly, and neither x+ nor the labelled batch needs what the chains find. All touch
-    batch norm's running statistics, in the order x+, chain, x-, labels. The branch works on statistics of its own and
+    batch norm's running statistics, in the order x+, chain, x-, labels. The branch works on its own statistics and
     puts its share in where it would have come: an update is affine, r <- (1 - m) r + m s, so what comes later
     multiplies what came before by a power of (1 - m). Gradients are summed in another order.
 

@@ -1,6 +1,6 @@
 """How a method trains: hooks that one iteration calls in its order. `Contrastive` and `Classifies` are the usual ones.
 
-A hook is given the iteration's `Context` and holds no state of its own. On the device nothing may depend on what the
+A hook is given the iteration's `Context` and holds no state. On the device nothing may depend on what the
 device has found: an iteration is issued without waiting for it, and may be recorded as a CUDA graph.
 """
 # ruff: noqa: ARG002  # hooks are given what an implementation may need
@@ -225,7 +225,7 @@ class Contrastive(Method):
         return sample_term(out.terms, ctx.trial.l2_weight, ctx.trial.l2_form)
 
     def extra(self, out: Outputs, ctx: Context) -> Tensor | None:
-        """What is propagated back with E(x+) and is no part of the generative loss."""
+        """What is propagated back with E(x+) and is not part of the generative loss."""
         return None
 
     def positive(self, ctx: Context) -> None:
@@ -244,7 +244,7 @@ class Contrastive(Method):
         ctx.backward(loss, then=partial(ctx.through_sampler, samples))
 
     def labelled(self, ctx: Context) -> None:
-        """A labelled batch of its own, where there is one."""
+        """Its own labelled batch, where there is one."""
 
     def gradients(self, ctx: Context) -> None:
         """x+, then x-, then labels; or x+ and labels beside the chains (`TrialConfig.parallel_branches`)."""
@@ -252,7 +252,7 @@ class Contrastive(Method):
 
 
 class Classifies(Method):
-    """A cross-entropy beside the energy's loss, on a batch of its own or on x+ itself (`TrialConfig.shared_batch`)."""
+    """A cross-entropy beside the energy's loss, on its own batch or on x+ itself (`TrialConfig.shared_batch`)."""
 
     def streams(self, trial: TrialConfig) -> dict[str, Stream]:
         """The labelled batch too."""

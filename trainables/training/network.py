@@ -78,7 +78,7 @@ def clip_by_sigma(optimiser: torch.optim.Optimizer, sigmas: float) -> None:
 def gated_step(optimiser: torch.optim.Optimizer, skip: Tensor) -> None:
     """A step of an optimiser that does not know `found_inf`: weights and state are copied, and what holds is selected.
 
-    State that the first step makes is zero where that step is skipped. What is no tensor on the device, and nests of
+    State that the first step makes is zero where that step is skipped. What is not a tensor on the device, and nests of
     them, count the step all the same.
     """
     weights = [(p, p.clone()) for group in optimiser.param_groups for p in group["params"]]

@@ -19,7 +19,7 @@ def own_optimiser(
     """The optimiser of a name, called as `NAME(parameters, lr=..., **arguments)`.
 
     Raises:
-        ValueError: it cannot be made, or is no `torch.optim.Optimizer` of these parameters.
+        ValueError: it cannot be made, or is not `torch.optim.Optimizer` of these parameters.
     """
     make, given = own_part("optimiser", name), list(parameters)
     with calling("optimiser", name, "is built", make):
@@ -39,7 +39,7 @@ def check_optimiser(name: str, arguments: Arguments) -> None:
     """Two steps on a small problem, with the state saved and loaded between them as a checkpoint does.
 
     Raises:
-        ValueError: a step fails, or leaves weights that are not finite, or the state is no plain tensors and numbers.
+        ValueError: a step fails, or leaves weights that are not finite, or the state is not plain tensors and numbers.
     """
     make = own_part("optimiser", name)
     weights = nn.Parameter(torch.linspace(-1, 1, 12).view(3, 4))

@@ -92,7 +92,7 @@ def check_network(config: TrialConfig, model: EnergyModel, images: Tensor) -> No
     with calling("network", name, "its state", network):
         copy.deepcopy(model).load_state_dict(model.state_dict())
     if odd := next((n for n, v in model.state_dict().items() if not isinstance(v, Tensor)), None):
-        raise ValueError(said("network", name, f"its state_dict() holds {odd}, which is no tensor", network))
+        raise ValueError(said("network", name, f"its state_dict() holds {odd}, which is not a tensor", network))
 
 
 def _wrong(

@@ -41,7 +41,7 @@ class EnergyMeter:
         try:
             handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{bare}")
         except nvml.NVMLError:
-            # A slice has a UUID of its own, no counter, and a GPU that has both.
+            # A slice has its own UUID, no counter, and a GPU that has both.
             handle = nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(nvml.nvmlDeviceGetHandleByUUID(f"MIG-{bare}"))
             self.shared = True
             return handle

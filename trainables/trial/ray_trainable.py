@@ -187,7 +187,7 @@ class MebmTrainable(tune.Trainable):
         if report.done:
             self._leave()
         if report.done and self._recorder.flush():
-            self._await_store()  # the worker's scratch folder is no place for results
+            self._await_store()  # the worker's scratch folder is not a place for results
         if report.done and (left := self._recorder.flush()):
             text = f"not in the store: {', '.join(left)}; kept on {socket.gethostname()} in {self._recorder.folder}"
             report.trial["message"] = "; ".join(filter(None, (str(report.trial["message"] or ""), text)))

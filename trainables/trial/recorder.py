@@ -44,7 +44,7 @@ _AWAY_SECONDS = 60.0
 class Recorder:
     """Writes `signals/<trial_id>.parquet`, `samples/<trial_id>_<set>.png` and `models/<trial_id>.pt` below a folder.
 
-    UnsafePathError: the trial's id is no name of a file.
+    UnsafePathError: the trial's id is not a name of a file.
 
     Args:
         folder: the study's folder, or with a store a scratch folder of the trial's own.

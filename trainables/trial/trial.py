@@ -102,7 +102,7 @@ class Trial:
     def step(self, on_iteration: Callable[[int], None] | None = None) -> Report:
         """Score the untrained model, then train an epoch per call until `done`; `on_iteration`: see `train_epoch`."""
         trainer = self.trainer
-        self._meter.read()  # what the GPU took between two steps is no epoch's
+        self._meter.read()  # what the GPU took between two steps belongs to no epoch
         if self._found.evaluated_at < 0:
             row = self._row(None, self._timed(self._evaluate), self._take_energy())
             return self._report(row, trainer.latch.read(), Outcome.RUNNING)

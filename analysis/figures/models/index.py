@@ -102,13 +102,13 @@ def _check(folder: Path, exhibit: Exhibit) -> None:
 
 
 def write_page(path: Path, figure: go.Figure) -> None:
-    """A drawing as a page of its own; plotly's library lies beside it once per folder."""
+    """A drawing as its own page; plotly's library lies beside it once per folder."""
     write_library(path.parent)
     write_text(path, with_look(figure).to_html(include_plotlyjs=LIBRARY, config=CONFIG))
 
 
 def draw(folder: Path, exhibit: Exhibit) -> go.Figure:
-    """An exhibit of a folder that is no set of pictures and no course, from its Parquet file."""
+    """An exhibit of a folder that is not a set of pictures and no course, from its Parquet file."""
     columns, by, drawing = DRAWN[exhibit.drawing]
     frame = read_parquet(folder / exhibit.data, columns)
     return drawing(frame[frame[by].astype("string") == exhibit.key])

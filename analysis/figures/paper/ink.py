@@ -114,7 +114,7 @@ def found(value: Any, name: str) -> Iterator[Any]:
 
 
 def tell_apart(traces: Sequence[Spec]) -> None:
-    """Give what differs in colour alone dashes, shapes or hatching of its own."""
+    """Give what differs in colour alone dashes, shapes or its own hatching."""
     lines = [t for t in traces if "lines" in t.get("mode", "") and t.get("line", {}).get("width") != 0]
     _part([(t["line"].get("color"), t["line"]) for t in lines if "line" in t], "dash", _DASHES)
     marks = [t["marker"] for t in traces if "markers" in t.get("mode", "") and "marker" in t]
@@ -126,7 +126,7 @@ def tell_apart(traces: Sequence[Spec]) -> None:
 def _part(looks: Sequence[tuple[Any, Spec]], name: str, values: Sequence[str]) -> None:
     """Of looks of several colours that share a value of `name` the first colour keeps it; the others get free ones.
 
-    `values` are what there is, the first what a look has that says none; any other value means something of its own,
+    `values` are what there is, the first what a look has that says none; any other value means its own something,
     and stays where its colour has a look without it to be known by. Tints are told apart by their lightness, and
     points of many colours or shapes show numbers by them.
     """

@@ -131,7 +131,7 @@ def _smaller(size: Any) -> Any:
 
 
 def _one_type(value: Any) -> None:
-    """All type of a figure in one family and size; a colour of its own stays."""
+    """All type of a figure in one family and size; its own colour stays."""
     if isinstance(value, dict):
         for key, inner in value.items():
             if key.endswith("font") and isinstance(inner, dict):

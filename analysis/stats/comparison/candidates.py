@@ -214,7 +214,7 @@ def with_survival(candidates: Sequence[Candidate]) -> list[Candidate]:
     failures = [c.failure for c in candidates]
     # As how many trials that were all seen to the end each counts; where none were cut off it is their number.
     weights = [(f.events, f.events / f.rate if f.rate else float(f.at_risk)) for f in failures]
-    # Half an event more than were counted: no failure among three trials is no certainty (Jeffreys' prior).
+    # Half an event more than were counted: no failure among three trials is not a certainty (Jeffreys' prior).
     pooled = (sum(events for events, _ in weights) + 0.5) / (sum(seen for _, seen in weights) + 1)
     failing = [(PRIOR_WEIGHT * pooled + events) / (PRIOR_WEIGHT + seen) for events, seen in weights]
     return [replace(c, survives=1 - f) for c, f in zip(candidates, failing, strict=True)]

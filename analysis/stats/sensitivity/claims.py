@@ -90,7 +90,7 @@ class Claims:
             return ""
         text = f"no field stands out in {self.trials} trials"
         if self.more is None:
-            return f"{text}: the largest effect seen is no larger than chance makes one"
+            return f"{text}: the largest effect seen is not larger than chance makes one"
         return f"{text}, and about {self.more:,} more would show an effect of the largest size seen, if it is real"
 
 

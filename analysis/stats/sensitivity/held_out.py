@@ -29,7 +29,7 @@ MIN_SETTINGS = 5
 """Settings below which held-out settings say nothing."""
 FOLDS = 5
 REPEATS = 10
-"""Times a field's values are drawn anew."""
+"""Times a field's values are drawn again."""
 CHANCE_P = 0.05
 TREES = 50
 MAX_TRIALS = 2000
@@ -83,7 +83,7 @@ class Effort:
 
     @property
     def repeats(self) -> int:
-        """Times a field's values are drawn anew."""
+        """Times a field's values are drawn again."""
         return FEW_REPEATS if self.trials > MAX_TRIALS else REPEATS
 
     def forest(self, trials: int) -> dict[str, Any]:
@@ -99,7 +99,7 @@ class Effort:
 
     def words(self) -> list[str]:
         """What is done less thoroughly, in words; nothing in a small study."""
-        said = [f"{w}; fields' values drawn anew {self.repeats} times" for w in self.forest_words()]
+        said = [f"{w}; fields' values drawn again {self.repeats} times" for w in self.forest_words()]
         if self.settings > MAX_SETTINGS:
             said.append(f"{self.folds} folds of {self.settings:,} settings")
         return ["; ".join(said)] if said else []

@@ -1,6 +1,6 @@
 """Which field matters: permutation importances (Breiman 2001) on settings a forest and a linear model have not seen.
 
-An importance is half of what a field's values, drawn anew from all trials, add to the squared error, so that it is the
+An importance is half of what a field's values, drawn again from all trials, add to the squared error, so that it is the
 field's share of the spread, interactions included (Jansen 1999). Folds part settings, p values are corrected for all
 fields, models and targets (Holm 1979), and a model no better than chance shows none. It is about the settings a study
 tried: a field that a sampler kept near one value looks unimportant.
@@ -150,7 +150,7 @@ def _permuted(model: str, target: Target, seed: int) -> tuple[Skill, list[dict[s
         places, back = [x[test]], []
         for field, at in columns.of.items():
             different, value = values[field]
-            # Drawn from all trials: a fold of few settings has too few values of its own to shuffle.
+            # Drawn from all trials: a fold of few settings has too few values to shuffle.
             drawn = value[rng.integers(len(x), size=(repeats, len(test)))]
             pairs, position = np.unique(setting[test] * len(different) + drawn, return_inverse=True)
             changed = settings[pairs // len(different)]

@@ -1,4 +1,4 @@
-"""Which fields act together: pairs whose joint effect on quality or divergence is no sum of the two.
+"""Which fields act together: pairs whose joint effect on quality or divergence is not a sum of the two.
 
 `gain` is what a pair's products take off the held-out squared error of single effects (of the mean, if that is less),
 as a share of the spread; its p value is corrected for all pairs and targets (Holm 1979). Beside it stands the pair's

@@ -94,8 +94,8 @@ def seeds_needed(
 ) -> int | None:
     """How many more seeds would decide whether the divergence rate is below `limit` or above, if the rate holds.
 
-    Where the rate times their number is no whole number, both its neighbours must decide (`verdict`). None of the new
-    seeds is cut off.
+    Where the rate times their number is not a whole number, both its neighbours must decide (`verdict`). None of the
+    new seeds is cut off.
 
     Returns:
         The smallest number for which `rate` (k/n where not given) decides, beyond 200 to one in a hundred; 0 where it

@@ -80,7 +80,7 @@ def _spent(trials: Iterable[Trial]) -> dict[str, tuple[float, float]]:
             "evaluation": trial["evaluation_seconds"] or 0.0,
             "replayed": trial["replayed_seconds"] or 0.0,
         }
-        # Clocks of parts and whole are read at different moments; a difference of microseconds is no time.
+        # Clocks of parts and whole are read at different moments; a difference of microseconds is not a time.
         parts["other"] = max(0.0, wall - math.fsum(parts.values()))
         # A trial's wall time holds what its rows hold; what no row holds comes on top.
         parts["lost"] = trial["lost_seconds"] or 0.0

@@ -26,8 +26,8 @@ _DRAWS_AT_ONCE = 100
 """Draws whose fronts are found together: what that takes must stay small beside the draws themselves."""
 FRONT_COLUMNS: tuple[Column, ...] = (
     Column("dataset", "string", "name of the data set"),
-    Column("protocol", "string", "protocol id of the quality; each has a front of its own"),
-    Column("hardware", "string", "device; each has a front of its own"),
+    Column("protocol", "string", "protocol id of the quality; each has its own front"),
+    Column("hardware", "string", "device; each has its own front"),
     Column("setting_id", "string", "the setting"),
     Column("sampling_steps", "int64", "K"),
     Column("quality", "float64", "mean over its completed trials of the best value; null where none completed"),
@@ -226,7 +226,7 @@ def _front_draws(
             noise = noise.clip(-_FURTHEST, _FURTHEST) * (errors[i] or 0.0)
             deviations = np.stack([noise, np.zeros(draws)], axis=1)
         else:
-            # A trial that ended badly is no value: it adds nothing to the sum and is not counted.
+            # A trial that ended badly is not a value: it adds nothing to the sum and is not counted.
             deviations = np.concatenate([values - means[i], np.zeros((trials[i] - n, 2))])[chosen].sum(axis=1)
             deviations /= np.maximum(counted, 1)[:, None]
             deviations *= math.sqrt(n / (n - 1)) if n > 1 else 1.0

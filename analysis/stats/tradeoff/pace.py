@@ -92,7 +92,7 @@ def _ratios(timings: Sequence[Trial], source: str, gpu: str) -> list[float]:
 
 
 def rate_of(name: str, rates: Mapping[str, float]) -> float | None:
-    """The rate of a device by a word in its name, which a digit behind it makes another: H1000 is no H100."""
+    """The rate of a device by a word in its name, which a digit behind it makes another: H1000 is not an H100."""
     words = (w for w in rates if re.search(rf"(?<![a-z0-9]){re.escape(w)}(?![0-9])", name, re.IGNORECASE))
     return next((rates[word] for word in words), None)
 

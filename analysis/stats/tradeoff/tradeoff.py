@@ -47,7 +47,7 @@ def tradeoff(trials: pd.DataFrame, metric: str) -> pd.DataFrame:
     """One row per trial that has a value of `metric` (`TRADEOFF_COLUMNS`), in the order of `trials`.
 
     `on_front` marks completed trials that no other beats in both quality and time per iteration; each data set,
-    protocol and device has a front of its own: numbers of different protocols or machines have no order. `tied` marks a
+    protocol and device has its own front: numbers of different protocols or machines have no order. `tied` marks a
     completed trial off the front that no cheaper one beats in quality by twice the standard error of their difference:
     the scores do not rank them. It is null where a score that decides has no recorded error.
 

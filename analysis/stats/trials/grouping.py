@@ -14,7 +14,7 @@ from analysis.results.labels import text
 from analysis.stats.trials.trial import Trial
 
 MAX_VALUES = 4
-"""Distinct numbers up to which every one is a group of its own."""
+"""Distinct numbers up to which every one is its own group."""
 MAX_GROUPS = 3
 
 

@@ -54,7 +54,7 @@ def distinct(trials: Iterable[Trial]) -> list[Trial]:
 
     Settings are equal by their id and configuration; where none was recorded, by their id in one study. Of repeats the
     one that says most is kept: one that ended of itself before one that was cut off, that before one that failed or is
-    not over; of equal ones the latest to end. A trial without a setting or a seed is no repeat. Order is kept.
+    not over; of equal ones the latest to end. A trial without a setting or a seed is not a repeat. Order is kept.
     """
     rows = list(trials)
     chosen: dict[Any, int] = {}

@@ -67,7 +67,7 @@ def runs(tmp_path_factory):
 
 @pytest.fixture
 def own_method(make_results, row):
-    """A study of a method of somebody's own with a searched field of its own."""
+    """A study of a method of somebody's own with its own searched field."""
 
     def trial(name, temperature):
         config = {"method": "my_ebm.py:Softplus", "method_args": {"temperature": temperature}, "seed": 0}

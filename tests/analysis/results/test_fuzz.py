@@ -436,7 +436,7 @@ def folders_gone(folder: Path, rng: random.Random, whole: Whole) -> str:
         (folder / name).write_text("not a folder")
     elif rng.random() < 0.5:
         (folder / name).symlink_to(folder / name)
-    return f"{name} is no folder"
+    return f"{name} is not a folder"
 
 
 def foreign_table(folder: Path, rng: random.Random, whole: Whole) -> str:
@@ -572,7 +572,7 @@ def check_resume(folder: Path, whole: Whole, read_again: bool) -> str:
     """What `mebm resume` does before it starts anything; returns what it said, or why it refused.
 
     Args:
-        read_again: load the folder once more afterwards, whose tables were made anew from the ledger.
+        read_again: load the folder once more afterwards, whose tables were rebuilt from the ledger.
     """
     try:
         study = load_folder(folder)

@@ -49,7 +49,7 @@ MISTAKES = [
     (("tables", "x", "--merge", "newst"), "'newst' is not one of 'all', 'newest', 'best'; did you mean newest?"),
     (("figures", "x", "--kind", "tnse"), "; did you mean tsne?"),
     (("new", "methd", "x"), "; did you mean method?"),
-    (("sweep", "quickstart", "-n", "--results", "s3:/bucket/x"), "'s3:/bucket/x' is no URL; did you mean s3://bucket/x?"),
+    (("sweep", "quickstart", "-n", "--results", "s3:/bucket/x"), "'s3:/bucket/x' is not a URL; did you mean s3://bucket/x?"),
     # studies, methods, data sets, networks, protocols, devices
     (("sweep", "quickstart.yml"), "quickstart.yml: no such file, and no packaged config; mebm configs lists those; did you mean quickstart?"),
     (("show", "cifar10-night"), "; did you mean cifar10_night?"),
@@ -72,7 +72,7 @@ MISTAKES = [
     ((*SET, "run.loggers=tensorboard"), "must be a list, such as [tensorboard]"),
     ((*SET, "resources=2"), "resources = 2: must be a mapping of cpus, gpus, memory_gb, gpu_type, placement"),
     ((*SET, "objectives=fid"), "objectives.0.metric = 'fid': must be one of fd_buffer, fd_fresh, fid_buffer"),
-    ((*SET, "search.space.K=5"), "search.space.sampling_steps = 5: is no range: give {low: 1, high: 5} or {choices: [1, 2]}"),
+    ((*SET, "search.space.K=5"), "search.space.sampling_steps = 5: is not a range: give {low: 1, high: 5} or {choices: [1, 2]}"),
     (("sweep", "quickstart", "-n", "-s", "K=1..5"), "-s K=1..5: a range is K=1:5, and choices are K=1,2,5"),
     (("sweep", "quickstart", "-n", "-s", "K=1-5"), "a range is K=1:5"),
     # fields

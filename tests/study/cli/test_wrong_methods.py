@@ -28,7 +28,7 @@ WRONG = {
     "no import": ("import not_there_at_all\n", "my_ebm.py:1: ModuleNotFoundError: No module named 'not_there_at_all'"),
     "no syntax": ("class Mine(:\n", "my_ebm.py:1: SyntaxError"),
     "no class": ("import mebm\n", "my_ebm.py has no"),
-    "no method": ("class Mine: pass\n", "Mine is no method (a subclass of mebm.Method)"),
+    "no method": ("class Mine: pass\n", "Mine is not a method (a subclass of mebm.Method)"),
     "exit at import": ("import sys\nsys.exit(3)\n", "my_ebm.py:2: it calls sys.exit when it is imported"),
     "too few arguments": (
         HEAD + "    def loss(self, e_data): return e_data.mean()\n",
@@ -46,7 +46,7 @@ WRONG = {
     ),
     "type of the energy": (HEAD + ENERGY + "return net(x).long()\n", "my_ebm.py:7: Mine.energy returned a tensor"),
     "energy is none": (HEAD + ENERGY + "net(x)\n", "my_ebm.py:7: Mine.energy returned None; expected one energy"),
-    "energy is no tensor": (
+    "energy is not a tensor": (
         HEAD + ENERGY + "return [0.0] * len(x)\n", "my_ebm.py:7: Mine.energy returned a value of type list;"
     ),
     "energy without a graph": (
@@ -105,9 +105,9 @@ WRONG = {
 """,
         "Mine.untrained makes no network 'other', which `kept` names",
     ),
-    "preset is no mapping": (HEAD + "    preset = 3\n", "Mine.preset must be a mapping of a trial's fields"),
+    "preset is not a mapping": (HEAD + "    preset = 3\n", "Mine.preset must be a mapping of a trial's fields"),
     "preset has another field": (HEAD + "    preset = {'sampling_step': 3}\n", "sampling_step"),
-    "uses is no group": (HEAD + "    uses = {'data', 'chain'}\n", "Mine.uses: 'chain' is no group; expected some of"),
+    "uses is not a group": (HEAD + "    uses = {'data', 'chain'}\n", "Mine.uses: 'chain' is not a group; expected some of"),
     "networks without an energy": (
         HEAD + "    def networks(self, make): return {'other': make.energy('other')}\n",
         "my_ebm.py:7: Mine.networks has no 'energy': begin with super().networks(make)",

@@ -279,7 +279,7 @@ def test_a_table_that_explodes_is_one_line(refused, study):
     whole = path.read_bytes()
     rows = pq.read_table(path).num_rows
     _rewritten(path, "config", pa.array([DEEP] * rows))
-    assert "is no JSON object" in refused("tables", study)
+    assert "is not a JSON object" in refused("tables", study)
     path.write_bytes(whole)
     text = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), ["x" * (2**31 // rows + 2**20)])
     _rewritten(path, "message", text)

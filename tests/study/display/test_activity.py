@@ -96,7 +96,7 @@ def test_listeners_hear_how_far_work_is():
 
 
 def on_a_terminal(*arguments: str, term: str = "xterm") -> str:
-    """What `python -c` shows on a terminal of its own."""
+    """What `python -c` shows on its own terminal."""
     main, other = pty.openpty()
     environment = {**os.environ, "TERM": term}
     with subprocess.Popen([sys.executable, *arguments], stdout=other, stderr=other, env=environment) as process:

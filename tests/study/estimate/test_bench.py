@@ -138,7 +138,7 @@ def test_ratios_are_of_the_same_run(timed: Any) -> None:
     over = rows["speedup_over_baseline"]
     assert list(over.notna()) == [False, True, False, False, False, True, False, False]
     assert shown["speedup_over_baseline"] == pytest.approx((over[1] * over[5]) ** 0.5)
-    # Table 6's definition, at the row's own precision; the released loop has no JEM of its own.
+    # Table 6's definition, at the row's own precision; the released loop has no JEM.
     for first, jem in ((1, 2), (5, 6), (7, 6)):
         wanted = rows["seconds_per_iteration"][jem] / rows["seconds_per_iteration"][first]
         assert rows["speedup_over_jem"][first] == pytest.approx(wanted)

@@ -106,7 +106,7 @@ def test_the_same_again_changes_nothing_and_another_asks(files: tuple[Path, Path
     assert sorted(trials(tmp_path / "study")) == ["d"]
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "x").write_text("mine")
-    assert "exists and is no import" in said(signals, *MAP, "--out", tmp_path / "other")
+    assert "exists and is not an import" in said(signals, *MAP, "--out", tmp_path / "other")
 
 
 def test_it_is_not_resumed(

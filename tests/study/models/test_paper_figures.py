@@ -273,7 +273,7 @@ def test_an_id_that_is_a_path_shows_no_file_of_elsewhere(mebm, copied):
     write_parquet(pd.concat([frame, foreign]), TRIAL_COLUMNS, path)
     code, _, err = mebm("figures", copied, "--trials", "../../elsewhere", "--kind", "samples")
     assert code == 2
-    assert "left no model (its id is no name of a file)" in err
+    assert "left no model (its id is not a name of a file)" in err
     code, _, err = mebm("figures", copied, "--kind", "samples")
     assert code == 0
     assert [e.files[0] for e in read_index(copied / "figures")] == ["t0001/samples.png"]

@@ -1,6 +1,6 @@
 """Long and crowded runs: many trials in one process, several studies at once, a search that is killed again and again.
 
-Every study is a process of its own, as a user starts it.
+Every study is its own process, as a user starts it.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def test_a_study_waits_for_its_disk_and_for_the_trials_at_work_before_it_ends(tm
     ledger.no_room = None
     assert reason(start + 2 * _STUCK_SECONDS) is None
     ledger.trouble = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    assert reason(start + 3 * _STUCK_SECONDS) is None, "the time begins anew"
+    assert reason(start + 3 * _STUCK_SECONDS) is None, "the time begins again"
     ledger.trouble = None
     ledger.end("t0001", Outcome.INTERRUPTED, None)
     ledger.close()
@@ -76,7 +76,7 @@ def test_a_study_waits_for_its_disk_and_for_the_trials_at_work_before_it_ends(tm
 
 @pytest.fixture
 def disk(tmp_path):
-    """A small disk of its own."""
+    """Its own small disk."""
     folder = tmp_path / "disk"
     folder.mkdir()
     made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=30m", "tmpfs", folder], capture_output=True)

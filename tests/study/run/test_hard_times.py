@@ -155,7 +155,7 @@ def test_a_second_interrupt_waits_for_what_is_being_written(number):
 
 
 def begin(tmp_path, *, prefix=()):
-    """A study of its own, when it has come some way."""
+    """Its own study, when it has come some way."""
     (tmp_path / "long.yaml").write_text(LONG)
     process = subprocess.Popen(
         [*prefix, MEBM, "sweep", str(tmp_path / "long.yaml"), "--results", str(tmp_path / "results")],

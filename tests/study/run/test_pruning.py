@@ -211,7 +211,7 @@ def test_a_resumed_study_decides_as_one_that_was_never_cut_off(tmp_path):
     first_part(Played(a_study(), tmp_path / "cut"))  # its driver is killed here
     resumed = Played(a_study(), tmp_path / "cut")
     for run in (calm, resumed):
-        assert not run.report("d", 0, 9.0)  # the untrained model is no value
+        assert not run.report("d", 0, 9.0)  # the untrained model is not a value
         assert run.report("d", 1, 3.0)
     for run in (calm, resumed):
         assert run.ledger.outcome("d") is Outcome.PRUNED

@@ -38,7 +38,7 @@ WAIT = 180
 
 
 def start(*arguments, **environment):
-    """`mebm` in a process of its own, as a user starts it."""
+    """`mebm` in its own process, as a user starts it."""
     return subprocess.Popen(
         [str(Path(sys.executable).with_name("mebm")), *map(str, arguments)],
         stdout=subprocess.PIPE,

@@ -1,6 +1,6 @@
 """Troubles while a study runs: it drains, hangs, loses workers, meets bugs and full disks, and its budget ends.
 
-Every study here is a process of its own, as a user starts it, and ends with the numbers of one that met no trouble.
+Every study here is its own process, as a user starts it, and ends with the numbers of one that met no trouble.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ sys.meta_path.insert(0, Finder())
 
 
 def start(*arguments, **environment):
-    """`mebm` in a process of its own, as a user starts it."""
+    """`mebm` in its own process, as a user starts it."""
     return subprocess.Popen(
         [str(Path(sys.executable).with_name("mebm")), *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -389,7 +389,7 @@ class TestWorkers:
 
 
 class TestRay:
-    """Ray itself is lost or stands still: the study ends, says so in a line of its own, and is resumed exactly."""
+    """Ray itself is lost or stands still: the study ends, says so in its own line, and is resumed exactly."""
 
     pytestmark = needs_ray
 

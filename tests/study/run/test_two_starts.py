@@ -246,7 +246,7 @@ def test_looking_takes_the_lock_from_nobody_who_starts(study, tmp_path):
 
 
 def claim(number, url, base):
-    """A driver with a live folder of its own, as on another machine."""
+    """A driver with its own live folder, as on another machine."""
     folder = base / str(number)
     folder.mkdir(parents=True)
     (folder / STUDY_FILE).write_text(str(number))

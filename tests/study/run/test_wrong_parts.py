@@ -222,7 +222,7 @@ CASES = [
     (["network=no_such_module:Net"], "network no_such_module:Net: "),
     (["network=own.py:OneShape"], "network own.py:OneShape: takes (shape), expected OneShape(shape, classes, **arg"),
     (["network=own.py:Needy"], "activation of own.py:Needy: field required"),
-    (["network=own.py:needs_module"], "network own.py:needs_module: needs block, which is no number or text and has no"),
+    (["network=own.py:needs_module"], "network own.py:needs_module: needs block, which is not a number or text and has no"),
     (["network=own.py:no_module"], "network own.py:no_module: gives a function, expected a torch.nn.Module (own.py:"),
     (["network=own.py:NoParameters"], "network own.py:NoParameters: has no parameters to train (own.py:"),
     (["network=own.py:Net", "network_args.widht=3"], "own.py:Net has no argument 'widht'; did you mean width? (it takes"),

@@ -91,7 +91,9 @@ def test_a_study_without_a_file(here: Path, run_mebm: Run) -> None:
     lines = dict(line.split(None, 1) for line in out.splitlines() if not line.startswith("searched"))
     assert lines["study"] == "train (train.py)" and lines["trials"] == "120 = 40 settings x 3 seeds [0, 1, 2]"
     assert lines["sampler"] == "tpe" and lines["method"] == "train.py sampler=sgld ema=True warm=3"
-    assert lines["different"] == "unbounded: step_size is continuous"  # its default is a float, so 1:10 is no integer
+    assert (
+        lines["different"] == "unbounded: step_size is continuous"
+    )  # its default is a float, so 1:10 is not an integer
     assert lines["objectives"].startswith("the first metric with a direction")
     assert not (here / "results").exists() and not (here / "runs").exists()
 
@@ -126,9 +128,9 @@ def test_s_changes_a_study_of_a_file(here: Path, run_mebm: Run) -> None:
     [
         (("-s", "sampling_step=1,2"), "train.py declares no 'sampling_step'; did you mean sampling_steps?"),
         (("-s", "zzz=1"), "train.py declares no 'zzz'; it has sampling_steps, step_size, sampler, warm, ema, sizes, seed"),
-        (("-s", "sampling_steps=0.5,1"), "0.5 is no int, which its default 5 is"),
-        (("-s", "sampling_steps=1:2:0.5", "--trials", 2), "0.5 is no int"),
-        (("-s", "sampling_steps=two"), "'two' is no int"),
+        (("-s", "sampling_steps=0.5,1"), "0.5 is not an int, which its default 5 is"),
+        (("-s", "sampling_steps=1:2:0.5", "--trials", 2), "0.5 is not an int"),
+        (("-s", "sampling_steps=two"), "'two' is not an int"),
         (("-s", "sampler=1:2", "--trials", 2), "search.space.sampler: has no order, give choices"),
         (("-s", "ema=1:2", "--trials", 2), "search.space.ema: has no order, give choices"),
         (("-s", "sizes=1,2"), "cannot take the place of its default, a list"),
@@ -201,7 +203,7 @@ def test_a_command_has_places_for_its_arguments(here: Path, run_mebm: Run) -> No
     assert "k: 1, 2" in dry(run_mebm, "--script", "python argued.py --k {k}", "-s", "k=1,2")
     for command, said in (
         ("cd . && python argued.py --j {j}", "&& is for a shell, which needs shell: true"),
-        ("python argued.py", "argued.py declares no 'j'"), ("python argued.py --k {m}", "{m} is no argument"),
+        ("python argued.py", "argued.py declares no 'j'"), ("python argued.py --k {m}", "{m} is not an argument"),
         ("python argued.py --k 'x", "No closing quotation"), ("", "command is empty"), ("no-such-program", "No such file"),
     ):  # fmt: skip
         code, _, err = run_mebm("sweep", "--command", command, "-s", "j=1,2")

@@ -29,7 +29,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture(scope="module")
 def sweep(ray_cluster: None, run_mebm: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """`mebm sweep` in this process, in a folder of its own; the result's folder is its first answer."""
+    """`mebm sweep` in this process, in its own folder; the result's folder is its first answer."""
 
     def call(*words: object, study: str = "study") -> Any:
         base = tmp_path_factory.mktemp("swept")
@@ -189,7 +189,7 @@ def test_what_it_prints_is_bounded_and_no_process_is_left(moods: Any) -> None:
 
 
 def start(*words: object, where: Path) -> subprocess.Popen[str]:
-    """`mebm` in a process of its own, as a user starts it."""
+    """`mebm` in its own process, as a user starts it."""
     return subprocess.Popen(
         [str(MEBM), *map(str, words)], cwd=where, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

@@ -50,7 +50,7 @@ def free_port() -> int:
 
 
 class Server:
-    """A server with a data folder of its own on a port of the loopback; what it holds outlives a stop."""
+    """A server with its own data folder on a port of the loopback; what it holds outlives a stop."""
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="mebm-server-"))  # not below pytest's, which others may not enter

@@ -57,7 +57,7 @@ def test_a_trusted_one_is_imported(module: str, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv(TRUSTED, f"another, {module}")
     assert build_trial({"method": f"{module}:Mine", "dataset": "digits"}).method == f"{module}:Mine"
     assert (tmp_path / "imported").exists()
-    with pytest.raises(ValueError, match="Other is no method"):
+    with pytest.raises(ValueError, match="Other is not a method"):
         method_class(f"{module}:Other")
     with pytest.raises(ValueError, match="cannot be imported"):
         method_class(f"{module}:Missing")

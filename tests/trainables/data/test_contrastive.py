@@ -49,7 +49,7 @@ def test_one_jitter_at_a_time(
 
 
 def test_jitter_in_the_drawn_order() -> None:
-    """All four operations on every image, in an order of its own, clamped after each."""
+    """All four operations on every image, in its own order, clamped after each."""
     x = _images(30)
     strengths = (0.8, 0.8, 0.8, 0.4)
     got = augment.colour_jitter(x, *strengths, torch.Generator().manual_seed(1))

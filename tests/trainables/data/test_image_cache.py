@@ -20,7 +20,7 @@ from trainables.data.readers.items import DataError
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Twelve training images of two classes and two test images; a cache of its own."""
+    """Twelve training images of two classes and two test images; its own cache."""
     monkeypatch.setenv("MEBM_CACHE", str(tmp_path / "cache"))
     rng = np.random.default_rng(0)
     for i in range(14):

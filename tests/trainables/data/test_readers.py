@@ -189,7 +189,7 @@ def _with_bad_ones(folder: Path) -> np.ndarray:
     _save(folder / "test" / "0.png", good[0])
     whole = io.BytesIO()
     Image.fromarray(_pixels(1, (32, 32, 3))[0]).save(whole, "PNG")
-    (folder / "train" / "03a.png").write_bytes(b"this is no image")
+    (folder / "train" / "03a.png").write_bytes(b"this is not an image")
     (folder / "train" / "03b.png").write_bytes(whole.getvalue()[:60])
     (folder / "train" / "03c.png").write_bytes(b"")
     _save(folder / "train" / "03d.png", _pixels(1, (6, 7, 3))[0])

@@ -171,7 +171,7 @@ def test_five_iterations(
             3e-4,
             (0.0, 0.999),
         )
-        # The energy's step sees the critic after its own step, in a run of the graph of its own.
+        # The energy's step sees the critic after its own step, in its own run of the graph.
         twin.h.load_state_dict(copy_of(after["networks"]["critic"]["weights"]))
         second = twin.chain(start)
         assert (first - second).abs().max() > 1e-3

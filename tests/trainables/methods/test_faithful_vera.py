@@ -125,7 +125,7 @@ def test_three_iterations(
     case: str,
     entropy_weight: float,
 ) -> None:
-    """Energy, generator, sigma and posterior, each with an Adam of its own; running statistics of the generator.
+    """Energy, generator, sigma and posterior, each with its own Adam; running statistics of the generator.
 
     At sigma = 0.01 the likelihood of x alone decides the importance weights and the evidence lower bound. `wide` starts
     from sigma = 0.3, a wide posterior and images that hardly depend on the latent, so that prior, proposal and entropy

@@ -542,7 +542,7 @@ def test_the_ids_tell_the_protocols_apart(make: Make, digits: ImageData, noise: 
     assert train["auroc_log_p_noise"][0] == auroc(inner["log_p"], outer["log_p"])
     assert train["auroc_confidence_noise"][0] == auroc(inner["confidence"], outer["confidence"])
     assert all(torch.equal(value, before[name]) for name, value in saved.model.state_dict().items())
-    # In eval mode the batch size is no part of a protocol.
+    # In eval mode the batch size is not part of a protocol.
     again = score_hybrid(saved, digits.test_images, digits.test_labels, outside={"noise": noise}, batch_size=33)
     assert again["auroc_log_p_noise"][1] == by_default["auroc_log_p_noise"][1]
     assert again["auroc_log_p_noise"][0] == pytest.approx(by_default["auroc_log_p_noise"][0], abs=1e-3)

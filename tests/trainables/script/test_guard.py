@@ -125,7 +125,7 @@ def test_no_process_is_left_when_the_worker_lets_go(way: str, deaf: bool, start:
 
 
 def test_no_process_is_left_when_the_worker_is_killed(tmp_path: Path) -> None:
-    """The worker is a process of its own, whose death nobody can catch."""
+    """The worker is its own process, whose death nobody can catch."""
     (tmp_path / "script.py").write_text(family(tmp_path))
     worker = (
         "import os, subprocess, sys, time\n"

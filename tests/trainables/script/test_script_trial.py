@@ -1,4 +1,4 @@
-"""A script as a trial: its reports, its ends, its checkpoints; every script is a process of its own."""
+"""A script as a trial: its reports, its ends, its checkpoints; every script is its own process."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_a_value_is_one_argument_and_no_shell_sees_it(fields: dict[str, Any], wo
 
 
 def test_a_placeholder_without_argument_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"{j} is no argument; there are k, seed, folder, args"):
+    with pytest.raises(ValueError, match=r"{j} is not an argument; there are k, seed, folder, args"):
         ScriptConfig(command="run {j}", args={"k": 1}).argv("PY", Path("/f"))
 
 

@@ -383,7 +383,7 @@ _libraries: list[torch.library.Library] = []
 
 
 def install() -> torch.device:
-    """Make the device known to this process, which cannot forget it: use a process of its own."""
+    """Make the device known to this process, which cannot forget it: use its own process."""
     global _DEVICE
     _setup_privateuseone_for_python_backend(NAME, backend_module=_module())
     _DEVICE = torch.device(NAME, 0)

@@ -60,7 +60,7 @@ UNCOMPILED = {"diffurecov", "cf-ebm"}
 
 @pytest.fixture(autouse=True)
 def nothing_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Every test starts and ends without graphs, and with limits and caches of its own."""
+    """Every test starts and ends without graphs, and with limits and its own caches."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
     limits = ("recompile_limit", "accumulated_recompile_limit", "fail_on_recompile_limit_hit")
     with precision_kept(), dynamo.patch({name: getattr(dynamo, name) for name in limits}):
@@ -229,7 +229,7 @@ def test_what_a_process_keeps_is_bounded(
 ) -> None:
     """Past its bound it forgets and compiles again; a trial that alone needs more than there is room for is an error."""
     monkeypatch.setattr(execution, "MAX_VARIANTS", 2)
-    sizes = (2, 3, 4, 4, 3, 4, 2, 4)  # three are too many for the fourth trial, which begins anew
+    sizes = (2, 3, 4, 4, 3, 4, 2, 4)  # three are too many for the fourth trial, which begins again
     assert _softmax_graphs(quick, digits, sizes) == [1, 1, 1, 1, 1, 0, 1, 1]
     monkeypatch.setattr(execution, "MAX_VARIANTS", 0)
     with pytest.raises(Exception, match="limit"):

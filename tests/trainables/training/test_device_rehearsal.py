@@ -3,7 +3,7 @@
 The device (`rehearsal_device`) has real values and is as strict as CUDA, and in an iteration stricter: no tensor of the
 host, no wait, no copy, no data-dependent branch. Captured graphs are recorded and replayed, so what the host changes
 from one iteration to the next without telling the graph shows in the values. What was trained is compared with the same
-trial on the CPU. All of it runs in a process of its own, because a process cannot forget a device.
+trial on the CPU. All of it runs in its own process, because a process cannot forget a device.
 
 Not covered: Inception (no weights here; a stand-in takes its images), Inductor (Dynamo's graphs run as they are),
 TF32's rounding, streams and the order between them, what kernels ask of their arguments, memory.

@@ -61,7 +61,7 @@ class Baseline(mebm.Method):
 
 
 class Labelled(mebm.Classifies):
-    """A further batch of its own, whose images are kept apart, and a cross-entropy on it."""
+    """Its own further batch, whose images are kept apart, and a cross-entropy on it."""
 
     uses = mebm.CHAINS | {"classifier"}
 
@@ -88,7 +88,7 @@ class Lion(torch.optim.Optimizer):
 
 
 class Signs(mebm.Method):
-    """An optimiser of its own."""
+    """Its own optimiser."""
 
     def networks(self, make):
         found = super().networks(make)
@@ -97,7 +97,7 @@ class Signs(mebm.Method):
 
 
 class Tensors(mebm.Method):
-    """A sampler of its own that gives plain tensors."""
+    """Its own sampler that gives plain tensors."""
 
     def sample(self, ctx):
         x = ctx.chains().x

@@ -80,7 +80,7 @@ def test_what_cannot_be_told_apart_is_not_tested():
     assert claims(frame(["completed"] * 9, step_size=list(range(9))), ["step_size"]).line() == ""
     assert claims(frame(["diverged"] * 9, step_size=list(range(9))), ["step_size"]).named == ()
     assert claims(frame([], step_size=[]), ["step_size"]).named == ()
-    # A text of its own for every trial groups nothing.
+    # its own text for every trial groups nothing.
     many = frame(["diverged", "completed"] * 20, data_source=[str(i) for i in range(40)])
     assert claims(many, ["data_source"]).fields == 0
 

@@ -13,7 +13,7 @@ def test_seeds_of_a_setting_are_one_observation():
     groups = np.array([0, 0, 1, 2, 2, 2])
     assert by_group(gain, groups).tolist() == [1.0, -0.5, 2.0]
     assert p_better(gain, groups) == pytest.approx(stats.ttest_1samp([1.0, -0.5, 2.0], 0, alternative="greater").pvalue)
-    # A result that only tells settings apart (a number drawn per setting) is no skill on settings not seen.
+    # A result that only tells settings apart (a number drawn per setting) is not skill on settings not seen.
     assert p_better(np.zeros(4), np.arange(4)) == 1.0
 
 

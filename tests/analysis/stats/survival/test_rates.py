@@ -12,7 +12,7 @@ from analysis.stats.trials.trial import ENDED_BADLY
 
 
 def trials(*groups, planned=1000):
-    """Trials of (outcome, iteration, how many), each of its own seed."""
+    """Trials of (outcome, iteration, how many), each with its own seed."""
     seeds = itertools.count()
     return [
         {
