@@ -156,7 +156,7 @@ def _how(study: Study, plane: _Plane) -> str:
         )
     if study.trials["outcome"].isin(ENDED_BADLY).any():
         words.append(
-            "Trials that ended badly are in the band whatever value they had before; one without a time of its own "
+            "Trials that ended badly are in the band whatever value they had before; one without a measured time "
             "stands at the median of its setting's neighbours."
             if plane.x is _TIME
             else "Trials that ended badly are in the band, where their place says nothing."
@@ -380,7 +380,7 @@ def _add_band(
             of_shape = [r for r in bad if r["trial_id"] in ids and r["outcome"] == outcome]
             for part in colour.parts(of_shape):
                 own = [r["trial_id"] for r in part]
-                untimed = ["" if r["seconds_per_iteration"] is not None else "no time of its own" for r in part]
+                untimed = ["" if r["seconds_per_iteration"] is not None else "no measured time" for r in part]
                 texts = [f"{said[i]}<br>{note}" for i, note in zip(own, untimed, strict=True)]
                 trace = points((r["x"] for r in part), (height[i] for i in own), texts, own)
                 look = colour.marker(own, shape, size)

@@ -319,7 +319,7 @@ def _original(new: _Study, others: Iterable[_Study]) -> Path | None:
 
 
 def _column_of(field: Any, trials: pd.DataFrame) -> Any:
-    """The column of a searched field: an argument of a script that is no setting of the schema's has `set.` before."""
+    """The column of a searched field: a script's argument that is not a setting of the schema's has `set.` before."""
     if isinstance(field, str) and field not in trials.columns:
         bare = field.removeprefix("args.")
         return next((name for name in (f"set.{bare}", bare) if name in trials.columns), field)
@@ -327,7 +327,7 @@ def _column_of(field: Any, trials: pd.DataFrame) -> Any:
 
 
 def _with_searched_fields(trials: pd.DataFrame, varied: Sequence[Any]) -> pd.DataFrame:
-    """`trials` with a column for every searched field that has none of its own, read from the configurations."""
+    """`trials` with a column for every searched field that has none itself, read from the configurations."""
     for field in varied:
         if isinstance(field, str) and field not in trials.columns:
             values = [_lookup(config, field) for config in trials["config"]]

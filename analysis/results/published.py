@@ -124,7 +124,7 @@ def published_hyperparameters() -> pd.DataFrame:
 
 @cache
 def baselines() -> dict[str, dict[str, Any]]:
-    """Settings behind the rows of other papers' methods on CIFAR-10, by method, and as "paper" of its own ones."""
+    """Settings behind the rows of other papers' methods on CIFAR-10, by method, and as "paper" its own."""
     text = (files("analysis.results") / "data" / "baselines.json").read_text(encoding="utf-8")
     return {method: told["setting"] for method, told in json.loads(text).items()}
 

@@ -175,7 +175,7 @@ def _field(name: str) -> str | None:
 
 
 def _line(error: Exception) -> str | None:
-    """What a user is told of an error; None for one that is no mistake of the user's but of the program."""
+    """What a user is told of an error; None for one that is the program's mistake rather than the user's."""
     if isinstance(error, click.ClickException):
         return _of_click(error)
     if isinstance(error, UserError | RunError):

@@ -85,7 +85,7 @@ def start(study: StudyConfig, results: Path | str, address: str | None, shown: S
 
     Args:
         results: folder for study folders, or a URL.
-        address: of a Ray cluster; None for one of its own.
+        address: of a Ray cluster; None for its own.
         shown: takes what is said.
 
     Raises:

@@ -74,8 +74,8 @@ class StudyView:
     def refresh(self) -> list[Mapping[str, Any]]:
         """Read what is new; returns the trials that ended meanwhile. UserError: the journal is damaged for good.
 
-        A file that is out of reach for a moment (a network file system, a study that is being moved) is no end: what
-        was known stays on the screen.
+        A file that is out of reach for a moment (a network file system, a study that is being moved) does not end it:
+        what was known stays on the screen.
         """
         self._trouble = ""
         with suppress(OSError, UserError):

@@ -233,7 +233,7 @@ class StudyStatus:
             self.metric, self.direction = found.metric, found.resolved_direction
 
     def _all(self) -> list[dict[str, Any]]:
-        return list(self.trials.values())  # a copy: the screen is drawn in a thread of its own
+        return list(self.trials.values())  # a copy: the screen is drawn in its own thread
 
     def _with(self, *outcomes: Outcome) -> list[dict[str, Any]]:
         return [t for t in self._all() if t["outcome"] in outcomes]

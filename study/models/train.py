@@ -165,7 +165,7 @@ def _take_up(trial: Trial, path: Path) -> None:
         trial.load_state_dict(load_tensors(path))
     except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, OSError, EOFError) as error:
         why = one_line(error)[:200]
-        raise UserError(f"{path}: cannot be gone on with ({why}); without it the trial begins anew") from error
+        raise UserError(f"{path}: cannot be gone on with ({why}); without it the trial begins again") from error
 
 
 def _trial_of(config: TrialConfig, folder: Path) -> Trial:

@@ -295,7 +295,7 @@ def _seconds(text: str | None, otherwise: float) -> float:
 
 
 def _setting(trial: Event, own: Sequence[Event], state: StudyState) -> int:
-    """Number of a trial's setting: of its own line, of another seed of it, or by its id."""
+    """Number of a trial's setting: from its line, from another seed of it, or by its id."""
     for event in own:
         if event["event"] in ("start", "restored"):
             return int(event["setting"])

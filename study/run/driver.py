@@ -186,7 +186,7 @@ class _Run:
         )
 
     def _name(self) -> str:
-        """A folder of its own for every start of Ray Tune: a second run under one name would overwrite `tuner.pkl`."""
+        """Its own folder for every start of Ray Tune: a second run under one name would overwrite `tuner.pkl`."""
         mirror = self.mirror
         names = mirror.store.folders(CHECKPOINTS) if mirror else [p.name for p in self.folder.glob("tune/run-*")]
         numbers = [int(name[4:]) for name in names if name.startswith("run-") and name[4:].isdigit()]

@@ -60,7 +60,7 @@ def _storage(study: StudyConfig, folder: Path) -> RDBStorage:
 
     @event.listens_for(storage.engine, "connect")
     def _fast(connection: Any, _record: Any) -> None:
-        # No write is waited for: the ledger is the truth, and the storage can be made anew from it.
+        # No write is waited for: the ledger is the truth, and the storage can be rebuilt from it.
         connection.execute("PRAGMA synchronous = OFF")
 
     storage.engine.dispose()

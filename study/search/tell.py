@@ -91,7 +91,7 @@ def _told_value(objective: Objective, values: Mapping[str, Any]) -> float | None
 def _learning_curve(
     study: StudyConfig, trial: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
 ) -> dict[int, float]:
-    """What a pruned trial is told to have had at its epochs: nothing where that is no single quality."""
+    """What a pruned trial is told to have had at its epochs: nothing where that is not a single quality."""
     asked = study.objectives[0]
     found = asked.resolved(trial)
     if len(study.objectives) > 1 or found is None or found.metric in COST_METRICS:
@@ -102,7 +102,7 @@ def _learning_curve(
 
 
 def fail(optuna_study: optuna.Study, trial: optuna.Trial, reason: str) -> None:
-    """Tell Optuna that a trial ended without a result of its own."""
+    """Tell Optuna that a trial ended without its own result."""
     trial.set_user_attr("reason", reason)
     optuna_study.tell(trial, state=TrialState.FAIL)
 
@@ -188,7 +188,7 @@ def set_right(study: StudyConfig, folder: Path, ledger: Ledger, driver: str = ""
     storage.engine.dispose()
     kept = free_name(folder / STORAGE, "changed")
     (folder / STORAGE).replace(kept)
-    return f"{STORAGE} was changed: {wrong}; kept as {kept.name}, made anew from the journal"
+    return f"{STORAGE} was changed: {wrong}; kept as {kept.name}, rebuilt from the journal"
 
 
 def _disagreement(study: StudyConfig, opened: optuna.Study, ledger: Ledger, driver: str) -> str | None:
@@ -209,7 +209,7 @@ def _disagreement(study: StudyConfig, opened: optuna.Study, ledger: Ledger, driv
                 or not 0 <= number < len(study.space.start)
                 or point != dict(study.space.start[number])
             ):
-                return f"trial {frozen.number} waits there and is no starting point of the study"
+                return f"trial {frozen.number} waits there and is not a starting point of the study"
         if frozen.state not in (TrialState.COMPLETE, TrialState.PRUNED):
             continue
         name = str(attributes.get("trial_id"))

@@ -142,7 +142,7 @@ def _from_files(
         size=(wanted, wanted) if wanted else None,
         side=side or (known.side if known and known.scaled else None),
         channels=known.channels if known else None,
-        # CelebA-HQ has no labels of its own: class folders (female, male) that people have are taken as they are.
+        # CelebA-HQ has no labels: class folders (female, male) that people have are taken as they are.
         classes=known.classes if known and known.classes > 1 else None,
         bad_images=bad_images,
     )

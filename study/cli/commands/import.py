@@ -16,7 +16,7 @@ from trainables.results.progress import note
 
 @dataclass(frozen=True)
 class Import:
-    """Make a study of recorded runs: detector, survival, phase diagram, tables and report as for trials of its own.
+    """Make a study of recorded runs: detector, survival, phase diagram, tables and report as for its own trials.
 
     FILES are CSV, JSON Lines, Parquet, TensorBoard event files, or folders of them (a folder per run). A column `run`
     tells runs of one file apart; files that share runs and iterations are merged. Energies are low on data: give

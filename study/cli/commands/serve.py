@@ -23,7 +23,7 @@ class Serve:
       mebm serve results/NAME
       ssh -L 8642:127.0.0.1:8642 HOST     and the same page in a browser here
 
-    The page follows the study's files: it is made anew when an epoch has landed. Nothing is written. Ctrl-C ends it.
+    The page follows the study's files: it is rebuilt after every epoch. Nothing is written. Ctrl-C ends it.
     """
 
     folder: Path = argument(type=PATH, metavar="DIR")

@@ -193,7 +193,7 @@ def test_starting_points_that_repeat_are_taken_once(driver):
     values = [(c["values"].sampling_steps, c["values"].initial) for c in run.run_all()]
     assert values[:2] == [(1, "uniform"), (1, "gaussian")]
     assert sorted(values) == [(1, "gaussian"), (1, "uniform"), (2, "gaussian"), (2, "uniform")]
-    # The fourth has no setting left, which is no failure of a machine's and starts nothing.
+    # The fourth has no setting left, which is not a failure of a machine's and starts nothing.
     assert [t.user_attrs["reason"] for t in run.trials() if t.state is TrialState.FAIL] == [
         "is a setting that has been proposed before"
     ]
@@ -248,7 +248,7 @@ def test_a_study_of_an_earlier_version_that_repeated_itself_repeats_nothing_more
 
 
 def test_two_drivers_share_out_a_small_space(tmp_path):
-    """Each with a journal of its own and one storage: a setting is one driver's, and together they do all of it."""
+    """Each with its own journal and one storage: a setting is one driver's, and together they do all of it."""
     search = {"sampler": "tpe", "trials": 12, "space": {**SMALL, "norm": {"choices": ["none", "batch"]}},
               "storage": f"sqlite:///{tmp_path}/shared.db"}  # fmt: skip
     study = make_study(search=search, seeds=[0])
@@ -683,7 +683,7 @@ CHANGES = {
 
 
 def test_a_choice_that_yaml_reads_as_text_is_what_a_trial_has_as_a_number(driver):
-    """Text of a number is a number in Optuna's storage too, which is then no changed one and can be made anew."""
+    """Text of a number is a number in Optuna's storage too, which is then no changed one and can be rebuilt."""
     space = {"weight_decay": {"choices": [0.001, "1e-05"]}}
     study = make_study(search={"sampler": "random", "trials": 2, "space": space})
     run = driver(study)
@@ -763,7 +763,7 @@ def test_a_starting_point_that_was_changed_is_noticed(driver):
     run.ledger.close()
     _sql(run.folder, "UPDATE trial_system_attributes SET value_json = replace(value_json, '1.0', '9.0')")
     ledger = Ledger(run.folder, study.name)
-    assert "waits there and is no starting point" in set_right(study, run.folder, ledger)
+    assert "waits there and is not a starting point" in set_right(study, run.folder, ledger)
     ledger.close()
 
 
