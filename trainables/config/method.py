@@ -129,6 +129,10 @@ class MethodSpec(Model):
         """
         return 0
 
+    def settled(self, trial: TrialConfig, shape: tuple[int, int, int]) -> int:
+        """The first iteration of the form that most of a training has, and whose cost is told; timing begins there."""
+        return 0
+
     def extra_parameters(self, shape: tuple[int, int, int]) -> int:
         """Parameters of networks that are not of the energy's kind."""
         return 0

@@ -127,6 +127,11 @@ class CfEbm(FreshAsTrained, Method):
         coarser = sides_of(shape[-1])[:-1]
         return sum(2 * trial.sampling_steps * trial.batch_size * side_flops(trial, shape, side) for side in coarser)
 
+    def settled(self, trial: TrialConfig, shape: tuple[int, int, int]) -> int:
+        """The last stage."""
+        larger = (1 << i for i in range(1, len(sides_of(shape[-1]))))
+        return sum(math.ceil(2 * self.phase_images / (times * trial.batch_size)) for times in larger)
+
     # ------------------------------------------------------------------------------------------------------- stages
 
     def place(self, at: Progress) -> tuple[int, int, int]:

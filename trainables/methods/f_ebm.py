@@ -99,6 +99,10 @@ class FEbm(FreshAsTrained, Contrastive):
         """The critic's chain; H trains on x+ and x- and values them for E; E values the critic's samples."""
         return chain + (11 if trial.sam_rho > 0 else 9) * forward
 
+    def settled(self, trial: TrialConfig, shape: tuple[int, int, int]) -> int:
+        """Both losses."""
+        return self.start_iteration
+
     def networks(self, make: Make) -> dict[str, TrainedNetwork]:
         """The critic too, with the energy's optimiser."""
         return super().networks(make) | {"critic": make.energy("critic")}

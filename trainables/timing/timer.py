@@ -129,8 +129,9 @@ def free_memory(device: torch.device) -> None:
 
 @contextmanager
 def package_loop(config: TrialConfig, data: ImageData) -> Iterator[tuple[Trainer, Callable[[], None]]]:
-    """This package's loop as something to advance."""
+    """This package's loop as something to advance, from where its iterations are as most of a training's."""
     trainer = Trainer(config, data)
+    trainer.iteration = config.method_args.settled(config, trainer.data.shape)
     record = torch.zeros(len(SIGNAL_NAMES), device=trainer.device)
 
     def advance() -> None:

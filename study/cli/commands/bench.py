@@ -54,8 +54,8 @@ class Bench:
     )
     network: str | None = option("For methods with a WRN. Default: wrn-28-10, on a CPU wrn-10-1.", metavar="NAME")
     precision: str | None = option(
-        "Of fp32, tf32, bf16; all methods are timed at the first before any is at the next (igebm and kl-ebm "
-        "last). Default: bf16,tf32 on a GPU, and fp32 with --minutes; fp32,bf16 on a CPU.",
+        "Of fp32, tf32, bf16; all methods are timed at the first before any is at the next (igebm, kl-ebm "
+        "and diffurecov last). Default: bf16,tf32 on a GPU, and fp32 with --minutes; fp32,bf16 on a CPU.",
         metavar="P,...",
     )
     execution: str | None = option(

@@ -190,6 +190,8 @@ def test_stages_follow_the_images() -> None:
     assert at(0) == ("stage 0", 1.0) and at(9374) == ("stage 0", 1.0)
     assert at(9375) == ("stage 1", 0.0) and at(9375 + 4687)[1] == pytest.approx(0.5, abs=1e-3)
     assert at(9375 + 9375) == ("stage 1", 1.0) and at(9375 + 18_749) == ("stage 1", 1.0)
+    config = build_trial({"method": "cf-ebm", "dataset": "cifar10"})
+    assert method.settled(config, (3, 32, 32)) == 28_125
     assert at(28_125) == ("stage 2", 0.0) and at(28_125 + 18_750) == ("stage 2", 1.0) and at(10**6)[0] == "stage 2"
 
 

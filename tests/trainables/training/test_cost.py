@@ -66,7 +66,7 @@ def test_an_iteration_costs_what_the_formula_says(name: str, make_data: Callable
         fields["method_args"] = {"features": 8, "energy_steps": 1, "long_steps": 1, "partition_batches": 1}
     config = build_trial(fields)
     learner = Trainer(config, data)
-    learner.iteration = 10  # of CF-EBM's stages the last
+    learner.iteration = config.method_args.settled(config, data.shape)
     learner.step(torch.zeros(len(SIGNAL_NAMES)))
     with Counter() as counted:
         learner.step(torch.zeros(len(SIGNAL_NAMES)))
