@@ -21,13 +21,25 @@ from study.remote.claim import at_work
 from study.remote.copies import refresh_copy
 from trainables.results.credentials import shown
 from trainables.results.hours import Hours
-from trainables.results.layout import STUDY_FILE
+from trainables.results.layout import JOURNAL, STUDY_FILE, TRIALS
 from trainables.results.schema import METRIC_BY_NAME, RANKING, Outcome
 
 _WAYS = ("minimize", "maximize")
 _FRESH_SECONDS = 5.0
 _LIFE_SECONDS = 180.0
 """A driver writes to its journal at least once a minute; after three without a word nobody can say that it runs."""
+
+
+def _of_table(folder: Path) -> dict[str, dict[str, Any]]:
+    """Trials by id, as their table has them. UserError: it cannot be read."""
+    from analysis.results.integrity import read_study
+    from analysis.results.messages import ResultsError
+    from analysis.results.parquet import records
+
+    try:
+        return {str(row["trial_id"]): dict(row) for row in records(read_study(folder)[1])}
+    except ResultsError as error:
+        raise UserError(str(error)) from error
 
 
 class StudyView:
@@ -50,12 +62,18 @@ class StudyView:
         self.progress = self._plan()
         self.reader = JournalReader(folder, self.progress.name)
         self.running: bool | None = None
+        self._trouble = ""
+        self._grown_at: float | None = None
+        self._published = not (folder / JOURNAL).exists() and (folder / TRIALS).is_file()
+        if self._published:
+            self.reader.trials |= _of_table(folder)
+            self._doubts = [f"there is no {JOURNAL}: shown as {TRIALS} has it, and not to be resumed"]
+            self._update()
+            return
         self._doubts = doubts(folder, self._study(), self.reader)
         if self._doubts:  # a study at work may have written both meanwhile
             self.reader.read_on()
             self._doubts = doubts(folder, self._study(), self.reader)
-        self._trouble = ""
-        self._grown_at: float | None = None
         self._update()
 
     def _study(self) -> StudyConfig | None:
@@ -167,7 +185,7 @@ class StudyView:
         elif self.running is False:
             found = self._recorded
             again = f"to go on, {found.again}" if found and found.again else f"mebm resume {self.place}"
-            text = f"not running; {again}"
+            text = "not running" if self._published else f"not running; {again}"
         elif age is None:
             text = "no sign of life yet"
         else:

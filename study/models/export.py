@@ -10,7 +10,7 @@ from analysis.figures import export as files
 from analysis.figures.learning_curves import COURSE_COLUMNS, courses, draw_courses
 from analysis.figures.models.index import KINDS, Exhibit, draw
 from analysis.figures.paper.size import PrintSize, print_size
-from analysis.figures.registry import TOGETHER
+from analysis.figures.registry import TOGETHER, figures
 from analysis.figures.style import with_look
 from analysis.results.load import Results, load
 from analysis.results.parquet import read_parquet
@@ -31,7 +31,12 @@ Named = tuple[str, Sequence[str]]
 
 
 def list_figures(folders: Sequence[Path | str]) -> list[tuple[str, str]]:
-    """Names of the figures that can be made of studies, each with what it is. ResultsError: a folder holds no study."""
+    """Names of the figures that can be made of studies, each with what it is; without studies every kind of figure.
+
+    ResultsError: a folder holds no study.
+    """
+    if not folders:
+        return [*((figure.name, figure.takeaway) for figure in figures()), *KIND_TEXT.items()]
     found = {drawing.name: drawing.caption.partition(": ")[0] for drawing in files.figure_drawings(load(*folders))}
     return [*found.items(), *KIND_TEXT.items()]
 

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from study.cli.options import beside, device_option, flag, names, option, out_option, studies, trust_option
+from study.config.errors import UserError
 from study.display import console
 from trainables.results.progress import note
 
@@ -31,7 +32,7 @@ class Figures:
     beside it.
     """
 
-    folders: tuple[Path | str, ...] = studies()
+    folders: tuple[Path | str, ...] = studies(required=False, metavar="DIR...")
     only: str | None = option(
         "Figures to make: names of --list, their first words (survival), patterns (phase*), kinds of --kind. "
         "Default: all that can be made.",
@@ -53,7 +54,7 @@ class Figures:
         type=click.Choice(["sans", "serif"]),
     )
     trust_code: bool = trust_option()
-    listed: bool = flag("Name the figures that can be made, and make none.", "--list")
+    listed: bool = flag("Name the figures that can be made of DIR (without it: every kind), and make none.", "--list")
     kinds: tuple[str, ...] = option(
         "Of the figures of models what to make, and none of the report; may be given again. "
         "samples: 8x8 and, with a class head, 10 per "
@@ -84,6 +85,8 @@ class Figures:
         from study.models.export import list_figures, make_all
 
         trials = names(self.trials, "--trials", "trial")
+        if not (self.folders or self.listed):
+            raise UserError("Missing argument 'DIR...'. Give a study's folder, or --list for all that there is.")
         if self.listed:
             for name, caption in list_figures(self.folders):
                 console.say(f"{name:<40} {caption}")

@@ -450,3 +450,15 @@ def test_on_a_terminal_the_table_lives_until_ctrl_c(folder, ledger):
     rows = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in re.split(r"[\r\n]+", text)]
     assert max(len(r) for r in rows if re.match(r"t000\d|trial", r)) <= 80
     assert set(folder.iterdir()) == {p for p in before if p.parent == folder} | {folder / ".driver.lock"}
+
+
+def test_published_results_have_no_journal_and_are_shown_from_their_tables(mebm):
+    published = Path(__file__).resolve().parents[3] / "results" / "published"
+    code, out, _ = mebm("status", published / "digits_stability")
+    assert (
+        code == 0
+        and "57/57 trials over (26 completed, 22 diverged, 9 collapsed); complete; there is no ledger.jsonl" in out
+    )
+    code, out, _ = mebm("status", published / "h100" / "gpu_stability")
+    assert code == 0 and "5/16 trials over (5 collapsed, 8 interrupted, 3 pending); not running; there is no" in out
+    assert "mebm resume" not in out

@@ -123,3 +123,12 @@ main()
     code, out, err = run("--kind", "tsne", "--out", tmp_path / "b")
     assert (code, out) == (2, "")
     assert err == "mebm: figures of models: they need torch, which is not installed\n"
+
+
+def test_every_kind_is_listed_without_a_study(mebm) -> None:
+    from analysis.figures.registry import figures
+
+    code, out, _ = mebm("figures", "--list")
+    assert code == 0 and all(f"{f.name} " in out and f.takeaway in out for f in figures())
+    code, _, err = mebm("figures")
+    assert code == 2 and "Missing argument 'DIR...'" in err and err.count("\n") == 1
