@@ -53,7 +53,8 @@ def test_every_field_is_told_of():
     assert (of["sampling_steps"].values, of["sampling_steps"].symbol) == ("integer, 1 to 100,000", "K")
     assert of["gradient_clamp"].values == "number, above 0 or null"
     assert of["betas"].default_text == "[0.9, 0.999]" and of["betas"].values.startswith("list of 2: number")
-    assert of["method_args.noise_dim"].methods == ("vera",)
+    assert of["method_args.noise_dim"].methods == ("vera", "gebm")
+    assert of["method_args.importance_samples"].methods == ("vera",)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +64,8 @@ def test_every_field_is_told_of():
         ("lambda", ["l2_weight  (λ)", "0 (celeba_hq_128, digits), else 0.5"]),
         ("trial.step_size", ["step_size  (α)", "number, above 0"]),
         ("hang_minutes", ["run.hang_minutes", "number, above 0 or null"]),
-        ("noise_dim", ["method_args.noise_dim", "of vera alone", "32 (digits), else 128"]),
+        ("sam_rho", ["sam_rho", "number, at least 0", "sada-jem: 2"]),
+        ("noise_dim", ["method_args.noise_dim", "of vera, gebm alone", "32 (digits), else 128"]),
     ],
 )
 def test_a_field_is_found_by_its_name_or_symbol(mebm, name, said):
@@ -86,7 +88,7 @@ def test_fields_are_listed_on_lines_that_fit(mebm):
     assert (code, out) == (2, "") and "did you mean sampling_steps?" in err
 
 
-@pytest.mark.parametrize("method", ["m-ebm", "softmax", "vera", "shortrun"])
+@pytest.mark.parametrize("method", ["m-ebm", "softmax", "vera", "shortrun", "diffurecov", "cf-ebm", "gebm"])
 def test_a_first_study_on_digits_is_valid(mebm, tmp_path, method):
     file = tmp_path / "first.yaml"
     code, out, err = mebm("init", file, "--method", method)
