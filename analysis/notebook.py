@@ -30,6 +30,7 @@ def documented() -> dict[str, tuple[schema.Column, ...]]:
         "attempts": schema.ATTEMPT_COLUMNS,
         "bench": schema.BENCH_COLUMNS,
         "evaluations": schema.EVALUATION_COLUMNS,
+        "image_scores": schema.SCORE_COLUMNS,
         **table_columns(),
         **{figure.name: figure.columns for figure in figures()},
         "at_time": AT_TIME_COLUMNS,

@@ -280,6 +280,8 @@ def _files() -> Iterator[str]:
         "attempts": "`attempts.parquet`: a row per start of a trial.",
         "bench": "`bench.parquet`: a row per variant that `mebm bench` timed.",
         "evaluations": "`evaluations.parquet`: a row per model and protocol of `mebm evaluate`.",
+        "image_scores": "`scores.parquet`: a row per image set, protocol and metric of `mebm score`.",
+        "diagnosis": "`diagnosis.parquet`: a row per model, start and step of `mebm diagnose`.",
     }
     made = {t.name: f"`tables/{t.name}.parquet`. {t.caption}" for t in tables() if hasattr(t, "caption")}
     drawn = {f.name: f"Data of the figure `{f.name}`: {f.takeaway}" for f in figures()}
