@@ -54,7 +54,8 @@ def _data(study: Study) -> Iterator[Part]:
     how = (
         "The trial's own sampler, run on from where chains begin; the band holds 80% of the chains' energies, the "
         "dotted line is the mean energy of test images. FD is on a small classifier's features, with its standard "
-        "error. A model whose chains leave the data samples well at K steps without being a density (Nijkamp et al. 2019)."
+        "error. A model whose chains leave the data samples well at K steps without being a density (Nijkamp et al. "
+        "2019)."
     )
     code = f"analysis.load.read_diagnosis(results.folders[{study.name!r}] / 'diagnosis.parquet')"
     yield Part(frame, f"{'; '.join(said[:2])}.", code, given=frame, how=how)
