@@ -90,7 +90,10 @@ def _fresh(saved: SavedModel, count: int, steps: int | None, seed: int) -> tuple
         images = fresh_samples(saved, count, steps, initial=initial_of(saved), seed=seed)
     except ValueError as error:  # DataError too: p0 is made of the training images
         raise UserError(one_line(f"{saved.path}: {error}")) from error
+    made_by = config.method_args.made_by(steps)
     how = "from the generator" if not config.chains else f"of {steps} steps from p0 {config.initial}"
+    if made_by not in ("generator", f"{steps}steps"):  # in a way of the method's own
+        how = f"by {made_by}"
     return images, f"fresh samples ({how}, seed {seed})"
 
 

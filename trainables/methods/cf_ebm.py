@@ -122,6 +122,10 @@ class CfEbm(FreshAsTrained, Method):
         if trial.inner_steps > 1:
             raise ValueError("inner_steps must be 1 for cf-ebm")
 
+    def made_by(self, steps: int) -> str:
+        """Chains of every side."""
+        return f"{steps}steps-a-side"
+
     def extra_flops(self, trial: TrialConfig, shape: tuple[int, int, int], forward: int, chain: int) -> int:
         """The chains of the coarser networks in the last stage."""
         coarser = sides_of(shape[-1])[:-1]
