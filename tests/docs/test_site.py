@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 
@@ -70,6 +71,25 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_every_kind_of_figure_has_a_picture_and_none_is_left_over() -> None:
     pictures = {p.stem for p in (DOCS / "images" / "figures").glob("*.png")}
     assert pictures == {f.name for f in figures()}
+
+
+def test_the_table_of_the_digits_is_that_of_the_published_study() -> None:
+    trials = pd.read_parquet(ROOT / "results" / "published" / "digits_stability" / "trials.parquet")
+    lines = []
+    for (norm, initial, weight), group in trials.groupby(["norm", "initial", "l2_weight"], sort=False):
+        cells = []
+        for k in (1, 2, 5, 10):
+            of_k = group[group["sampling_steps"] == k]
+            parts = []
+            for outcome, words in (("diverged", ""), ("collapsed", " collapsed")):
+                at = sorted(of_k["iteration"][of_k["outcome"] == outcome].astype(int))
+                if len(at) or not words:
+                    span = f" ({at[0]}{f'–{at[-1]}' if len(at) > 1 else ''})" if at else ""
+                    parts.append(f"{len(at)}{words}{span}")
+            cells.append("; ".join(parts) if len(of_k) else "–")
+        lines.append(f"| {norm}, {initial}, {weight:g} | {' | '.join(cells)} |")
+    page = (DOCS / "divergence.md").read_text(encoding="utf-8")
+    assert len(lines) == 5 and all(line in page for line in lines), lines
 
 
 def test_the_readme_is_short_and_shows_a_picture() -> None:
