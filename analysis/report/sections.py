@@ -143,7 +143,7 @@ def front_table(part: Results, study: str) -> dict[str, Any] | None:
 
 
 def commands(results: Results, study: str, summary: StudySummary) -> list[dict[str, str]]:
-    """At most three commands to go on with, what each is for first; none where there is nothing to go on with."""
+    """At most three commands to go on with, what each is for first; none where there is nothing to continue."""
     if not len(results.trials[results.trials["study"] == study]):
         return []
     folder = results.folders[study]

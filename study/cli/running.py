@@ -184,14 +184,14 @@ def _run_here(run: Run, place: str, mirror: Mirror | None) -> Ending:
     if mirror is not None:
         mirror.collect()
     if ending.interrupted:
-        say(f"interrupted; go on with: mebm resume {place}")
+        say(f"interrupted; continue with: mebm resume {place}")
         if not ending.hurried:
             _write_outputs(folder)
         return ending
     for line in _write_outputs(folder):
         say(line)
     if ending.spent:
-        say(f"{ending.spent}; go on with: mebm resume {place} --set budget.KEY=VALUE")
+        say(f"{ending.spent}; continue with: mebm resume {place} --set budget.KEY=VALUE")
     if ending.failed:
         say(f"{ending.failed} trial(s) failed; see {folder / 'study.log'}")
     return ending

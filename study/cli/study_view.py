@@ -196,7 +196,7 @@ class StudyView:
     def doubts(self) -> list[str]:
         """What does not fit together in the folder, or cannot be read now."""
         torn = self.reader.torn if not self.running else 0  # while it runs the last line may be being written
-        rest = [f"the last {torn} bytes of its journal are no whole line and are left out"] if torn else []
+        rest = [f"the last {torn} bytes of its journal are not a whole line and are left out"] if torn else []
         return [*self._doubts, *rest, *([self._trouble] if self._trouble else [])]
 
     def standing(self) -> tuple[Any, ...]:

@@ -99,7 +99,7 @@ def diagnose(
             raise UserError(f"{target.path}: {saved.config.method} draws no samples by chains")
         if type(saved.config.method_args).draw is not Method.draw:  # type: ignore[attr-defined]
             raise UserError(
-                f"{target.path}: samples of {saved.config.method} are no single chains that could run longer"
+                f"{target.path}: samples of {saved.config.method} are not single chains that could run longer"
             )
         with torch_threads(saved.threads):
             made = [_diagnosed(saved, start, request, on_step) for start in request.starts]

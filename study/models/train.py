@@ -145,7 +145,7 @@ def _refuse_over(folder: Path, told: Mapping[str, Any], *, retry_failed: bool) -
     if outcome is Outcome.FAILED and not retry_failed:
         raise UserError(f"{folder}: the trial failed ({told['message']}); to try again: --retry-failed")
     if outcome in (Outcome.COMPLETED, Outcome.DIVERGED, Outcome.COLLAPSED):
-        raise UserError(f"{folder}: the trial is over ({state_text(told)}); there is nothing to go on with")
+        raise UserError(f"{folder}: the trial is over ({state_text(told)}); there is nothing to continue")
 
 
 def _refuse_other_versions(folder: Path) -> None:
@@ -165,7 +165,7 @@ def _take_up(trial: Trial, path: Path) -> None:
         trial.load_state_dict(load_tensors(path))
     except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, OSError, EOFError) as error:
         why = one_line(error)[:200]
-        raise UserError(f"{path}: cannot be gone on with ({why}); without it the trial begins again") from error
+        raise UserError(f"{path}: cannot be continued ({why}); without it the trial begins again") from error
 
 
 def _trial_of(config: TrialConfig, folder: Path) -> Trial:
@@ -214,7 +214,7 @@ def _train(trial: Trial, config: TrialConfig, folder: Path, console: StudyConsol
     finally:
         ledger.close()
     if outcome is None:  # in the midst of an epoch, from whose beginning it goes on
-        console.line(f"interrupted; go on with: mebm resume {folder}")
+        console.line(f"interrupted; continue with: mebm resume {folder}")
         return None
     _save(trial, folder)
     console.line(state_text(ledger.trials[TRIAL_ID]))

@@ -45,7 +45,7 @@ def new_study(study: StudyConfig, results: Path) -> Iterator[Path]:
             raise UserError(f"{folder}: exists and is not a study folder; choose another --results or name")
         difference = _difference("", load_folder(folder).model_dump(mode="json"), study.model_dump(mode="json"))
         if difference is None:
-            raise UserError(f"{folder}: holds this study already; go on with: mebm resume {folder}")
+            raise UserError(f"{folder}: holds this study already; continue with: mebm resume {folder}")
         raise UserError(f"{folder}: holds another study of that name ({difference}); choose another --results or name")
 
     with new_folder(folder, refuse, lambda: bool(recorded_runs(folder))):

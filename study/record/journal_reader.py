@@ -25,7 +25,7 @@ class JournalReader(StudyState):
         self.path = folder / JOURNAL
         self.events = 0
         self.done_before = self.at_once = 0  # trials over when the last run began, and the most at once since then
-        self.torn = 0  # bytes at the end that are no whole line
+        self.torn = 0  # bytes at the end that are not a whole line
         self.gaps: dict[str, float | None] = {}  # last energy gap by trial id
         self.began = 0.0  # when the last run began, seconds since the epoch; 0 before the first event
         self._offset = self._failures = 0

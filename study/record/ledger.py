@@ -64,7 +64,7 @@ class Ledger(StudyState):
             rest = raw[self._size :]
             # A last line that is whole but for its line break
             endless = rest if is_whole(rest) else rest[:-1] if is_whole(rest[:-1]) else b""
-            self.torn = 0 if endless else len(rest)  # bytes at the end that are no whole line
+            self.torn = 0 if endless else len(rest)  # bytes at the end that are not a whole line
             for number, line in enumerate([*raw[: self._size].split(b"\n")[:-1], *filter(None, [endless])], start=1):
                 try:
                     self.read_line(line)

@@ -81,7 +81,7 @@ def refuse_other_code(folder: Path, ledger: Ledger, study: StudyConfig) -> None:
     config: Mapping[str, Any] = ledger.runs[-1].get("config") or {}
     if own := changed_code(folder, config):
         raise UserError(
-            f"{folder}: {'; '.join(own)} since the study began; go back to it, or go on with it as it is now: "
+            f"{folder}: {'; '.join(own)} since the study began; go back to it, or continue with it as it is now: "
             f"mebm resume {folder} --accept-changes"
         )
     now = {**code_print(), **script_code(study), **code_prints(folder, config)}
@@ -168,7 +168,7 @@ def _check_ledger(folder: Path, ledger: Ledger) -> list[str]:
     if later:  # as a machine that lost its power leaves it
         done.append(f"{JOURNAL} {later}; they are trained again")
     if ledger.torn:
-        done.append(f"the last {ledger.torn} bytes of {JOURNAL} are no whole line; cut off")
+        done.append(f"the last {ledger.torn} bytes of {JOURNAL} are not a whole line; cut off")
     return done
 
 

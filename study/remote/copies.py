@@ -39,7 +39,7 @@ def refuse_taken(url: str) -> None:
     store = Store(url)
     with mistakes():
         if store.exists(STUDY_FILE) or store.exists(JOURNAL):
-            raise UserError(f"{store.shown}: holds a study already; go on with: mebm resume {store.shown}")
+            raise UserError(f"{store.shown}: holds a study already; continue with: mebm resume {store.shown}")
 
 
 def compare(store: Store, local: Path) -> str:

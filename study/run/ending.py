@@ -53,7 +53,7 @@ def place_lost(ledger: Ledger) -> Callable[[float], str | None]:
 def resumable(place: str, reason: str) -> str:
     """What a user is told of a study that could not go on."""
     if reason == _GONE:
-        return f"{place}: {reason}; if it was moved, go on with: mebm resume and its new place"
+        return f"{place}: {reason}; if it was moved, continue with: mebm resume and its new place"
     return f"{place}: {reason}; see {LOG_FILE}, then: mebm resume {place}"
 
 

@@ -89,7 +89,7 @@ def test_a_study_runs_and_is_resumed(tmp_path, monkeypatch, capfd) -> None:
     signals = results.signals("tiny", "t0001")
     assert signals is not None and len(signals)
     assert (tmp_path / "tiny" / "report.html").is_file()
-    with pytest.raises(mebm.UserError, match="holds this study already; go on with: mebm resume"):
+    with pytest.raises(mebm.UserError, match="holds this study already; continue with: mebm resume"):
         mebm.run(tiny | {"description": "from a script"}, results=str(tmp_path))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

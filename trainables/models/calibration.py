@@ -59,7 +59,7 @@ def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int 
     # Written so that NaN counts as bad.
     good = torch.isfinite(wide).all(1) & (wide >= 0).all(1) & ((wide.sum(1) - 1).abs() <= _SUM_TOLERANCE)
     if bad := int((~good).sum()):
-        raise ValueError(f"{bad} of {len(p)} rows are no probabilities (finite, at least 0, summing to 1)")
+        raise ValueError(f"{bad} of {len(p)} rows are not probabilities (finite, at least 0, summing to 1)")
     confidence, predicted = wide.max(1)
     inner_edges = (torch.arange(1, bins, dtype=torch.float64) / bins).to(p.dtype).double()
     index = torch.bucketize(confidence, inner_edges)  # edges[i - 1] < confidence <= edges[i]

@@ -169,7 +169,7 @@ def _rebuilt(state: dict[str, Any], device: str | torch.device) -> SavedModel:
         if images is None and images is not samples:
             continue
         if not isinstance(images, Tensor) or images.dtype != torch.uint8 or [*images.shape[1:]] != shape:
-            raise ValueError("damaged (its samples are no images of its shape)")
+            raise ValueError("damaged (its samples are not images of its shape)")
     if truncated is not None and len(truncated) != len(samples):
         raise ValueError("damaged (its samples, rounded and truncated, differ in number)")
     chosen = None

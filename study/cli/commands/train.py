@@ -17,7 +17,7 @@ class Train:
     """Train one model, without Ray: a METHOD (see `mebm methods`) or a YAML file of trial fields.
 
     Without a GPU a METHOD is trained in a size that takes minutes, which is said; --set chooses otherwise. Ctrl-C
-    leaves a folder that `mebm resume` goes on with.
+    leaves a folder that `mebm resume` continues.
 
     \b
     Examples:

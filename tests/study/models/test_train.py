@@ -69,7 +69,7 @@ def test_after_ctrl_c_resume_ends_as_if_there_had_been_none(calm, tmp_path, mebm
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=100)
     assert process.returncode == 130, said
-    assert said.rstrip().endswith(f"interrupted; go on with: mebm resume {folder}")
+    assert said.rstrip().endswith(f"interrupted; continue with: mebm resume {folder}")
     assert 0 < torch.load(folder / "checkpoint.pt", weights_only=True)["trainer"]["epoch"] < 40
     state = mebm("status", folder)[1]
     assert f"not running; mebm resume {folder}" in state
@@ -108,7 +108,7 @@ def test_what_cannot_be_gone_on_with_is_one_line(calm, tmp_path, mebm):
     assert (code, out, err) == (
         2,
         "",
-        f"mebm: {calm}: the trial is over (completed, undertrained); there is nothing to go on with\n",
+        f"mebm: {calm}: the trial is over (completed, undertrained); there is nothing to continue\n",
     )
     folder = shutil.copytree(calm, tmp_path / "run")
     lines = (folder / "ledger.jsonl").read_text().splitlines(keepends=True)
@@ -116,7 +116,7 @@ def test_what_cannot_be_gone_on_with_is_one_line(calm, tmp_path, mebm):
     assert "--set: " in mebm("resume", folder, "--set", "epochs=3")[2]
     (folder / "checkpoint.pt").write_bytes(b"nothing")
     code, out, err = mebm("resume", folder)
-    assert (code, out, err.count("\n")) == (2, "", 1) and f"{folder / 'checkpoint.pt'}: cannot be gone on with" in err
+    assert (code, out, err.count("\n")) == (2, "", 1) and f"{folder / 'checkpoint.pt'}: cannot be continued" in err
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["versions"]["torch"] = "0.1"
     (folder / "manifest.json").write_text(json.dumps(manifest))

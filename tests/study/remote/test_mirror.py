@@ -529,7 +529,7 @@ def test_a_download_that_breaks_off_leaves_the_folder_as_it_was(begun, url, tmp_
 def test_what_cannot_be_taken_up(begun, url, store_url, tmp_path):
     with pytest.raises(UserError, match="no study there"):
         fetch(join(store_url, "other"), tmp_path / "x" / "other")
-    with pytest.raises(UserError, match=r"holds a study already; go on with: mebm resume \S+/demo$"):
+    with pytest.raises(UserError, match=r"holds a study already; continue with: mebm resume \S+/demo$"):
         refuse_taken(url)
     begun.close()
     with driver_lock(begun.local), pytest.raises(UserError, match="another process is running this study"):

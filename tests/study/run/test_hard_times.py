@@ -192,7 +192,7 @@ def test_a_terminal_that_closes_leaves_a_study_that_goes_on(tmp_path, mark):
     os.killpg(process.pid, signal.SIGHUP)  # to every process of the terminal, Ray's too
     out, err = process.communicate(timeout=WAIT)
     assert process.returncode == 130, err
-    assert f"go on with: mebm resume {folder}" in out
+    assert f"continue with: mebm resume {folder}" in out
     assert "Traceback" not in err
     completes(folder)
 

@@ -147,7 +147,7 @@ def test_a_finished_study_is_not_run_again(swept, mebm, write_config, tiny):
     before = (folder / "ledger.jsonl").read_bytes()
     code, _, err = mebm("sweep", write_config(tiny), "--results", folder.parent)
     assert code == 2
-    assert err == f"mebm: {folder}: holds this study already; go on with: mebm resume {folder}\n"
+    assert err == f"mebm: {folder}: holds this study already; continue with: mebm resume {folder}\n"
     code, _, err = mebm("sweep", write_config(tiny), "--results", folder.parent, "--set", "epochs=3")
     assert code == 2
     assert "holds another study of that name (trial.epochs: 2 there, 3 here)" in err

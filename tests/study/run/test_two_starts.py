@@ -116,7 +116,7 @@ def test_who_comes_second_removes_nothing(study, tmp_path):
                 create_folder(study, tmp_path / "results")
         assert (folder / "study.log").read_text() == "winner"
         Ledger(folder, study.name).run(RUN)
-    with pytest.raises(UserError, match="holds this study already; go on with: mebm resume"):
+    with pytest.raises(UserError, match="holds this study already; continue with: mebm resume"):
         create_folder(study, tmp_path / "results")
     assert (folder / "study.log").read_text() == "winner"
 

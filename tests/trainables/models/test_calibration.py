@@ -156,10 +156,10 @@ def test_what_is_no_classification_is_refused() -> None:
     negative = p.clone()
     negative[0] = torch.tensor([1.5, -0.5])
     cases: list[tuple[str, Tensor, Tensor, int]] = [
-        ("1 of 3 rows are no probabilities", bad, labels, 20),
-        ("1 of 3 rows are no probabilities", negative, labels, 20),
-        ("3 of 3 rows are no probabilities", p.log(), labels, 20),
-        ("3 of 3 rows are no probabilities", p * 2, labels, 20),
+        ("1 of 3 rows are not probabilities", bad, labels, 20),
+        ("1 of 3 rows are not probabilities", negative, labels, 20),
+        ("3 of 3 rows are not probabilities", p.log(), labels, 20),
+        ("3 of 3 rows are not probabilities", p * 2, labels, 20),
         ("at least 1 bin, but got 0", p, labels, 0),
         (r"probabilities must be float .* are float64 \(3,\)", p[:, 0], labels, 20),
         (r"probabilities must be float .* are int64 \(3, 2\)", p.long(), labels, 20),
