@@ -80,4 +80,4 @@ def test_samples_that_are_no_single_chains_are_refused(tmp_path: Path, run_mebm)
         sets = [word for field in (*short, f"network={network}", "device=cpu") for word in ("--set", field)]
         assert run_mebm("train", method, *sets, "--out", tmp_path / method)[0] == 0
         code, _, err = run_mebm("diagnose", tmp_path / method, "--steps", 3)
-        assert code == 2 and "no single chains" in err and err.count("\n") == 1, err
+        assert code == 2 and "not single chains" in err and err.count("\n") == 1, err

@@ -316,7 +316,8 @@ def test_images_may_have_moved(train, trained, tmp_path):
     wanted = samples(model)
     here.rename(there)
     load_dataset.cache_clear()  # as in another process
-    assert failed(model, tmp_path / "a.npz") == f"{model}: {here}: data_dir is not a folder"
+    said = f"{model}: {here}: data_dir is not a folder; did you mean {here.with_name('there')}?"
+    assert failed(model, tmp_path / "a.npz") == said
     for path in (model, checkpoint):
         write(path, tmp_path / "a.npz", data_dir=there)
         np.testing.assert_array_equal(from_npz(tmp_path / "a.npz"), wanted)
