@@ -13,6 +13,7 @@ import random
 import re
 import shutil
 import socket
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
@@ -698,3 +699,30 @@ def test_a_damaged_study_is_refused_by_name_or_counted_and_never_wrong(whole, tm
     endings = [check(damage, seed, whole, tmp_path, reports) for seed in range(SEEDS)]
     assert len(endings) == SEEDS
     assert SEEDS * len(DAMAGES) >= 200
+
+
+FOOTER = """
+import random, struct, sys
+from pathlib import Path
+from analysis.results.messages import ResultsError
+from analysis.results.parquet import read_parquet
+from trainables.results.schema import TRIAL_COLUMNS
+
+raw, place = Path(sys.argv[1]).read_bytes(), Path(sys.argv[2])
+size, rng = struct.unpack("<I", raw[-8:-4])[0], random.Random(1)
+for _ in range(400):
+    at = rng.randrange(len(raw) - 8 - size, len(raw) - 8)
+    place.write_bytes(raw[:at] + bytes([raw[at] ^ 1 << rng.randrange(8)]) + raw[at + 1 :])
+    try:
+        read_parquet(place, TRIAL_COLUMNS)
+    except ResultsError:
+        pass
+print("read to the end")
+"""
+
+
+def test_a_damaged_footer_is_an_error_and_not_the_end_of_the_process(whole, tmp_path):
+    """pyarrow aborts where a damaged footer is asked for single columns."""
+    arguments = [sys.executable, "-c", FOOTER, str(whole.folder / TABLES[0]), str(tmp_path / "t.parquet")]
+    ended = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0 and ended.stdout == "read to the end\n", ended.stderr[-2000:]

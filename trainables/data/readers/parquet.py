@@ -32,7 +32,7 @@ from trainables.data.readers.items import (
     split_folder,
     subfolders,
 )
-from trainables.results.bounded import group_sizes
+from trainables.results.bounded import group_size
 
 IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMNS = ("label", "fine_label", "labels")
@@ -162,7 +162,7 @@ def _withholds_labels(file: Path) -> bool:
     with suppress(pa.ArrowException, OSError, DataError), pq.ParquetFile(file) as opened:
         column = next((c for c in LABEL_COLUMNS if c in opened.schema_arrow.names), None)
         if column is not None:
-            _rows_at_once(file, opened, [column])
+            _rows_at_once(file, opened)
             first = next(opened.iter_batches(batch_size=1, columns=[column]), None)
             return first is not None and first.column(0).to_pylist() == [-1]
     return False  # a damaged file is named when its images are read
@@ -185,7 +185,7 @@ def parquet_items(files: list[Path]) -> Iterator[Item]:
             row = 0
             wanted = [image_column] + ([label_column] if label_column else [])
             try:
-                for batch in opened.iter_batches(batch_size=_rows_at_once(file, opened, wanted), columns=wanted):
+                for batch in opened.iter_batches(batch_size=_rows_at_once(file, opened), columns=wanted):
                     cells = batch.column(image_column).to_pylist()
                     labels = batch.column(label_column).to_pylist() if label_column else [None] * len(cells)
                     for cell, label in zip(cells, labels, strict=True):
@@ -202,12 +202,12 @@ def parquet_items(files: list[Path]) -> Iterator[Item]:
                 raise DataError(f"{file}: row {row}: {str(error).splitlines()[0]}") from error
 
 
-def _rows_at_once(file: Path, opened: pq.ParquetFile, columns: list[str]) -> int:
+def _rows_at_once(file: Path, opened: pq.ParquetFile) -> int:
     """How many rows of a Parquet file may be held at a time: a few bytes can stand for one large value in every row."""
     metadata = opened.metadata
     if metadata.num_rows > MAX_ROWS:
         raise DataError(f"{file}: has {metadata.num_rows:,} rows, more than {MAX_ROWS:,}")
-    sizes = (size for n in range(metadata.num_row_groups) for size in group_sizes(metadata, n, columns))
+    sizes = (group_size(metadata, n) for n in range(metadata.num_row_groups))
     largest = max(sizes, default=0)
     if largest > MAX_BYTES:
         raise DataError(f"{file}: a row group holds {largest / 1e9:,.1f} GB of images, more than {MAX_BYTES / 1e9:.1f}")
