@@ -262,7 +262,7 @@ def typed(name: str, value: Any, default: Any) -> Any:
         return int(value)
     elif isinstance(default, str) and isinstance(value, (int, float)):
         return str(value)
-    raise MonitorError(f"{name}: {value!r} is not {type(default).__name__}, which its default {default!r} is")
+    raise MonitorError(f"{name}: {value!r} is not of type {type(default).__name__}, as its default {default!r} is")
 
 
 def _caller() -> str:

@@ -19,6 +19,7 @@ from study.display.console import StudyConsole
 from study.display.status import number, state_text
 from study.estimate.cpu_defaults import long_on_cpu, with_cpu_defaults
 from study.estimate.first_look import look_at
+from study.estimate.resources import image_shape
 from study.record.folder import driver_lock, new_folder, read_study_file
 from study.record.ledger import Ledger
 from study.record.manifest import versions, write_recorded
@@ -35,6 +36,8 @@ from trainables.results.bounded import read_json
 from trainables.results.files import refuse_links_out, remove_parts, replacing, write_text
 from trainables.results.layout import JOURNAL, MANIFEST, STUDY_FILE
 from trainables.results.schema import METRICS, Outcome
+from trainables.training.cost import check_fits
+from trainables.training.device import resolve_device
 from trainables.training.hooks import HookError, explain, left_by
 from trainables.trial.recorder import Recorder
 from trainables.trial.trial import Trial
@@ -72,7 +75,12 @@ def load_trial(config: str, assignments: tuple[str, ...]) -> tuple[TrialConfig, 
     if source == config and config in METHODS:  # a file's fields are taken as they are
         values, remark = with_cpu_defaults(values, source)
     found = make_built_in(values, source, "") if remark else wanted
-    return found, remark or long_on_cpu(found)
+    if remark := remark or long_on_cpu(found):
+        try:  # how long it takes is of no interest where it does not fit
+            check_fits(found, *image_shape(found), resolve_device(found.device))
+        except ValueError as error:
+            raise UserError(one_line(error)) from error
+    return found, remark
 
 
 def train_one(config: TrialConfig, folder: Path, console: StudyConsole) -> Outcome | None:

@@ -319,7 +319,7 @@ def _model(folder):
     from trainables.models.model_file import model_state
     from trainables.training.trainer import Trainer
 
-    config = load_trial("m-ebm", ("network=conv-8", "buffer_size=64", "evaluation.protocols=none"))
+    config, _ = load_trial("m-ebm", ("network=conv-8", "buffer_size=64", "evaluation.protocols=none"))
     path = folder / "model.pt"
     torch.save(model_state(Trainer(config)), path)
     return path
@@ -433,7 +433,7 @@ def test_a_damaged_optuna_storage_is_said_before_anything_starts(tmp_path, tiny,
             "create view v as with recursive x(i) as (select 1 union all select i + 1 from x) select * from x"
         )
     connection.close()
-    assert "no table" in str(_storage_damage(tmp_path / STORAGE))
+    assert "not a table" in str(_storage_damage(tmp_path / STORAGE))
 
 
 def test_a_storage_that_somebody_else_holds_is_not_taken_for_damaged(tmp_path):

@@ -43,7 +43,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for method in ("m-ebm", "m-jem", "softmax"):
         with (base / "console").open("w", encoding="utf-8") as stream:
             found[method] = base / method
-            train_one(load_trial(method, FIELDS), found[method], StudyConsole(stream))
+            train_one(load_trial(method, FIELDS)[0], found[method], StudyConsole(stream))
     return found
 
 
@@ -73,7 +73,7 @@ def test_the_trials_own_numbers_come_back(tmp_path: Path, fields: tuple[str, ...
     base = tuple(f for f in FIELDS if f.partition("=")[0] not in given)
     folder = tmp_path / "run"
     with (tmp_path / "console").open("w", encoding="utf-8") as stream:
-        train_one(load_trial(method, (*base, *rest)), folder, StudyConsole(stream))
+        train_one(load_trial(method, (*base, *rest))[0], folder, StudyConsole(stream))
     epochs = records(pd.read_parquet(folder / "epochs.parquet"))
     rows = []
     with torch_threads(2):  # another number than it was trained with, which the files know

@@ -291,7 +291,7 @@ def test_a_mistake_that_shows_before_the_first_trial_leaves_nothing(ray_cluster,
         ("label_batch_size=5000", "trial.label_batch_size: 5000 images, but there are 1437"),
         ("data_dir=/nowhere", "/nowhere: data_dir is not a folder"),
         ("resources.gpus=4", "resources.gpus = 4: the cluster has 0 GPUs"),
-        ("evaluation.protocols=[small-bufer]", "protocols: 'small-bufer' is unknown; known: small-buffer"),
+        ("evaluation.protocols=[small-bufer]", "protocols: 'small-bufer' is unknown (known: small-buffer"),
     ):
         code, _, err = mebm("sweep", write_config(tiny), "--results", results, "--set", assignment)
         assert code == 2, err

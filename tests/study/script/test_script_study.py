@@ -128,9 +128,9 @@ def test_s_changes_a_study_of_a_file(here: Path, run_mebm: Run) -> None:
     [
         (("-s", "sampling_step=1,2"), "train.py declares no 'sampling_step'; did you mean sampling_steps?"),
         (("-s", "zzz=1"), "train.py declares no 'zzz'; it has sampling_steps, step_size, sampler, warm, ema, sizes, seed"),
-        (("-s", "sampling_steps=0.5,1"), "0.5 is not an int, which its default 5 is"),
-        (("-s", "sampling_steps=1:2:0.5", "--trials", 2), "0.5 is not an int"),
-        (("-s", "sampling_steps=two"), "'two' is not an int"),
+        (("-s", "sampling_steps=0.5,1"), "0.5 is not of type int, as its default 5 is"),
+        (("-s", "sampling_steps=1:2:0.5", "--trials", 2), "0.5 is not of type int"),
+        (("-s", "sampling_steps=two"), "'two' is not of type int"),
         (("-s", "sampler=1:2", "--trials", 2), "search.space.sampler: has no order, give choices"),
         (("-s", "ema=1:2", "--trials", 2), "search.space.ema: has no order, give choices"),
         (("-s", "sizes=1,2"), "cannot take the place of its default, a list"),
@@ -176,7 +176,7 @@ def test_a_script_that_fails_before_its_monitor(text: str, said: str, here: Path
 
 
 def test_a_script_that_is_not_there(here: Path, run_mebm: Run) -> None:
-    for name, said in (("tran.py", "no such file (looked in"), ("folder.py", "is a folder"), ("train", "no Python file"),
+    for name, said in (("tran.py", "no such file (looked in"), ("folder.py", "is a folder"), ("train", "neither a Python file"),
                        ("nothing_:main", "No module named 'nothing_'"), ("empty:main", "has no attribute 'main'")):  # fmt: skip
         (here / "folder.py").mkdir(exist_ok=True)
         (here / "empty.py").touch()

@@ -242,7 +242,7 @@ def test_a_score_within_its_error_of_p0_is_no_collapse(
         monkeypatch.setattr(
             trial.trainer,
             "evaluate",
-            lambda found=found, scores=scores, error=error: replace(
+            lambda brief=False, found=found, scores=scores, error=error: replace(
                 found, values={"fd_buffer": next(scores)}, errors={"fd_buffer": error}
             ),
         )

@@ -8,7 +8,7 @@ from sklearn.ensemble import RandomForestRegressor
 from sklearn.linear_model import LogisticRegression, Ridge
 
 import analysis.stats.sensitivity.held_out
-from analysis.figures.importance import draw_interactions, interaction_caption
+from analysis.figures.importance import _sentences, draw_interactions
 from analysis.results.load import load
 from analysis.results.parquet import records
 from analysis.stats.sensitivity.anova import MAX_VALUES, ForestAnova
@@ -220,9 +220,7 @@ def test_the_same_seed_gives_the_same_and_the_figure_shows_the_frames(synthetic)
     interacting = [i for i in shown if i.pairs["interacts"].any()]
     assert interacting and sum(len(t.y) for t in lines) == sum(len(i.effect) for i in interacting)
     assert len(interaction_rows(first)) == sum(len(i.pairs) for i in first)
-    assert all(
-        line.partition(":")[0].lower() in interaction_caption(first).lower() for i in first for line in i.lines()
-    )
+    assert all(line.partition(":")[0].lower() in _sentences(first).lower() for i in first for line in i.lines())
 
 
 @pytest.mark.parametrize("kind", ["quality", "divergence"])
@@ -269,7 +267,7 @@ def test_a_forest_of_a_sample_of_the_trials_is_said(drawn, monkeypatch):
     found = interactions(trials, FIELDS, "quality", "fd_buffer")
     said = "forests of 30 trees, each grown on 80 of 120 trials drawn at random"
     assert whole.remarks == () and found.remarks == (said,)
-    assert said[1:] in interaction_caption([found])
+    assert said[1:] in _sentences([found])
     exact = ["first", "second", "gain", "gain_se", "p"]
     assert found.pairs[exact].equals(whole.pairs[exact]), "gains are of all trials"
     (share,), (before,) = ([r["forest_share"] for r in records(f.pairs)][:1] for f in (found, whole))
