@@ -262,5 +262,5 @@ def test_status_and_report_read_it(files: tuple[Path, Path], tmp_path: Path) -> 
     assert CliRunner().invoke(cli, ["report", str(tmp_path / "study")]).exit_code == 0
     page = (tmp_path / "study" / "report.html").read_text(encoding="utf-8")
     assert "fid (own), lower is better" in page and "Alarm between" in page and "signals.csv (sha256" in page
-    assert "trial time" not in page and "Table 1" not in page and "time per iteration" not in page
+    assert "trial time" not in page and "Table 1" not in page and "time per iteration [ms]" not in page
     assert "stopped" in page and str(tmp_path) not in page, "it says nothing of where it was made"
