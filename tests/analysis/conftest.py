@@ -15,8 +15,16 @@ from PIL import Image
 
 from analysis.results.load import Results, load
 from analysis.results.manifest import with_checksum
-from analysis.results.parquet import write_parquet
-from trainables.results.schema import EPOCH_COLUMNS, SCHEMA_VERSION, SIGNAL_COLUMNS, TRIAL_COLUMNS, Cause, Outcome
+from analysis.results.parquet import typed_frame, write_parquet
+from trainables.results.schema import (
+    DIAGNOSIS_COLUMNS,
+    EPOCH_COLUMNS,
+    SCHEMA_VERSION,
+    SIGNAL_COLUMNS,
+    TRIAL_COLUMNS,
+    Cause,
+    Outcome,
+)
 
 BASE: dict[str, Any] = {
     "method": "m-ebm",
@@ -157,6 +165,24 @@ def study(tmp_path: Path) -> Callable[..., Path]:
         return write_study(tmp_path / name, trials, epochs, name)
 
     return make
+
+
+@pytest.fixture
+def write_diagnosis() -> Callable[[Path, str, str], None]:
+    """Writer of a `diagnosis.parquet` of one model: `write_diagnosis(folder, study, trial_id)`."""
+
+    def write(folder: Path, study: str, trial_id: str) -> None:
+        rows = [
+            {c.name: None for c in DIAGNOSIS_COLUMNS}
+            | {"study": study, "trial_id": trial_id, "model": "last", "start": start, "step": step,
+               "energy_mean": -step, "energy_low": -step - 1, "energy_high": 1 - step, "energy_data_mean": 0.5,
+               "fd": fd, "fd_se": 0.1, "clamped_pixel_share": 0.2, "moved": 0.1}
+            for start, fds in (("p0", (4.0, 0.3, 9.0)), ("data", (0.2, 0.3, 0.25)))
+            for step, fd in zip((0, 1, 100), fds, strict=True)
+        ]  # fmt: skip
+        write_parquet(typed_frame(rows, DIAGNOSIS_COLUMNS), DIAGNOSIS_COLUMNS, folder / "diagnosis.parquet")
+
+    return write
 
 
 @pytest.fixture

@@ -100,7 +100,7 @@ def test_the_entry_points_are_found(tmp_path: Path) -> None:
     (package / "__init__.py").touch()
     (package / "ebm.py").write_text(snippets("A method", "python")[0])
     (package / "board.py").write_text("def make(folder, study_name):\n    raise NotImplementedError\n")
-    figure = 'Figure("seeds", "outcomes", "Seeds", (), lambda study: [], lambda study, given: None)'
+    figure = 'Figure("seeds", "curves", "Seeds", (), lambda study: [], lambda study, given: None)'
     (package / "plots.py").write_text(f"from analysis.figures.registry import Figure\n\nSEEDS = {figure}\n")
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(

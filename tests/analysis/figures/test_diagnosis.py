@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,23 +10,13 @@ import pytest
 from analysis.figures.diagnosis import diagnosis_figure
 from analysis.figures.registry import study_drawings
 from analysis.results.load import load
-from analysis.results.parquet import typed_frame, write_parquet
 from benchmarks.example import write_example
-from trainables.results.schema import DIAGNOSIS_COLUMNS
 
 
 @pytest.fixture
-def study(tmp_path: Path) -> Path:
+def study(tmp_path: Path, write_diagnosis: Callable[[Path, str, str], None]) -> Path:
     folder = write_example(tmp_path / "example")
-    rows = [
-        {c.name: None for c in DIAGNOSIS_COLUMNS}
-        | {"study": "example", "trial_id": "t0001", "model": "last", "start": start, "step": step, "energy_mean": -step,
-           "energy_low": -step - 1, "energy_high": 1 - step, "energy_data_mean": 0.5, "fd": fd, "fd_se": 0.1,
-           "clamped_pixel_share": 0.2, "moved": 0.1}
-        for start, fds in (("p0", (4.0, 0.3, 9.0)), ("data", (0.2, 0.3, 0.25)))
-        for step, fd in zip((0, 1, 100), fds, strict=True)
-    ]  # fmt: skip
-    write_parquet(typed_frame(rows, DIAGNOSIS_COLUMNS), DIAGNOSIS_COLUMNS, folder / "diagnosis.parquet")
+    write_diagnosis(folder, "example", "t0001")
     return folder
 
 

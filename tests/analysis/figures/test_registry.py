@@ -116,8 +116,10 @@ def test_a_figure_and_a_table_are_a_file_each_and_found_everywhere(synthetic, tm
     assert analysis.describe("toy_counts")["column"].tolist() == ["trials"]
 
 
-def test_every_figure_is_described_and_its_data_begin_with_its_columns(synthetic):
-    results = load(synthetic(60))
+def test_every_figure_is_described_and_its_data_begin_with_its_columns(synthetic, write_diagnosis):
+    folder = synthetic(60)
+    write_diagnosis(folder, "synthetic", "00001")
+    results = load(folder)
     results.manifests["synthetic"]["objectives"] = [{"metric": "fd_buffer"}, {"metric": "fd_fresh"}]
     drawn = study_drawings(results, "synthetic")
     for figure in figures():

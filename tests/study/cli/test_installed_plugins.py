@@ -94,7 +94,7 @@ BROKEN = {
     "syntax": ("def f(:", "SyntaxError"),
     "leaves": ("import sys; sys.exit(0)", "calls sys.exit"),
     "endless": ("def f(): f()\nf()", "RecursionError"),
-    "wrong": ("Cool = 3", "no method"),
+    "wrong": ("Cool = 3", "is not a method"),
     "bare": ("", "Cool"),
 }
 

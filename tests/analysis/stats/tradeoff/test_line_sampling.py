@@ -84,11 +84,11 @@ def test_of_many_trials_a_part_has_lines_and_every_trial_its_mark(example, few):
 
 def test_the_data_of_a_part_are_those_of_all(example, few):
     drawings = study_drawings(example, "example")
-    course, training = (d for d in drawings if d.section in ("anytime", "training"))
+    course, training = (next(d for d in drawings if d.record == name) for name in ("anytime", "training"))
     for drawing in (course, training):
         assert "lines of 12 of 48 trials are drawn" in drawing.caption
         assert set(drawing.table["trial_id"]) == set(example.trials["trial_id"])
-    assert course.caption.endswith("; every trial is marked")
+    assert course.caption.endswith("; every trial is marked.")
 
 
 def test_signals_are_read_of_drawn_trials_alone(example, few, monkeypatch):
