@@ -464,7 +464,7 @@ class Monitor:
     def _write_alone(self) -> None:
         """Start the process that writes this run's folder, and wait until it says where and from what to go on."""
         self._wire = _shared_wire() if self._shared else tempfile.mkdtemp(prefix="mebm-")
-        script = os.path.abspath(sys.argv[0]) if sys.argv and sys.argv[0] else ""
+        script = os.path.abspath(sys.argv[0]) if sys.argv and sys.argv[0] not in ("", "-", "-c") else ""
         stem = os.path.splitext(os.path.basename(script))[0] or "run"
         out = self._options.out or os.environ.get(OUT) or os.path.join("runs", stem)
         told = {
@@ -479,7 +479,10 @@ class Monitor:
         }
         _write_whole(self._path("alone.json"), json.dumps(told, default=str).encode())
         root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-        code = f"import sys; sys.path.insert(0, {root!r}); from study.script.alone import main; main(sys.argv[1])"
+        # Isolated, so that no file beside the script is imported in place of a module; what PYTHONPATH adds comes last.
+        more = [os.path.abspath(p) for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
+        path = f"sys.path.insert(0, {root!r}); sys.path.extend({more!r})"
+        code = f"import sys; {path}; from study.script.alone import main; main(sys.argv[1])"
         python = os.environ.get(PYTHON) or sys.executable
         with open(self._path("writer.log"), "wb") as log:
             self._writer = subprocess.Popen(

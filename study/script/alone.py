@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -55,10 +56,13 @@ class _Alone:
     def __init__(self, wire: Wire, told: Mapping[str, Any]) -> None:
         self.wire, self.told = wire, told
         args = {n: v for n, v in told["args"].items() if isinstance(v, bool | int | float | str | None) and n != "seed"}
+        script = told["script"] or "run.py"
+        # An installed program is no Python file: by its name alone, wherever it lies.
+        what = {"script": script} if script.endswith(".py") else {"command": shlex.quote(Path(script).name)}
         divergence = {"rule": told["rule"], "learn_from": told["learn_from"]}
         try:
             self.config = ScriptConfig.model_validate(
-                {"script": told["script"] or "run.py", "args": args, "symbols": told["symbols"],
+                {**what, "args": args, "symbols": told["symbols"],
                  "divergence": divergence, "signal_every": told["every"], "seed": told["seed"]}
             )  # fmt: skip
         except ValidationError as error:

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -173,3 +174,41 @@ def test_a_script_cannot_take_more_than_its_share_of_a_gpu(tmp_path: Path, monke
                 torch.empty(memory // 10, dtype=torch.uint8, device="cuda")
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+@pytest.mark.parametrize("how", ["program", "-c"])
+def test_an_installed_program_and_a_line_of_code_are_runs_too(tmp_path: Path, how: str) -> None:
+    code = "from mebm import Monitor\nwith Monitor(iterations=1) as run:\n    run.step(0, 1.0, 0.0)\n"
+    program = tmp_path / "train ebm"
+    program.write_text(f"#!{sys.executable}\n{code}")
+    ended = subprocess.run(
+        [sys.executable, *(["-c", code] if how == "-c" else [str(program)])], cwd=tmp_path, capture_output=True, text=True,
+        timeout=200, env={**os.environ, "PYTHONPATH": str(Path(mebm.__file__).parents[1])},
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    (found,) = (tmp_path / "runs").rglob("trials.parquet")
+    (row,) = pd.read_parquet(found).to_dict("records")
+    assert (row["outcome"], row["method"]) == ("completed", "run.py" if how == "-c" else "train ebm")
+
+
+def test_the_writer_finds_what_pythonpath_adds_and_never_a_file_beside_the_script(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Python without its packages, to which PYTHONPATH alone gives them."""
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
+    bare.chmod(0o755)
+    packages = os.pathsep.join({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+    monkeypatch.setenv(monitor.PYTHON, str(bare))
+    monkeypatch.setenv(monitor.OUT, str(tmp_path / "run"))
+    (tmp_path / "pydantic.py").write_text("raise ImportError('a file beside the script')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", "")
+    with pytest.raises(monitor.MonitorError, match="No module named"), monitor.Monitor(iterations=1):
+        pass
+    monkeypatch.setenv("PYTHONPATH", packages)
+    with monitor.Monitor(iterations=2) as run:
+        run.step(0, 1.0, 0.0)
+        run.step(1, 1.0, 0.0)
+    (row,) = pd.read_parquet(tmp_path / "run" / "trials.parquet").to_dict("records")
+    assert row["outcome"] == "completed"

@@ -6,6 +6,7 @@ from one to the next (indices, the learning rate, the iteration's number) lies i
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -187,6 +188,19 @@ def side_stream(purpose: str) -> torch.cuda.Stream:  # noqa: ARG001
     return torch.cuda.Stream()
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Collect garbage now, and none inside: a graph of an earlier trial that is freed during a capture breaks it."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 class CaptureError(RuntimeError):
     """An iteration could not be captured; its streams of random numbers are where they were before."""
 
@@ -231,7 +245,8 @@ class IterationGraph:
             graph.register_generator_state(generator)
         try:
             # thread_local: what another thread does meanwhile (a profiler, a second trial) must not break the capture.
-            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+            capture = torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local")
+            with uncollected(), capture:
                 self._iterate()
         except Exception as error:
             _clean_up(graph, self._generators, before)

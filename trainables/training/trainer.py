@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -362,6 +363,7 @@ class Trainer:
             self.__dict__.pop(name, None)
         inception.release()
         if self.device.type == "cuda":
+            gc.collect()  # what a trainer is made of refers to itself: its graph would keep its memory until then
             torch.cuda.empty_cache()
 
 

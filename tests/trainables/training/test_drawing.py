@@ -17,7 +17,7 @@ from trainables.sampling.langevin import Langevin
 from trainables.training import drawing
 from trainables.training.build import build_model
 from trainables.training.drawing import ChainGraph, Drawing
-from trainables.training.execution import CaptureError
+from trainables.training.execution import CaptureError, uncollected
 from trainables.training.trainer import Trainer
 
 Quick = Callable[..., TrialConfig]
@@ -213,3 +213,22 @@ def test_a_step_that_waits_for_the_device_runs_plainly(quick: Quick) -> None:
                 x = step(x)
             results.append(x)
     assert torch.equal(*results) and len(remarks) == 1 and "capture failed" in remarks[0]
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_nothing_is_collected_during_a_capture_and_all_before_it(enabled: bool) -> None:
+    class Held:
+        pass
+
+    held = Held()
+    held.itself = held  # type: ignore[attr-defined]
+    gone, before = weakref.ref(held), gc.isenabled()
+    (gc.enable if enabled else gc.disable)()
+    try:
+        del held
+        with pytest.raises(RuntimeError), uncollected():
+            assert gone() is None and not gc.isenabled()
+            raise RuntimeError
+        assert gc.isenabled() == enabled
+    finally:
+        (gc.enable if before else gc.disable)()
