@@ -1,8 +1,8 @@
 """Draw the pictures of the documentation: `python docs/pictures.py [report|figures]`. It needs Chromium and the extra `docs`.
 
-`images/report.png` is the first screen of the report of `results/published/digits_stability`; `images/figures` has every
-kind of figure, of that study, with the score of fresh chains as a second
-objective, or of the generated one of `benchmarks.example` where it has no data for one.
+`images/report.png` is the first screen of the report of `results/published/cifar10_gpu`; `images/figures` has every kind of
+figure, of `digits_stability` with the score of fresh chains as a second objective, or of the generated study of
+`benchmarks.example` where it has no data for one.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def main() -> None:
 def draw_report(path: Path, width: int = 1400, height: int = 1180) -> None:
     """The first screen of the report, as a browser of this size shows it."""
     with tempfile.TemporaryDirectory() as folder:
-        study = Path(folder) / "digits_stability"
-        shutil.copytree(PUBLISHED / "digits_stability", study)
+        study = Path(folder) / "cifar10_gpu"
+        shutil.copytree(PUBLISHED / "cifar10_gpu", study)
         page = analysis.write_report(analysis.load(study), Path(folder) / "report.html")
         options = webdriver.ChromeOptions()
         for argument in ("--headless=new", "--no-sandbox", "--hide-scrollbars", f"--window-size={width},{height}"):

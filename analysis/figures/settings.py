@@ -125,7 +125,8 @@ def _draw_steps(study: Study, info: Metric) -> go.Figure:
         steps |= {int(r["sampling_steps"]) for r in at}
         place = points(_beside(at), *_qualities(at, named, info))
         figure.add_scatter(**place, error_y=_quality_bars(at), name=label, marker=marker(colour, shape, 11))
-    published = [p for p in records(published_points(info.name)) if p["quality"] is not None]
+    shown = published_points(info.name, set(study.trials["method"]))
+    published = [p for p in records(shown) if p["quality"] is not None]
     if published and any(r["dataset"] == "cifar10" for r in rows):
         steps |= {int(p["sampling_steps"]) for p in published}
         figure.add_scatter(

@@ -145,7 +145,8 @@ def add_coloured(figure: go.Figure, name: str, shape: str, size: int, colours: A
 def published_text(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """The names of published points beside them, with a star where training diverged."""
     names = [p["model"] + ("*" if p["diverges"] else "") for p in rows]
-    return {"mode": "markers+text", "text": names, "textposition": "top center", "textfont": {"size": 11}}
+    text = {"text": names, "textposition": "top center", "textfont": {"size": 11}}
+    return {"mode": "markers+text", "cliponaxis": False, **text}
 
 
 def line_legend(trials: Sequence[Trial], drawn: NDArray[np.bool_]) -> tuple[list[dict[str, Any]], dict[str, str]]:

@@ -194,7 +194,7 @@ def _draw(study: Study, plane: _Plane) -> go.Figure:
     _add_band(figure, bad, shapes, small, colour, said)
     published: list[dict[str, Any]] = []
     if plane.x is _TIME and (study.trials["dataset"] == "cifar10").any():
-        published = _add_published(figure, plane.y.name, colour)
+        published = _add_published(figure, plane.y.name, colour, set(study.trials["method"]))
     colour.add_legend(figure)
     values = [r["y"] for r in (*rows, *published)]
     metric = metric_named(plane.y.name, study.trials)
@@ -399,9 +399,9 @@ def _lay_band(figure: go.Figure, bad: Sequence[dict[str, Any]]) -> None:
     style.add_band(figure, low, [*range(len(names))], counts)
 
 
-def _add_published(figure: go.Figure, metric: str, colour: _Colours) -> list[dict[str, Any]]:
+def _add_published(figure: go.Figure, metric: str, colour: _Colours, methods: set[str]) -> list[dict[str, Any]]:
     """Draw the paper's own points; their places."""
-    published = [p for p in records(published_points(metric)) if p["minutes_per_epoch"] is not None]
+    published = [p for p in records(published_points(metric, methods)) if p["minutes_per_epoch"] is not None]
     if not published:
         return []
     x = [1000 * 60 * p["minutes_per_epoch"] / ITERATIONS_PER_EPOCH for p in published]

@@ -3,7 +3,7 @@
 #
 #   check  the device, the tests that need one, code compiled for what follows      about 75 s
 #   bench  iterations of every method, what bounds them: OUT/bench/bench.parquet     LIMIT seconds, 170
-#   study  K x p0 of M-EBM on CIFAR-10, with FID: OUT/gpu_stability/*.parquet        LIMIT seconds, 300
+#   study  K x p0 of M-EBM on CIFAR-10, with FID: OUT/cifar10_gpu/*.parquet        LIMIT seconds, 300
 #   rest   the rows of Table 6 that bench leaves out, many trials at once against one   LIMIT seconds, 300
 #
 # OUT is where results go (results/gpu), DATA the folder of CIFAR-10, PYTHON the interpreter.
@@ -55,8 +55,13 @@ bench)
     say end ;;
 study)
     # The budget ends it in order; a minute of start-up is not in it, and an interrupt still leaves every row.
-    timeout -s INT -k 60 "${LIMIT:-300}" "$PYTHON" -m study.cli sweep benchmarks/gpu/stability.yaml --results "$OUT" \
+    # Eight trials share the GPU: without MPS one waits for the other.
+    export CUDA_MPS_PIPE_DIRECTORY=${TMPDIR:-/tmp}/mebm-mps CUDA_MPS_LOG_DIRECTORY=${TMPDIR:-/tmp}/mebm-mps
+    mkdir -p "$CUDA_MPS_PIPE_DIRECTORY"
+    nvidia-cuda-mps-control -d || unset CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY
+    timeout -s INT -k 60 "${LIMIT:-300}" "$PYTHON" -m study.cli sweep cifar10_gpu --results "$OUT" \
         ${DATA:+--set data_dir="$DATA"} --set "budget.hours=$(awk "BEGIN {print (${LIMIT:-300} - 60) / 3600}")"
+    [ -z "${CUDA_MPS_PIPE_DIRECTORY:-}" ] || echo quit | nvidia-cuda-mps-control
     say end ;;
 rest)
     timed "$((${LIMIT:-300} / 2))" --methods m-jem:5,m-jem:20,jem++:10,vera,softmax,m-jem:10,jem++:5 --precision bf16,tf32 \

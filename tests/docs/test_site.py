@@ -92,6 +92,21 @@ def test_the_table_of_the_digits_is_that_of_the_published_study() -> None:
     assert len(lines) == 5 and all(line in page for line in lines), lines
 
 
+def test_the_table_of_cifar10_is_that_of_the_published_study() -> None:
+    trials = pd.read_parquet(ROOT / "results" / "published" / "cifar10_gpu" / "trials.parquet")
+    lines = []
+    for initial, group in trials.groupby("initial", sort=False):
+        cells = []
+        for k in (1, 2, 5, 10):
+            of_k = group[group["sampling_steps"] == k].sort_values("seed")
+            at = sorted(of_k["iteration"][of_k["outcome"] == "collapsed"].astype(int))
+            fids = ", ".join(f"{v:.1f}" for v in of_k["fid_buffer_last"][of_k["outcome"] == "completed"])
+            cells.append(f"{len(at)} collapsed ({at[0]}–{at[-1]})" if at else fids)
+        lines.append(f"| {initial} | {' | '.join(cells)} |")
+    page = (DOCS / "cifar10.md").read_text(encoding="utf-8")
+    assert len(lines) == 2 and all(line in page for line in lines), lines
+
+
 def test_the_readme_is_short_and_shows_a_picture() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 130

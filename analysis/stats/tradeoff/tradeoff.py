@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -155,21 +155,23 @@ def iso_cost(
     return lines
 
 
-def published_points(metric: str) -> pd.DataFrame:
+def published_points(metric: str, methods: Iterable[str] = ()) -> pd.DataFrame:
     """The paper's own M-EBM and M-JEM rows on CIFAR-10 to draw beside a FID or inception score; else no rows.
 
-    `minutes_per_epoch` is that of its Table 6; null where that has no row.
+    Of both, or of the one that is among the methods. `minutes_per_epoch` is that of its Table 6; null where that has
+    no row.
     """
     column = {"fid_buffer": "fid", "isc_buffer": "inception_score"}.get(metric)
     names = ["model", "method", "sampling_steps", "quality", "diverges", "minutes_per_epoch"]
     if column is None:
         return pd.DataFrame(columns=names)
+    shown = {"m-ebm", "m-jem"} & set(methods) or {"m-ebm", "m-jem"}
     minutes = {r["model"]: r["minutes_per_epoch"] for r in records(published_results(6))}
     rows = [
         r
         | {"quality": r[column], "diverges": (r["note"] or "").startswith("diverges")}
         | {"minutes_per_epoch": minutes.get(r["model"])}
         for r in records(published_results())
-        if r["table"] in (1, 3) and r["method"] in ("m-ebm", "m-jem")
+        if r["table"] in (1, 3) and r["method"] in shown
     ]
     return pd.DataFrame(rows, columns=names).convert_dtypes()

@@ -130,5 +130,13 @@ def test_published_points_stand_beside_fid_on_cifar10_alone(make_results, paper_
     assert len(published) == 1
     assert published[0].text[0] == "M-EBM(K=1)*"
     assert published[0].x[0] == pytest.approx(1000 * 60 * 2.4 / 390)
+    assert {name.partition("(")[0] for name in published[0].text} == {"M-EBM"}, "the paper's rows of the study's method"
+    both = make_results([paper_row("t1", fid_buffer_best=22.0, method="own.py:Mine")])
+    (published,) = [
+        t
+        for t in tradeoff_figure(both.trials, "fid_buffer").data
+        if t.name.startswith("published") and t.x[0] is not None
+    ]
+    assert {name.partition("(")[0] for name in published.text} == {"M-EBM", "M-JEM"}
     other = make_results([paper_row("t1", fid_buffer_best=22.0, dataset="cifar100")])
     assert not [t for t in tradeoff_figure(other.trials, "fid_buffer").data if t.name.startswith("published")]

@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,8 +16,10 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from analysis.results.parquet import write_parquet
 from study.cli import study_view
 from study.cli.study_view import StudyView
 from study.config.errors import UserError
@@ -28,7 +31,7 @@ from study.record.journal_reader import JournalReader
 from study.record.ledger import Ledger
 from trainables.methods.presets import build_trial
 from trainables.results.layout import JOURNAL
-from trainables.results.schema import Outcome
+from trainables.results.schema import TRIAL_COLUMNS, Outcome
 
 CONFIG = build_trial({"dataset": "digits", "epochs": 2})
 HERE, ELSEWHERE = socket.gethostname(), "another-machine.example"
@@ -452,13 +455,19 @@ def test_on_a_terminal_the_table_lives_until_ctrl_c(folder, ledger):
     assert set(folder.iterdir()) == {p for p in before if p.parent == folder} | {folder / ".driver.lock"}
 
 
-def test_published_results_have_no_journal_and_are_shown_from_their_tables(mebm):
+def test_published_results_have_no_journal_and_are_shown_from_their_tables(mebm, tmp_path):
     published = Path(__file__).resolve().parents[3] / "results" / "published"
     code, out, _ = mebm("status", published / "digits_stability")
     assert (
         code == 0
         and "57/57 trials over (26 completed, 22 diverged, 9 collapsed); complete; there is no ledger.jsonl" in out
     )
-    code, out, _ = mebm("status", published / "h100" / "gpu_stability")
-    assert code == 0 and "5/16 trials over (5 collapsed, 8 interrupted, 3 pending); not running; there is no" in out
+    code, out, _ = mebm("status", published / "cifar10_gpu")
+    assert code == 0 and "24/24 trials over (12 completed, 12 collapsed); complete; there is no ledger.jsonl" in out
+    cut = shutil.copytree(published / "cifar10_gpu", tmp_path / "cut")
+    trials = pd.read_parquet(cut / "trials.parquet")
+    trials.loc[trials["outcome"] == "completed", "outcome"] = "interrupted"
+    write_parquet(trials.iloc[:20], TRIAL_COLUMNS, cut / "trials.parquet")
+    code, out, _ = mebm("status", cut)
+    assert code == 0 and "9/24 trials over (9 collapsed, 11 interrupted, 4 pending); not running; there is no" in out
     assert "mebm resume" not in out
