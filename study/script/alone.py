@@ -57,7 +57,7 @@ class _Alone:
         self.wire, self.told = wire, told
         args = {n: v for n, v in told["args"].items() if isinstance(v, bool | int | float | str | None) and n != "seed"}
         script = told["script"] or "run.py"
-        # An installed program is no Python file; its name is enough.
+        # An installed program is not a Python file; its name is enough.
         what = {"script": script} if script.endswith(".py") else {"command": shlex.quote(Path(script).name)}
         divergence = {"rule": told["rule"], "learn_from": told["learn_from"]}
         try:
