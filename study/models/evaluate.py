@@ -284,7 +284,7 @@ class _Scorer:
 
     def _inception(self, protocol: Protocol, images: Tensor, base: Row, remark: str | None) -> Iterator[Row]:
         try:
-            network = inception()
+            network = inception(protocol.resize)
             features = network.features(images, self.device) if len(images) else None
             scores = inception_scores(images, self.data, self.device, protocol, self.request.metrics, features)
         except NoFeaturesError as error:

@@ -139,7 +139,7 @@ class _Scorer:
             yield base | {"metric": "fd", "value": value, "se": error, "reference": reference, "remark": taken.remark}
             return
         try:
-            features = inception().features(images, self.device)
+            features = inception(protocol.resize).features(images, self.device)
             found = inception_scores(images, self.data, self.device, protocol, self.request.metrics, features)
         except NoFeaturesError as error:
             yield from (base | {"metric": m, "remark": f"no {m}: {error}"} for m in self.request.metrics)

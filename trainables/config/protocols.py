@@ -11,6 +11,7 @@ from typing import Literal
 from trainables.results.metric import Source
 
 Reference = Literal["train", "test", "train+test"]
+Resize = Literal["tensorflow", "clean-fid"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Protocol:
     Attributes:
         source: `buffer`, as the paper does, or `fresh`.
         features: `small` (the data set's small classifier, gives FD) or `inception` (gives FID, IS, KID, precision and
-            recall: torch-fidelity's inception-v3-compat, layer 2048 and the unbiased logits, its own resizing to 299).
+            recall: torch-fidelity's inception-v3-compat, layer 2048 and the unbiased logits).
         count: images to score; None: all of them. A buffer with fewer images is scored whole, and the id says so.
         top_share: keep this share of each predicted class, by the class head's confidence; None keeps all.
         rounding: how [-1, 1] becomes uint8; the released code truncates (eval_buffer.py:55).
@@ -29,6 +30,8 @@ class Protocol:
         reference_count: how many of them, drawn with the seed; None: all.
         isc_splits: parts of the inception score.
         seed: of every draw of the scoring: reference images, IS shuffle, KID subsets.
+        resize: how images become 299 pixels wide for Inception. tensorflow: torch-fidelity's own, the bilinear of the
+            first FID code, without antialiasing. clean-fid: the antialiased bicubic of Parmar et al. 2022, of floats.
     """
 
     name: str
@@ -42,11 +45,14 @@ class Protocol:
     reference_count: int | None = None
     isc_splits: int = 10
     seed: int = 2020
+    resize: Resize = "tensorflow"
 
     @property
     def digest(self) -> str:
         """Eight hex digits over all that makes the number; name and citation do not."""
         values = {key: value for key, value in asdict(self).items() if key not in ("name", "citation")}
+        # A younger field is left out at its default, so that the older protocols keep their digests.
+        values = {key: value for key, value in values.items() if value != _YOUNGER.get(key, ...)}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
     def text(self) -> str:
@@ -59,9 +65,12 @@ class Protocol:
         against = {"train": "training", "test": "test", "train+test": "training and test"}[self.reference]
         number = "all" if self.reference_count is None else f"{self.reference_count:,}"
         made = "truncated to 8 bits" if self.rounding == "truncate" else "rounded to 8 bits"
-        return f"{what} {where}{chosen}, {made}, Inception features, against {number} {against} images"
+        resized = ", resized as in clean-fid" if self.resize == "clean-fid" else ""
+        return f"{what} {where}{chosen}, {made}{resized}, Inception features, against {number} {against} images"
 
 
+_YOUNGER = {"resize": "tensorflow"}
+_CLEAN = "Parmar et al., CVPR 2022 (clean-fid): PIL's antialiased bicubic of floats to 299 pixels"
 _IGEBM = "openai/ebm_code_release test_inception.py:30-40, :126-237"
 PROTOCOLS: dict[str, Protocol] = {
     p.name: p
@@ -99,5 +108,8 @@ PROTOCOLS: dict[str, Protocol] = {
             "buffer-test-ref", "buffer", "inception", 10_000, None, "round",
             "this package; against images no training saw", reference="test",
         ),
+        Protocol("buffer-10k-clean", "buffer", "inception", 10_000, None, "round", _CLEAN, resize="clean-fid"),
+        Protocol("fresh-10k-clean", "fresh", "inception", 10_000, None, "round", _CLEAN, resize="clean-fid"),
+        Protocol("fresh-50k-clean", "fresh", "inception", 50_000, None, "round", _CLEAN, resize="clean-fid"),
     )
 }  # fmt: skip

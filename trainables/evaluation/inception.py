@@ -10,11 +10,14 @@ import sys
 import warnings
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from trainables.config.protocols import Resize
 from trainables.evaluation.frechet import DISTANCES
 from trainables.networks.arithmetic import precision_kept, set_precision
 from trainables.results.progress import counted
@@ -24,6 +27,8 @@ INCEPTION_VARIABLE = "MEBM_INCEPTION_WEIGHTS"
 CANONICAL_FILE = "pt_inception-2015-12-05-6726825d.pth"
 """Name of torch-fidelity's own download."""
 POOL, LOGITS, POOL_SIZE = "2048", "logits_unbiased", 2048
+SIDE = 299
+"""Pixels of a side of the images that the network sees."""
 _BATCH = {"cpu": 50, "cuda": 125}
 """Images per forward. More would make a GPU no faster, and cost memory that other trials may need."""
 _PER_COPY = 2000
@@ -45,8 +50,33 @@ class Features:
         return len(self.pool)
 
 
+def clean_resize(images: Tensor) -> Tensor:
+    """uint8 (N, C, H, W) to float32 (N, C, 299, 299) in [0, 255], as clean-fid does (Parmar et al. 2022).
+
+    Pillow's bicubic of every channel as floats, with antialiasing and without rounding; PyTorch has the same filter.
+    """
+    resized = F.interpolate(images.float(), size=(SIDE, SIDE), mode="bicubic", antialias=True, align_corners=False)
+    return resized.clamp(0, 255)
+
+
+class _OfCleanImages(torch.nn.Module):
+    """torch-fidelity's network behind `clean_resize`. Its own forward resizes, and takes no floats."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        *layers, last = self.network.children()  # in the order of its forward, which a test compares
+        x = (clean_resize(images) - 128) / 128
+        for layer in layers:
+            x = layer(x)
+        pool = x.flatten(1)
+        return pool, pool @ last.weight.T  # type: ignore[operator]
+
+
 class Inception:
-    """The feature network. `id`: name of the network and hash of its weights' file."""
+    """The feature network. `id`: name of the network, hash of its weights' file, and resizing if not the network's."""
 
     def __init__(self, network: torch.nn.Module, identity: str) -> None:
         self._network, self.id = network, identity
@@ -86,6 +116,11 @@ class Inception:
         _give_back(device)
         return Features(torch.cat(pools), torch.cat(logits))
 
+    @cached_property
+    def of_clean_images(self) -> Inception:
+        """The same network, of images resized by `clean_resize`."""
+        return Inception(_OfCleanImages(self._network), f"{self.id}-clean-fid")
+
     def release(self) -> None:
         """Leave the device; the next `features` comes back to it."""
         self._network.to("cpu")
@@ -101,14 +136,14 @@ _MISSING: dict[str | None, str] = {}
 """Networks of this process by the weights' file, and why one could not be had: the download is tried once."""
 
 
-def inception() -> Inception:
+def inception(resize: Resize = "tensorflow") -> Inception:
     """The network of `MEBM_INCEPTION_WEIGHTS`, or else torch-fidelity's download. NoFeaturesError: there are none."""
     path = os.environ.get(INCEPTION_VARIABLE) or None
     if path in _MISSING:
         raise NoFeaturesError(_MISSING[path])
     if path not in _LOADED:
         _LOADED[path] = _load(path)
-    return _LOADED[path]
+    return _LOADED[path].of_clean_images if resize == "clean-fid" else _LOADED[path]
 
 
 def release() -> None:

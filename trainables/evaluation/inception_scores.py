@@ -151,7 +151,7 @@ def inception_scores(
 
     NoFeaturesError: no weights, or no memory for them.
     """
-    network = inception()
+    network = inception(protocol.resize)
     cache = ReferenceCache(data, protocol, network, device)
     if len(images) < 2:
         return InceptionScores({}, len(images), cache.id, f"no FID: {len(images)} image(s) left to score")
@@ -210,7 +210,7 @@ def _measured(
 def shared_scores(images: Tensor, data: ImageData, device: torch.device, protocol: Protocol) -> InceptionScores:
     """As `inception_scores`, for images of many trials: the first on a machine scores them, the others read."""
     digest = hashlib.sha256(images.cpu().contiguous().numpy().tobytes())
-    digest.update(f"{protocol.digest} {ReferenceCache(data, protocol, inception(), device).id}".encode())
+    digest.update(f"{protocol.digest} {ReferenceCache(data, protocol, inception(protocol.resize), device).id}".encode())
     path = cache_dir() / "scores" / f"{digest.hexdigest()}.json"
     with cache_lock(path):
         with suppress(OSError, ValueError, TypeError):  # none there, or a damaged one: only a cache file

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
@@ -171,6 +172,44 @@ def test_features_do_not_depend_on_batches(make_data: Callable[..., ImageData], 
     assert torch.equal(grey.pool, same.pool)
     assert inception.inception() is network, "built once per process"
     assert network.id.startswith("inception-v3-compat-") and len(network.id) == 20 + 8
+
+
+CLEAN: dict[int, tuple[list[float], float]] = {
+    8: ([255.0, 76.538, 132.8984, 20.3516, 26.3563], 120.99626),
+    32: ([255.0, 153.6286, 89.5273, 238.8501, 25.7516], 127.42073),
+    512: ([84.1438, 135.3102, 119.0914, 150.2977, 184.2877], 127.40965),
+}
+"""Of clean-fid 0.1.35, `make_resizer("PIL", False, "bicubic", (299, 299))`: five pixels, and the mean of all."""
+PIXELS = ((0, 0, 0), (7, 150, 1), (149, 149, 2), (298, 3, 0), (200, 298, 1))
+"""Row, column and channel."""
+
+
+@pytest.mark.parametrize("side", CLEAN)
+def test_images_are_resized_as_by_clean_fid(side: int) -> None:
+    shape = (2, 3, side, side)
+    images = torch.from_numpy(np.random.default_rng(side).integers(0, 256, shape, dtype=np.uint8))
+    found = inception.clean_resize(images)
+    pixels, mean = CLEAN[side]
+    assert [float(found[0, c, i, j]) for i, j, c in PIXELS] == pytest.approx(pixels, abs=0.005)
+    assert float(found.double().mean()) == pytest.approx(mean, abs=1e-4)
+    channel = Image.fromarray(images[1, 2].numpy().astype(np.float32), mode="F").resize((299, 299), Image.BICUBIC)
+    np.testing.assert_allclose(found[1, 2].numpy(), np.asarray(channel).clip(0, 255), atol=0.005)
+
+
+def test_clean_resizing_is_another_input_of_the_same_network(
+    make_data: Callable[..., ImageData], with_random: Path
+) -> None:
+    own, clean = inception.inception(), inception.inception("clean-fid")
+    assert clean is inception.inception("clean-fid") and clean.id == f"{own.id}-clean-fid"
+    images = make_data(3, (3, 299, 299)).images
+    first, second = own.features(images, CPU), clean.features(images, CPU)  # resizing to their own size changes nothing
+    torch.testing.assert_close(second.pool, first.pool, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(second.logits, first.logits, rtol=1e-4, atol=1e-4)
+    small = make_data(3, (3, 32, 32))
+    assert not torch.allclose(own.features(small.images, CPU).pool, clean.features(small.images, CPU).pool, rtol=1e-3)
+    protocols = (PROTOCOLS["fresh-10k"], PROTOCOLS["fresh-10k-clean"])
+    ids = {inception_scores(small.images[:2], small, CPU, p, ("isc",)).reference for p in protocols}
+    assert len(ids) == 2 and any(name.endswith("-clean-fid") for name in ids), "references are kept apart"
 
 
 class _Greedy(torch.nn.Module):
@@ -463,6 +502,7 @@ def test_any_changed_field_is_another_protocol() -> None:
         "reference_count": 9,
         "isc_splits": 2,
         "seed": 1,
+        "resize": "clean-fid",
     }
     assert set(other) == {f.name for f in fields(Protocol)} - {"name", "citation"}
     digests = {replace(base, **{name: value}).digest for name, value in other.items()}
@@ -488,6 +528,9 @@ PINNED: dict[str, str] = {
     "igebm-60k-ref": "a69d3669",
     "kl-ebm-10k-ref": "263b6c80",
     "buffer-test-ref": "6274f15f",
+    "buffer-10k-clean": "3cc1614a",
+    "fresh-10k-clean": "1494d289",
+    "fresh-50k-clean": "b6068919",
 }
 
 
