@@ -232,7 +232,7 @@ def test_the_confident_part_is_chosen_by_class(folders: dict[str, Path], tmp_pat
             seen.append(images)
             raise rescoring.NoFeaturesError("seen")
 
-    monkeypatch.setattr(rescoring, "inception", Network)
+    monkeypatch.setattr(rescoring, "inception", lambda resize: Network())
     evaluate(find_targets(folders["m-jem"]), Request(("paper-mjem",)), tmp_path / "e.parquet", device="cpu")
     saved = load_model(folders["m-jem"] / "models" / "t0001.pt")
     assert saved.truncated is not None
