@@ -179,6 +179,7 @@ METHODS: dict[str, str] = {
     "diffurecov": "trainables.methods.diffurecov:DiffuRecov",
     "cf-ebm": "trainables.methods.cf_ebm:CfEbm",
     "gebm": "trainables.methods.gebm:Gebm",
+    "clel": "trainables.methods.clel:Clel",
 }
 """Methods by name, each a class in a module that is imported when it is asked for: they need torch."""
 BUILT_IN["method"] = METHODS.keys

@@ -109,13 +109,13 @@ class TrialConfig(Model):
     # Network
     network: str = "wrn-28-10"
     """wrn-DEPTH-WIDTH (depth 10, 16, 22, 28, ...), conv-CHANNELS, or a method's own network at a width of your choice:
-    igebm-128, febm-128, shortrun-64, multiscale-64, diffurecov-128-8, cfebm-32, gebm-128; or FILE.py:NAME of your
-    own"""
+    igebm-128, febm-128, shortrun-64, multiscale-64, diffurecov-128-8, cfebm-32, gebm-128, clel-128; or FILE.py:NAME
+    of your own"""
     network_args: SerializeAsAny[Arguments] = Field(default_factory=Arguments)
     """arguments of a network of your own; searchable as network_args.NAME"""
     norm: Literal["batch", "none", "spectral", "instance"] = "batch"
-    """normalisation. wrn, conv: batch or none; igebm, febm, diffurecov, cfebm, gebm: spectral or none; multiscale:
-    instance or none; shortrun: none; of a network of your own what it has"""
+    """normalisation. wrn, conv: batch or none; igebm, febm, diffurecov, cfebm, gebm, clel: spectral or none;
+    multiscale: instance or none; shortrun: none; of a network of your own what it has"""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """dropout inside residual blocks, in every training forward (VERA 0.3, IGEBM 0.5)"""
     norm_momentum: Probability = 0.9

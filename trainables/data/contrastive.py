@@ -1,4 +1,5 @@
-"""KL-EBM's augmentation of chain states (yilundu/improved_contrastive_divergence utils.py:190-222), on the device.
+"""Augmentations of contrastive learning, of chain states in KL-EBM (yilundu/improved_contrastive_divergence
+utils.py:190-222) and CLEL, on the device.
 
 torchvision's transforms draw once per batch and from the global generator; here each image has its own draw.
 """
@@ -24,15 +25,26 @@ def contrastive(images: Tensor, generator: torch.Generator) -> Tensor:
     x = images.to(torch.float32) / 255
     large = min(x.shape[2:]) >= LARGE_SIDE
     strength = 0.5 if large else 1.0
-    x = random_resized_crop(x, generator)
-    x = torch.where(_uniform(x, generator) < 0.5, x.flip(3), x)
-    jittered = colour_jitter(x, 0.8 * strength, 0.8 * strength, 0.8 * strength, 0.4 * strength, generator)
-    x = torch.where(_uniform(x, generator) < JITTER_PROBABILITY, jittered, x)
-    if x.shape[1] == 3:
-        x = torch.where(_uniform(x, generator) < GREY_PROBABILITY, grey(x).expand_as(x), x)
+    x = views(x, generator, jitter=0.8 * strength, hue=0.4 * strength)
     if large:
         x = gaussian_blur(x, generator)
     return x * 255
+
+
+def views(x: Tensor, generator: torch.Generator, *, jitter: float, hue: float) -> Tensor:
+    """Crop, flip, jitter and grey every image on its own: float (N, 1 or 3, H, W) in [0, 1] to the same.
+
+    Args:
+        jitter: strength of brightness, contrast and saturation.
+        hue: the most that it turns, as a share of a full turn.
+    """
+    x = random_resized_crop(x, generator)
+    x = torch.where(_uniform(x, generator) < 0.5, x.flip(3), x)
+    jittered = colour_jitter(x, jitter, jitter, jitter, hue, generator)
+    x = torch.where(_uniform(x, generator) < JITTER_PROBABILITY, jittered, x)
+    if x.shape[1] == 3:
+        x = torch.where(_uniform(x, generator) < GREY_PROBABILITY, grey(x).expand_as(x), x)
+    return x
 
 
 def _uniform(x: Tensor, generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> Tensor:

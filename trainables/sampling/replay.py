@@ -73,14 +73,24 @@ class ReplayBuffer:
         many restart is known to the device alone, and the host must not ask: `most_restarts` images are made, so once
         in some 10^12 iterations a restart is left out.
         """
-        g, indices = self.generator, self._indices(count)
+        indices = self._indices(count)
+        return indices, self.begin(indices)
+
+    def begin(self, indices: Tensor) -> Tensor:
+        """Start states of these slots, each a fresh draw from p0 with probability rho."""
+        g, count = self.generator, len(indices)
         states = self._read(indices)
         restart = torch.rand(count, generator=g, device=g.device) < self.reinit_probability
         first = restart.to(torch.uint8).argsort(descending=True, stable=True)
         rows = first[: most_restarts(count, self.reinit_probability)]
         fresh = self.pixels.from_signed(self.initial.sample(count, g, rows))
         states[rows] = torch.where(restart[rows].view(-1, 1, 1, 1), fresh, states[rows])
-        return indices, states
+        return states
+
+    def distinct(self, count: int) -> Tensor:
+        """Slots for `count` chains drawn without replacement: int64 (count,)."""
+        g = self.generator
+        return torch.rand(self.filled, generator=g, device=g.device).topk(count).indices
 
     def write(self, indices: Tensor, images: Tensor) -> None:
         """Store final states, drawn as `indices`; of duplicates the last one in the batch wins, on every device."""

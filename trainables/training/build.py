@@ -27,6 +27,7 @@ class Make:
     def __init__(self, ctx: Context) -> None:
         self.trial, self.device = ctx.trial, ctx.device
         self.shape, self.classes = ctx.data_set.shape, ctx.data_set.classes
+        self.images = ctx.data_set.images
         self._ctx = ctx
 
     def seed(self, purpose: str) -> int:

@@ -114,6 +114,7 @@ class Passes:
         self.energy: Pass = model.energy
         self.energy_terms: Pass = model.energy_terms
         self.logits: Pass = model.logits
+        self.pooled: Pass = model.pooled
         self.stem: Pass = model.stem
         self.energy_from_stem: Pass = model.energy_from_stem
         if compiled:

@@ -89,7 +89,7 @@ def test_fields_are_listed_on_lines_that_fit(mebm):
     assert (code, out) == (2, "") and "did you mean sampling_steps?" in err
 
 
-@pytest.mark.parametrize("method", ["m-ebm", "softmax", "vera", "shortrun", "diffurecov", "cf-ebm", "gebm"])
+@pytest.mark.parametrize("method", ["m-ebm", "softmax", "vera", "shortrun", "diffurecov", "cf-ebm", "gebm", "clel"])
 def test_a_first_study_on_digits_is_valid(mebm, tmp_path, method):
     file = tmp_path / "first.yaml"
     code, out, err = mebm("init", file, "--method", method)

@@ -124,7 +124,7 @@ def test_methods_lists_every_method_with_its_source_and_what_stays_quoted(mebm):
     shown = json.loads(mebm("methods", "--json")[1])
     assert [m["name"] for m in shown["methods"]] == [
         "m-ebm", "m-jem", "lse-jem", "softmax", "jem", "jem++", "igebm", "shortrun", "kl-ebm", "f-ebm", "vera", "sada-jem",
-        "diffurecov", "cf-ebm", "gebm",
+        "diffurecov", "cf-ebm", "gebm", "clel",
     ]  # fmt: skip
     # Every row of the paper's tables is of a method that runs or of one that says why it does not.
     quoted = " ".join(q["title"] for q in shown["quoted"])

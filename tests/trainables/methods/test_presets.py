@@ -383,6 +383,49 @@ PUBLISHED["gebm"] = {
     "betas": (0.5, 0.999),
     "learning_rate": 1e-4,
 }
+# Section 6.
+PUBLISHED["clel"] = {
+    **_PLAIN_LOSS,
+    "network": "clel-128",
+    "norm": "spectral",
+    "dropout": 0.0,
+    "batch_size": 64,
+    "energy_augment": "none",
+    "pixel_range": "unit",
+    "dequantise": True,
+    "input_noise": 0.0,
+    "initial": "uniform",
+    "buffer": "replace",
+    "buffer_size": 10_000,
+    "reinit_probability": 0.001,
+    "sampling_steps": 60,
+    "inner_steps": 1,
+    "step_size": 100.0,
+    "noise_std": 0.001,
+    "noise_placement": "after",
+    "gradient_clamp": 100.0,
+    "sample_clamp": True,
+    "sampler_norm_mode": "train",
+    "l2_weight": 1.0,
+    "l2_form": "paper",
+    "method_args": {
+        "alignment": 0.01,
+        "temperature": 0.2,
+        "encoder_channels": 64,
+        "encoder_learning_rate": 0.03,
+        "encoder_weight_decay": 5e-4,
+        "rounds": 10,
+    },
+    "optimiser": "adam",
+    "betas": (0.0, 0.999),
+    "learning_rate": 1e-4,
+    "weight_decay": 0.0,
+    "warmup_iterations": 2000,
+    "decay_epochs": (),
+    "clip_norm": None,
+    "clip_sigma": None,
+    "ema_decay": 0.5 ** (64 / 20_000),
+}
 # Energy, cross-entropy, where x- comes from, critic (the comparison of section 0).
 PARTS: dict[str, tuple[str | None, bool, str | None, bool]] = {
     "m-ebm": ("head", False, "chains", False),
@@ -400,9 +443,10 @@ PARTS: dict[str, tuple[str | None, bool, str | None, bool]] = {
     "diffurecov": ("head", False, "chains", False),
     "cf-ebm": ("head", False, "chains", False),
     "gebm": ("head", False, "generator", False),
+    "clel": ("head", False, "chains", False),
 }
 WITHOUT_BUFFER = {"shortrun", "diffurecov", "cf-ebm"}
-OWN_NETWORK = {"diffurecov": "conditioned on t", "cf-ebm": "a part for each side"}
+OWN_NETWORK = {"diffurecov": "conditioned on t", "cf-ebm": "a part for each side", "clel": "make latents"}
 """Methods that take no network but their own, and what they say of another."""
 SMALL = {
     "wrn": "wrn-10-1",
@@ -414,6 +458,7 @@ SMALL = {
     "diffurecov": "diffurecov-4-1",
     "cfebm": "cfebm-1",
     "gebm": "gebm-4",
+    "clel": "clel-4",
 }
 
 
@@ -460,6 +505,7 @@ def test_parts(name: str) -> None:
         ("diffurecov", 390),
         ("cf-ebm", 390),
         ("gebm", 390),
+        ("clel", 390),
     ],
 )
 def test_iterations_in_an_epoch(name: str, wanted: int) -> None:
@@ -475,6 +521,9 @@ def test_iterations_of_methods_whose_papers_count_them() -> None:
     c = build_trial({"method": "gebm", "dataset": "cifar10"})
     assert c.epochs * _per_epoch(c, 50_000) == pytest.approx(150_000 * (100 + 499 * 5) / 500, rel=0.005)
     assert c.evaluation.fresh_steps == 1000
+    c = build_trial({"method": "clel", "dataset": "cifar10"})
+    assert c.epochs * _per_epoch(c, 50_000) == pytest.approx(100_000, rel=0.005)
+    assert (c.evaluation.fresh_steps, c.evaluation.weights) == (60, "ema")
 
 
 @pytest.mark.parametrize(
@@ -547,7 +596,9 @@ def test_networks_for_digits(name: str) -> None:
     c = build_trial({"method": name, "dataset": "digits"})
     family = parse_network(c.network)[0].name
     own = {"igebm": "igebm", "f-ebm": "febm", "shortrun": "shortrun", "kl-ebm": "multiscale"}
-    assert family == (own | {"diffurecov": "diffurecov", "cf-ebm": "cfebm", "gebm": "gebm"}).get(name, "conv")
+    assert family == (own | {"diffurecov": "diffurecov", "cf-ebm": "cfebm", "gebm": "gebm", "clel": "clel"}).get(
+        name, "conv"
+    )
     assert (c.warmup_iterations, c.decay_epochs, c.validation_images) == (0, (), 0)
     assert c.augment == c.energy_augment == "none", "a mirrored digit is no digit"
     network = build_network(
@@ -596,6 +647,18 @@ KEPT = {
     ),
     "vera": ("norm", "shared_batch", "class_weight", "gradient_penalty", "betas", "batch_size"),
     "gebm": ("norm", "betas", "sampler_norm_mode"),
+    "clel": (
+        "norm",
+        "buffer",
+        "sampling_steps",
+        "step_size",
+        "noise_std",
+        "gradient_clamp",
+        "reinit_probability",
+        "l2_weight",
+        "betas",
+        "batch_size",
+    ),
     "cf-ebm": (
         "norm",
         "buffer",
@@ -642,7 +705,7 @@ def test_networks_of_another_family(name: str, family: str, dataset: str) -> Non
         assert (c.norm, c.initialisation, c.dropout) == (preset.norm, preset.initialisation, preset.dropout)
         return
     own = {"wrn": "batch", "conv": "batch", "igebm": "spectral", "febm": "spectral", "multiscale": "instance"}
-    own["diffurecov"] = own["cfebm"] = own["gebm"] = "spectral"
+    own["diffurecov"] = own["cfebm"] = own["gebm"] = own["clel"] = "spectral"
     bare = name in ("jem", "shortrun", "vera")  # published without normalisation, so they stay without
     assert (c.norm, c.initialisation) == ("none" if bare else own.get(family, "none"), "default")
     assert c.dropout == (preset.dropout if family in ("wrn", "igebm") else 0)

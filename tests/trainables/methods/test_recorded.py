@@ -35,6 +35,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "f-ebm": {"method": "f-ebm", "critic": {"start_iteration": 1}},
     "jem++": {"method": "jem++", "inner_steps": 2},
     "gebm": {"method": "gebm", "method_args": {"long_steps": 2, "partition_batches": 2}},
+    "clel": {"method": "clel", "network": "clel-4", "method_args": {"encoder_channels": 2, "rounds": 2}},
     "cf-ebm": {"method": "cf-ebm", "batch_size": 16, "method_args": {"phase_images": 16}},
     "m-ebm, batch norm": {"method": "m-ebm", "network": "wrn-10-1", "norm": "batch", "noise_std": 0.01, "l2_weight": 1},
     "m-jem, branches": {"method": "m-jem", "network": "wrn-10-1", "norm": "batch", "parallel_branches": True},

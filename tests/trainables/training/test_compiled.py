@@ -54,7 +54,7 @@ GRAPHS: dict[str, tuple[str, ...]] = {
     "gebm": ("energy",),
 }
 """Every graph of an iteration, by method. x+, x- and every step of the chains share theirs: their shape is the same."""
-UNCOMPILED = {"diffurecov", "cf-ebm"}
+UNCOMPILED = {"diffurecov", "cf-ebm", "clel"}
 """Methods whose own network is not taken by torch.compile, and which take no other."""
 
 

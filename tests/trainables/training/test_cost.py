@@ -22,7 +22,7 @@ from trainables.training.trainer import Trainer
 
 CIFAR = (3, 32, 32)
 SMALL_NETWORK = {"igebm": "igebm-8", "f-ebm": "febm-8", "kl-ebm": "multiscale-8", "shortrun": "shortrun-16"}
-SMALL_NETWORK |= {"diffurecov": "diffurecov-8-1", "cf-ebm": "cfebm-4", "gebm": "gebm-8"}
+SMALL_NETWORK |= {"diffurecov": "diffurecov-8-1", "cf-ebm": "cfebm-4", "gebm": "gebm-8", "clel": "clel-8"}
 
 
 class Counter(TorchDispatchMode):

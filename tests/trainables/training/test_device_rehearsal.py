@@ -45,7 +45,7 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 EXECUTIONS = ("eager", "compiled", "graphed", "compiled-graphed")
 SHAPE, CLASSES, IMAGES = (3, 8, 8), 4, 80
 NETWORKS = {"igebm": "igebm-2", "f-ebm": "febm-2", "shortrun": "shortrun-2", "kl-ebm": "multiscale-2"}
-NETWORKS |= {"diffurecov": "diffurecov-2-1", "cf-ebm": "cfebm-1", "gebm": "gebm-2"}
+NETWORKS |= {"diffurecov": "diffurecov-2-1", "cf-ebm": "cfebm-1", "gebm": "gebm-2", "clel": "clel-2"}
 
 Fields = dict[str, Any]
 
@@ -70,6 +70,7 @@ BY_METHOD: dict[str, Fields] = {
     "f-ebm": {"critic": {"start_iteration": 1}},
     "gebm": {"method_args": {"noise_dim": 4, "features": 4, "long_steps": 1, "energy_steps": 2}},
     "cf-ebm": {"method_args": {"phase_images": 4}},
+    "clel": {"method_args": {"encoder_channels": 2, "rounds": 2}},
     "vera": {"generator": {"noise_dim": 4, "features": 4, "importance_samples": 3}},
 }
 
