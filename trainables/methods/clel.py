@@ -119,8 +119,8 @@ class Clel(FreshAsTrained, Method):
     deviations: ClassVar[tuple[str, ...]] = (
         ended("it checks nothing"),
         "the base network (its large one has three towers at 32, 16 and 8 pixels)",
-        "the sampler's gradient is clamped to 100, as in its code (its settings give no clamp); a gradient of 100 would "
-        "move a pixel by 10,000 times its range, so the clamp never acts",
+        "the sampler's gradient is clamped to 100, as in its code (its settings give no clamp); a gradient of 100 "
+        "would move a pixel by 10,000 times its range, so the clamp never acts",
         "the moving average follows from the first iteration (released: from iteration 313, one behind)",
         "scored in training on the buffer and on 10,000 new samples against the training images (released: the buffer "
         "against the test set; 50,000 at the end, the protocol fresh-50k), each as the protocol rounds (released: "
