@@ -14,7 +14,14 @@ from analysis.stats.survival import decisions
 from analysis.tables.comparability import matching
 from study.config.errors import UserError
 from study.config.study import StudyConfig
-from study.estimate.resources import GPU_RATES, SPEED, gpu_rate, image_count, image_shape, measured_alike
+from study.estimate.resources import (
+    GPU_RATES,
+    gpu_rate,
+    image_count,
+    image_shape,
+    measured_alike,
+    seconds_per_iteration,
+)
 from trainables.config.trial import TrialConfig
 from trainables.models.model_file import SAMPLES
 from trainables.results.spelling import nearest
@@ -179,7 +186,7 @@ def make_plan(study: StudyConfig, gpu: str | None, bench: Sequence[Mapping[str, 
         rows = (row for row, _ in measured_alike(config, gpu, bench) if row["sampling_steps"] == steps)
         timed = next((float(row["seconds_per_iteration"]) for row in rows), None)
         measured += timed is not None
-        seconds = timed if timed is not None else one / (rate * SPEED[config.precision]) if rate else 0.0
+        seconds = timed if timed is not None else seconds_per_iteration(config, rate) if rate else 0.0
         hours += weight * iterations * seconds / 3600
         disk += round(weight * _disk(config, iterations))
     known = rate is not None or (trials and measured == len(trials))
