@@ -101,16 +101,17 @@ class Group:
 
 
 def parse_methods(text: str | None, device: torch.device) -> Pairs:
-    """`m-ebm:2,vera,table6` as pairs; None: as the device can; without a K those of Table 6. UserError: unknown."""
+    """`m-ebm:2,vera,table6,all` as pairs; None: as the device can; without a K those of Table 6. UserError: unknown."""
     if text is None:
         return TABLE6 if device.type == "cuda" else SHORT
+    groups: dict[str, Pairs] = {"table6": TABLE6, "all": tuple((name, None) for name in METHODS)}
     pairs: list[tuple[str, int | None]] = []
     for part in (p.strip() for p in text.split(",") if p.strip()):
         name, _, steps = part.partition(":")
-        if part == "table6":
-            pairs += TABLE6
+        if part in groups:
+            pairs += groups[part]
         elif name not in METHODS:
-            known = [*METHODS, "table6"]
+            known = [*METHODS, *groups]
             raise UserError(f"--methods {part}: no such method (known: {', '.join(known)}){nearest(name, known)}")
         elif not steps:
             pairs += [pair for pair in TABLE6 if pair[0] == name and pair[1] != 20] or [(name, None)]

@@ -41,6 +41,7 @@ class Bench:
       mebm bench --dataset digits --network conv-16 --methods m-ebm,m-jem
       mebm bench --methods m-ebm:5 --execution eager,compiled --profile
       mebm bench --minutes 15 --profile
+      mebm bench --dataset digits --network conv-16 --methods all
 
     `mebm tables DIR` takes the rows in DIR/bench.parquet for Table 6. They are written as they are measured: Ctrl-C,
     a failure or the end of --minutes leaves those so far. What failed or was left out is said, here and in bench.json;
@@ -49,7 +50,8 @@ class Bench:
 
     methods: str | None = option(
         "What to time, the most wanted first: m-ebm:2,jem:20,vera; without a K those of Table 6; or table6, which "
-        "begins with M-EBM at K = 5. Default: table6 on a GPU, on a CPU M-EBM at K = 2, M-JEM at 5, JEM at 20.",
+        "begins with M-EBM at K = 5; or all, each at its own K. Default: table6 on a GPU, on a CPU M-EBM at K = 2, "
+        "M-JEM at 5, JEM at 20.",
         metavar="NAME[:K],...",
     )
     network: str | None = option("For methods with a WRN. Default: wrn-28-10, on a CPU wrn-10-1.", metavar="NAME")

@@ -44,6 +44,7 @@ from study.estimate.bench_cases import (
 )
 from study.estimate.bench_pace import COMPILE_SECONDS, PLAIN_SECONDS, Deadline, Pace, TimeUp
 from study.estimate.bench_rows import BenchFolder, BenchResult
+from trainables.config.method import METHODS
 from trainables.config.trial import TrialConfig
 from trainables.methods.presets import build_trial
 from trainables.networks.arithmetic import precision_kept, switches
@@ -222,6 +223,7 @@ def test_methods_are_parsed() -> None:
     assert parse_methods(None, torch.device("cuda")) == TABLE6 == parse_methods("table6", CPU)
     assert parse_methods("m-ebm", CPU) == (("m-ebm", 5), ("m-ebm", 1), ("m-ebm", 2), ("m-ebm", 10))
     assert parse_methods("jem:7, vera,jem:7", CPU) == (("jem", 7), ("vera", None))
+    assert parse_methods("all", CPU) == tuple((name, None) for name in METHODS)
     for wrong, said in (
         ("mebm", "did you mean"),
         ("m-ebm:0", "whole number"),
