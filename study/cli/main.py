@@ -26,11 +26,11 @@ from trainables.results.spelling import edits, likeliest
 
 ORDER = (
     "sweep", "resume", "plan", "train", "methods", "configs", "show", "init", "fields", "tables", "report", "compare",
-    "detector", "status", "figures", "evaluate", "score", "diagnose", "sample", "bench",
+    "detector", "replay", "status", "figures", "evaluate", "score", "diagnose", "sample", "bench",
     "recommend", "import", "new", "serve",
 )  # fmt: skip
 """Commands in the order of their use; those not named here come after them."""
-ANSWERS = ("status", "plan", "methods", "configs", "show", "fields", "compare", "detector", "recommend")
+ANSWERS = ("status", "plan", "methods", "configs", "show", "fields", "compare", "detector", "replay", "recommend")
 """Commands that do nothing but show something: without a reader they end, and where it cannot be written they fail."""
 OTHER_NAMES = {
     "run": "sweep", "start": "sweep", "search": "sweep", "fit": "train", "continue": "resume", "restart": "resume",

@@ -396,6 +396,7 @@ def test_an_id_of_a_trial_reads_and_writes_no_file_elsewhere(stranger, outside, 
     write_parquet(trials, TRIAL_COLUMNS, stranger / "trials.parquet")
     for arguments in (
         ("report", stranger), ("tables", stranger), ("figures", stranger), ("detector", stranger),
+        ("replay", stranger, "--orders", "2", "--set", "divergence.gap_limit=1"),
         ("figures", stranger, "--kind", "samples", "--trials", trial_id), ("recommend", stranger),
         ("evaluate", stranger, "-p", "small-buffer"), ("status", stranger),
     ):  # fmt: skip

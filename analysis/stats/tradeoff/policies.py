@@ -1,0 +1,181 @@
+"""Policies of a study compared on its recorded trials: hours, best score, right and wrong stops, over orders of trials.
+
+A row is a trial in one order under one policy (`REPLAY_COLUMNS`). Order 0 is the recorded one; the others are drawn,
+and the interval of a number is the middle 95% of its values over them: the luck of the order, for these trials. It is
+not the luck of another study's trials.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from analysis.stats.survival.rates import wilson
+from analysis.stats.trials.trial import ENDED_BADLY
+from trainables.results.schema import Column, Outcome
+
+Row = Mapping[str, Any]
+REPLAY_COLUMNS: tuple[Column, ...] = (
+    Column("policy", "string", "name of the policy"),
+    Column("order", "int64", "which order of the trials: 0 is the recorded one, the others were drawn"),
+    Column("position", "int64", "place of the trial in that order, from 0"),
+    Column("study", "string", "name of the study"),
+    Column("trial_id", "string", "the trial; unique in its study"),
+    Column("setting_id", "string", "equal for trials that differ in their seed alone"),
+    Column("seed", "int64", "seed of the trial"),
+    Column("outcome", "string", "one of Outcome; pending: it never starts; null: its recording ends before it does"),
+    Column("cause", "string", "one of Cause: why it diverges or collapses; null otherwise"),
+    Column("iteration", "int64", "iteration at which it diverges or collapses; null otherwise"),
+    Column("iterations", "int64", "iterations it has finished at its end"),
+    Column("epoch", "int64", "epochs it has finished; null before the first report"),
+    Column("seconds", "float64", "from its start to its end, set-up included; null where no times were recorded", "s"),
+    Column("began", "float64", "its start, from the study's", "s"),
+    Column("ended", "float64", "its end, from the study's start", "s"),
+    Column(
+        "seconds_left", "float64", "time of the rest of its plan, at its pace, where its end is not known; else 0", "s"
+    ),
+    Column("gpus", "float64", "GPUs reserved for it", "GPU"),
+    Column("best", "float64", "its best score by then, of the metric that the policy goes by"),
+    Column("censored", "bool", "true where its recording ends before the policy would have ended it"),
+    Column("reproduced", "bool", "false where a changed detector could not be replayed: the recorded end stands"),
+    Column("recorded_outcome", "string", "how it ended when it was recorded"),
+    Column("recorded_iteration", "int64", "iteration at which it diverged or collapsed then"),
+    Column("recorded_best", "float64", "its best score then"),
+    Column("recorded_rank", "int64", "place of that among all trials, from 1"),
+    Column("among_best", "bool", "true of the best share of the completed trials, whose pruning is wrong"),
+)
+_COUNTS = (
+    "never_started", "completed", "ended_badly", "stopped", "pruned", "pruned_right", "pruned_wrong", "pruned_unknown",
+    "caught_earlier", "caught_same", "caught_later", "missed", "false_alarms", "alarms_unknown", "censored",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number in the recorded order, and the middle 95% of it over drawn orders; None: not known there."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+    def text(self, digits: int, factor: float = 1.0) -> str:
+        """`12.4 [11.0, 13.1]`, all times `factor`; without an interval where every order gives the same."""
+        if self.value is None:
+            return "-"
+        shown = f"{factor * self.value:,.{digits}f}"
+        ends = [f"{factor * end:,.{digits}f}" for end in (self.low, self.high) if end is not None]
+        return shown if not ends or set(ends) == {shown} else f"{shown} [{', '.join(ends)}]"
+
+
+@dataclass(frozen=True)
+class PolicySummary:
+    """What a policy comes to.
+
+    Attributes:
+        numbers: `hours` (GPU-hours, or hours of trials where none has a GPU; None without recorded times) and
+            `hours_most` (if every trial of unknown end trains on to its plan), `wall_hours`, `iterations`, `best`,
+            `best_rank` (place of that trial among all by their recorded best, from 1), `lead` (median iterations that
+            bad ends come earlier), and counts of trials.
+        completed_recorded: trials whose recording completed, which false alarms are a share of.
+    """
+
+    policy: str
+    numbers: Mapping[str, Number]
+    orders: int
+    completed_recorded: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; `false_alarms_high` is a 95% bound (Wilson) on their rate, in the recorded order."""
+        alarms = int(self.numbers["false_alarms"].value or 0)
+        high = wilson(alarms, self.completed_recorded).high
+        numbers = {name: asdict(number) for name, number in self.numbers.items()}
+        return {"policy": self.policy, "orders": self.orders, "numbers": numbers, "false_alarms_high": high}
+
+
+def best_share(recorded: Mapping[str, float], share: float, sign: int) -> frozenset[str]:
+    """The best trials by their recorded score, at least one; `sign` times a score is to be small."""
+    ordered = sorted(recorded, key=lambda trial_id: (sign * recorded[trial_id], trial_id))
+    return frozenset(ordered[: max(1, round(share * len(ordered)))]) if ordered else frozenset()
+
+
+def stop_verdict(row: Row) -> str | None:
+    """Whether ending a trial early was right, by how its recording went on; None where the policy did not end it early.
+
+    Pruning is wrong where the trial completed among the best, right where it ended badly or completed below them. A
+    detector is wrong where the trial completed (a false alarm), right where it ended badly. Where the recording was cut
+    off itself, nobody knows.
+    """
+    then, now = row["recorded_outcome"], row["outcome"]
+    if now == Outcome.PRUNED:
+        if then == Outcome.COMPLETED:
+            return "wrong" if row["among_best"] else "right"
+        return "right" if then in ENDED_BADLY else "unknown"
+    if now in ENDED_BADLY:
+        return "right" if then in ENDED_BADLY else "wrong" if then == Outcome.COMPLETED else "unknown"
+    return None
+
+
+def numbers_of(rows: Sequence[Row], sign: int) -> dict[str, float | None]:
+    """The numbers of one order; `sign` times a score is to be small."""
+    started = [r for r in rows if r["outcome"] != Outcome.PENDING]
+    gpu = any(r["gpus"] for r in rows)
+    timed = all(r["seconds"] is not None for r in started)
+    seconds = sum(r["seconds"] * (r["gpus"] if gpu else 1.0) for r in started) if timed else None
+    unknown = [r for r in started if r["censored"]]
+    more: float | None = None
+    if all(r["seconds_left"] is not None for r in unknown):
+        more = sum(r["seconds_left"] * (r["gpus"] if gpu else 1.0) for r in unknown)
+    scored = [r for r in started if r["best"] is not None and r["outcome"] not in ENDED_BADLY]
+    found = min(scored, key=lambda r: sign * r["best"], default=None)
+    leads = [r["recorded_iteration"] - r["iteration"] for r in started if _both_bad(r)]
+    verdicts = [(r["outcome"], stop_verdict(r)) for r in started]
+    counts = {
+        "never_started": len(rows) - len(started),
+        "completed": sum(r["outcome"] == Outcome.COMPLETED for r in started),
+        "ended_badly": sum(r["outcome"] in ENDED_BADLY for r in started),
+        "stopped": sum(r["outcome"] == Outcome.STOPPED for r in started),
+        "pruned": sum(r["outcome"] == Outcome.PRUNED for r in started),
+        **{f"pruned_{v}": verdicts.count((Outcome.PRUNED, v)) for v in ("right", "wrong", "unknown")},
+        "caught_earlier": sum(n > 0 for n in leads),
+        "caught_same": sum(n == 0 for n in leads),
+        "caught_later": sum(n < 0 for n in leads),
+        "missed": sum(r["recorded_outcome"] in ENDED_BADLY and r["outcome"] == Outcome.COMPLETED for r in started),
+        "false_alarms": sum(v == "wrong" and o in ENDED_BADLY for o, v in verdicts),
+        "alarms_unknown": sum(v == "unknown" and o in ENDED_BADLY for o, v in verdicts),
+        "censored": len(unknown),
+    }
+    return {
+        "hours": None if seconds is None else seconds / 3600,
+        "hours_most": None if seconds is None or more is None else (seconds + more) / 3600,
+        "wall_hours": None if not timed else max((r["ended"] for r in started), default=0.0) / 3600,
+        "iterations": float(sum(r["iterations"] for r in started)),
+        "best": None if found is None else found["best"],
+        "best_rank": None if found is None else found["recorded_rank"],
+        "lead": float(np.median(leads)) if leads else None,
+        **{name: float(counts[name]) for name in _COUNTS},
+    }
+
+
+def _both_bad(row: Row) -> bool:
+    bad = row["recorded_outcome"] in ENDED_BADLY and row["outcome"] in ENDED_BADLY
+    return bad and row["iteration"] is not None and row["recorded_iteration"] is not None
+
+
+def summarise(policy: str, orders: Iterable[Sequence[Row]], sign: int) -> PolicySummary:
+    """A policy's numbers in the recorded order, the first, with their intervals over the others."""
+    first, *drawn = orders
+    values, others = numbers_of(first, sign), [numbers_of(rows, sign) for rows in drawn]
+    completed = sum(row["recorded_outcome"] == Outcome.COMPLETED for row in first)
+    numbers = {name: Number(value, *_middle([o[name] for o in others])) for name, value in values.items()}
+    return PolicySummary(policy, numbers, len(drawn), completed)
+
+
+def _middle(values: Sequence[float | None]) -> tuple[float | None, float | None]:
+    """The middle 95%; of counts and scores that were really had, so nothing between two of them."""
+    known = np.array([v for v in values if v is not None], dtype=np.float64)
+    if not len(known):
+        return None, None
+    return float(np.percentile(known, 2.5, method="lower")), float(np.percentile(known, 97.5, method="higher"))

@@ -1,0 +1,246 @@
+"""Policies replayed over a recorded study: in the recorded order of its trials and in others that are drawn."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from analysis.detector.replay import recorded as read_recordings
+from analysis.stats.survival.rates import wilson
+from analysis.stats.tradeoff.policies import PolicySummary, best_share, summarise
+from study.replay.detection import End, end_of
+from study.replay.policy import Policy
+from study.replay.simulate import Course, Played, simulate
+from study.replay.trajectory import IMPORTED, Recorded, Trajectory, signals_of
+from trainables.results.schema import Outcome
+from trainables.training.device import derive_seed
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What policies would have done.
+
+    Attributes:
+        summaries: one of each of `policies`, in their order.
+        rows: a trial in one order under one policy each, `REPLAY_COLUMNS`.
+        unit: of the hours: GPU-hours, trial-hours, or iterations where no times were recorded.
+        notes: what could not be replayed, a line each.
+    """
+
+    study: str
+    metric: str
+    unit: str
+    policies: tuple[Policy, ...]
+    summaries: tuple[PolicySummary, ...]
+    rows: list[dict[str, Any]]
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The summaries under the keys of `mebm replay --json`."""
+        policies = [s.to_dict() for s in self.summaries]
+        return {
+            "study": self.study,
+            "metric": self.metric,
+            "unit": self.unit,
+            "policies": policies,
+            "notes": [*self.notes],
+        }
+
+    def lines(self) -> list[str]:
+        """A table with a column per policy, then the notes."""
+        names = [s.policy for s in self.summaries]
+        table = [["", *names]]
+        longest = max((s.numbers["wall_hours"].value or 0.0 for s in self.summaries), default=0.0)
+        hour, unit = (1.0, "hours") if longest >= 1 else (60.0, "minutes")
+        for name, label, digits in _LABELS:
+            factor = hour if "hours" in name else 1.0
+            texts = [s.numbers[name].text(digits, factor) for s in self.summaries]
+            if name == "hours_most" and texts == table[-1][1:]:
+                continue
+            if any(text not in ("-", "0", "0.0") for text in texts):
+                said = {"unit": self.unit.replace("hours", unit), "metric": self.metric, "hours": unit}
+                table.append([label.format(**said), *texts])
+        widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table
+        ]
+        if orders := self.summaries[0].orders:
+            lines.append(
+                f"[..., ...]: the middle 95% over {orders:,} orders of the settings; none where all give the same"
+            )
+        for summary in self.summaries[1:]:
+            if summary.numbers["false_alarms"].value or any(
+                p.divergence for p in self.policies if p.name == summary.policy
+            ):
+                alarms = int(summary.numbers["false_alarms"].value or 0)
+                lines.append(f"{summary.policy}: {wilson(alarms, summary.completed_recorded).of('false alarms')}")
+        return [*lines, *self.notes]
+
+
+_LABELS = (
+    ("hours", "{unit}", 2),
+    ("hours_most", "  at most", 2),
+    ("wall_hours", "{hours} from start to end", 2),
+    ("iterations", "iterations", 0),
+    ("best", "best {metric}", 3),
+    ("best_rank", "  its place among all recorded", 0),
+    ("completed", "completed", 0),
+    ("ended_badly", "diverged or collapsed", 0),
+    ("caught_earlier", "  earlier than recorded", 0),
+    ("caught_later", "  later than recorded", 0),
+    ("lead", "  median iterations earlier", 1),
+    ("missed", "  recorded as such, here completed", 0),
+    ("false_alarms", "  false alarms", 0),
+    ("alarms_unknown", "  of unknown further course", 0),
+    ("pruned", "pruned", 0),
+    ("pruned_wrong", "  wrongly (among the best)", 0),
+    ("pruned_right", "  rightly", 0),
+    ("pruned_unknown", "  of unknown further course", 0),
+    ("stopped", "stopped by the budget", 0),
+    ("never_started", "never started", 0),
+    ("censored", "recording ends first", 0),
+)
+
+
+def replay(
+    recorded: Recorded, policies: Sequence[Policy], *, orders: int = 100, seed: int = 0, share: float = 0.1
+) -> Replayed:
+    """Replay each policy in the recorded order and in `orders` drawn ones, the same for all.
+
+    Args:
+        share: of the completed trials, the best by their recorded score, whose pruning is wrong.
+    """
+    detected = any(p.divergence for p in policies)
+    recordings = signals_of(read_recordings(recorded.results)[0], recorded.study) if detected else {}
+    drawn = [_permuted(recorded.trajectories, seed, number) for number in range(1, orders + 1)]
+    notes: list[str] = []
+    summaries, rows = [], []
+    for policy in policies:
+        trials = [t for t in recorded.trajectories if policy.seeds is None or t.seed in policy.seeds]
+        ends = {t.trial_id: end_of(t, policy.rule(t), recordings.get(t.trial_id)) for t in trials}
+        told = _recorded_columns(recorded, trials, policy, share)
+        found = []
+        for number, order in enumerate([recorded.trajectories, *drawn]):
+            courses = [Course(t, ends[t.trial_id]) for t in _first_ones(order, policy) if t.trial_id in ends]
+            played = simulate(courses, policy.rules)
+            found.append([_row(recorded, policy, number, i, p, told) for i, p in enumerate(played)])
+        summaries.append(summarise(policy.name, found, policy.sign))
+        rows += [row for order_rows in found for row in order_rows]
+        notes += _notes(recorded, policy, ends, summaries[-1])
+    unit = "iterations" if not recorded.timed else "GPU-hours" if any(r["gpus"] for r in rows) else "trial-hours"
+    metrics = list(dict.fromkeys(p.metric for p in policies))
+    return Replayed(
+        recorded.study, ", ".join(metrics), unit, tuple(policies), tuple(summaries), rows, tuple(dict.fromkeys(notes))
+    )
+
+
+def _permuted(trials: Sequence[Trajectory], seed: int, number: int) -> list[Trajectory]:
+    """The trials with their settings in another order.
+
+    A study runs the seeds of a setting in a pattern (each setting's together, or seed by seed); the pattern stays, and
+    the settings in it change places.
+    """
+    of_setting: dict[str, list[Trajectory]] = defaultdict(list)
+    for trial in trials:
+        of_setting[trial.setting].append(trial)
+    settings = list(of_setting)
+    drawn = np.random.default_rng(derive_seed(seed, f"order/{number}")).permutation(len(settings))
+    other = {name: settings[i] for name, i in zip(settings, drawn, strict=True)}
+    left = {name: iter(of_setting[name]) for name in settings}
+    order = [found for trial in trials if (found := next(left[other[trial.setting]], None)) is not None]
+    return order + [trial for name in settings for trial in left[name]]
+
+
+def _first_ones(trials: Sequence[Trajectory], policy: Policy) -> list[Trajectory]:
+    place = {trial_id: i for i, trial_id in enumerate(policy.first)}
+    return sorted(trials, key=lambda t: place.get(t.trial_id, len(place)))
+
+
+def _recorded_columns(
+    recorded: Recorded, trials: Sequence[Trajectory], policy: Policy, share: float
+) -> dict[str, dict[str, Any]]:
+    """What the rows say of every trial's recording."""
+    seen = {
+        t.trial_id: [r.values[policy.metric] for r in t.reports if r.epoch and policy.metric in r.values]
+        for t in trials
+    }
+    best = {trial_id: policy.sign * min(policy.sign * v for v in values) for trial_id, values in seen.items() if values}
+    sound = {t.trial_id: best[t.trial_id] for t in trials if t.trial_id in best and not t.ended_badly}
+    completed = {
+        t.trial_id: sound[t.trial_id] for t in trials if t.trial_id in sound and t.outcome is Outcome.COMPLETED
+    }
+    among = best_share(completed, share, policy.sign)
+    ranks = {trial_id: i for i, trial_id in enumerate(sorted(best, key=lambda k: policy.sign * best[k]), start=1)}
+    return {
+        t.trial_id: {
+            "study": recorded.study,
+            "trial_id": t.trial_id,
+            "setting_id": t.setting,
+            "seed": t.seed,
+            "gpus": t.gpus,
+            "recorded_outcome": t.outcome.value,
+            "recorded_iteration": t.iteration
+            if t.iteration is not None or not t.ended_badly
+            else t.row["alarm_iteration"],
+            "recorded_best": best.get(t.trial_id),
+            "recorded_rank": ranks.get(t.trial_id),
+            "among_best": t.trial_id in among,
+        }
+        for t in trials
+    }
+
+
+def _row(
+    recorded: Recorded, policy: Policy, order: int, position: int, played: Played, told: Mapping[str, dict[str, Any]]
+) -> dict[str, Any]:
+    trial, started = played.course.trajectory, played.began is not None
+    timed = recorded.timed and started
+    return told[trial.trial_id] | {
+        "policy": policy.name,
+        "order": order,
+        "position": position,
+        "outcome": None if played.outcome is None else played.outcome.value,
+        "cause": played.cause,
+        "iteration": played.iteration,
+        "iterations": played.iterations,
+        "epoch": played.epoch if played.epoch >= 0 else None,
+        "seconds": played.seconds if timed else None,
+        "began": played.began if timed else None,
+        "ended": (played.began or 0.0) + played.seconds if timed else None,
+        "seconds_left": played.seconds_left if recorded.timed else None,
+        "best": played.best(policy.metric, policy.sign) if started else None,
+        "censored": played.censored,
+        "reproduced": played.course.end.reproduced,
+    }
+
+
+def _notes(recorded: Recorded, policy: Policy, ends: Mapping[str, End], summary: PolicySummary) -> list[str]:
+    notes = []
+    if kept := sum(not end.reproduced for end in ends.values()):
+        notes.append(
+            f"{policy.name}: recorded ends that stand, as no signals were kept or they do not show them: {kept}"
+        )
+    if censored := int(summary.numbers["censored"].value or 0):
+        bound = "nobody knows how much more it takes"
+        if summary.numbers["hours_most"].value is not None:
+            bound = "it takes at most the time of 'at most', where each trains on to its plan"
+        notes.append(
+            f"{policy.name}: recordings that end before the policy would have ended them: {censored}; time and the best "
+            f"are of what was recorded: {bound}, and the best is at least as good"
+        )
+    metric = policy.rules.metric
+    if policy.rules.pruning.rule != "none" and metric is not None and not _can_prune(recorded, metric):
+        notes.append(f"{policy.name}: {metric} was scored at the last epoch alone, so nothing can be pruned by it")
+    if isinstance(recorded.manifest.get("config"), Mapping) and recorded.manifest["config"].get("rescue"):
+        notes.append("rescues are left out: every trial ends at its first bad end, as the study was without them")
+    if recorded.kind == IMPORTED:
+        notes.append("an import: epochs are the smallest distance between two scores, and rules count its records")
+    return notes
+
+
+def _can_prune(recorded: Recorded, metric: str) -> bool:
+    return any(0 < r.epoch < t.epochs and metric in r.values for t in recorded.trajectories for r in t.reports)

@@ -1,0 +1,306 @@
+"""Bookkeeping of a replay, on the study that is published with the package: 57 trials, 31 of which ended badly."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.detector.replay import recorded as read_recordings
+from analysis.detector.replay import recordings
+from analysis.results.load import load
+from analysis.stats.tradeoff.policies import REPLAY_COLUMNS
+from study.config.errors import UserError
+from study.replay.detection import latched
+from study.replay.policy import make_policy
+from study.replay.replay import replay
+from study.replay.trajectory import read_recorded, signals_of
+from trainables.config.parts import DivergenceConfig
+from trainables.training.detector import DivergenceLatch
+
+ROOT = Path(__file__).resolve().parents[3]
+PUBLISHED = ROOT / "results/published/digits_stability"
+SHARED = ROOT.parent / "shared/data"
+needs_recordings = pytest.mark.skipif(not SHARED.is_dir(), reason="recorded runs are not here")
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    return read_recorded(load(PUBLISHED))
+
+
+def played(recorded, values, **options):
+    return replay(recorded, [make_policy(values, recorded, "p.yaml")], **({"orders": 0} | options))
+
+
+def numbers(found, place=0):
+    return {name: number.value for name, number in found.summaries[place].numbers.items()}
+
+
+# ------------------------------------------------------------------------------------------------------ as recorded
+
+
+def test_the_recorded_policy_gives_the_recorded_ends(recorded):
+    found = played(recorded, {})
+    trials = pd.read_parquet(PUBLISHED / "trials.parquet").set_index("trial_id")
+    assert len(found.rows) == len(trials) == 57
+    for row in found.rows:
+        trial = trials.loc[row["trial_id"]]
+        spent = trial["setup_seconds"] + trial["train_seconds"] + trial["evaluation_seconds"]
+        assert (row["outcome"], row["iterations"]) == (trial["outcome"], trial["iterations_done"])
+        assert row["seconds"] == pytest.approx(spent) and not row["censored"]
+        assert (row["iteration"] is None) == np.isnan(trial["iteration"])
+    assert numbers(found)["best"] == trials["fd_buffer_best"].min() and numbers(found)["best_rank"] == 1
+
+
+def test_the_latch_over_the_signals_gives_the_recorded_ends(recorded):
+    """A rule that differs in nothing that judges is replayed in earnest."""
+    found = played(recorded, {"trial": {"divergence": {"read_every": 49}}})
+    bad = [r for r in found.rows if r["recorded_outcome"] != "completed"]
+    trials = pd.read_parquet(PUBLISHED / "trials.parquet").set_index("trial_id")
+    assert len(bad) == 31
+    for row in found.rows:
+        trial = trials.loc[row["trial_id"]]
+        told = None if np.isnan(trial["iteration"]) else (trial["cause"], trial["iteration"])
+        assert (None if row["iteration"] is None else (row["cause"], row["iteration"])) == told
+        assert row["outcome"] == trial["outcome"] and row["reproduced"]
+
+
+def test_the_records_that_are_left_out_would_change_nothing(recorded):
+    """The latch fed with every record, and with those alone that it has to see."""
+    signals = signals_of(read_recordings(recorded.results)[0], recorded.study)
+    import torch
+
+    rules = [DivergenceConfig(), DivergenceConfig(gap_limit=0.3, gap_patience=1), DivergenceConfig(action="record"),
+             DivergenceConfig(energy_limit=1.5), DivergenceConfig(gradient_norm_limit=1.0)]  # fmt: skip
+    for trial_id in ("t0001", "t0013", "t0025", "t0040", "t0049", "t0055"):
+        run = signals[trial_id]
+        for rule in rules:
+            latch = DivergenceLatch(rule, run.l2_weight, torch.device("cpu"))
+            columns = {"loss": "loss", "total": "loss", "gap": "energy_gap", "energy_max": "energy_abs_max",
+                       "grad": "grad_param_norm"}  # fmt: skip
+            values = {k: torch.as_tensor(run.signals[name], dtype=torch.float32) for k, name in columns.items()}
+            for i, iteration in enumerate(run.signals["iteration"]):
+                latch.update(int(iteration), **{k: v[i] for k, v in values.items()})
+            assert latched(rule, run) == latch.read().verdict, (trial_id, rule)
+
+
+# --------------------------------------------------------------------------------------------------- another detector
+
+
+def test_a_tighter_detector_is_earlier_and_costs_less(recorded):
+    before, after = (
+        numbers(played(recorded, {})),
+        numbers(played(recorded, {"trial": {"divergence": {"gap_limit": 1.0}}})),
+    )
+    assert after["caught_earlier"] > 10 and after["caught_later"] == after["false_alarms"] == 0
+    assert after["hours"] < before["hours"] and after["iterations"] < before["iterations"]
+    assert after["lead"] > 0 and after["completed"] == before["completed"]
+
+
+def test_a_detector_too_tight_has_false_alarms(recorded):
+    found = numbers(played(recorded, {"trial": {"divergence": {"gap_limit": 0.05, "gap_patience": 1}}}))
+    assert found["false_alarms"] > 0 and found["false_alarms"] + found["completed"] == 26
+
+
+def test_what_a_looser_detector_lets_go_on_is_not_known(recorded):
+    """The recordings end at the alarm: how the trials went on was never recorded."""
+    found = played(recorded, {"trial": {"divergence": {"gap_limit": 50.0, "hard_gap_limit": 100.0}}})
+    told, censored = numbers(found), [r for r in found.rows if r["censored"]]
+    assert told["censored"] == len(censored) > 10
+    assert all(r["outcome"] is None and r["iteration"] is None for r in censored)
+    assert all(r["recorded_outcome"] == "diverged" for r in censored), "a collapse does not depend on these limits"
+    more = sum(r["seconds_left"] for r in censored) / 3600
+    assert more > 0 and told["hours_most"] == pytest.approx(told["hours"] + more)
+    assert any("end before the policy would have ended them" in note for note in found.notes)
+
+
+def test_without_signals_a_bad_end_stands(recorded, tmp_path):
+    import shutil
+
+    shutil.copytree(PUBLISHED, tmp_path / "study", ignore=shutil.ignore_patterns("signals", "samples"))
+    without = read_recorded(load(tmp_path / "study"))
+    found = played(without, {"trial": {"divergence": {"gap_limit": 1.0}}})
+    assert numbers(found)["ended_badly"] == 31 and sum(not r["reproduced"] for r in found.rows) == 31
+    assert "recorded ends that stand" in found.notes[0] and found.notes[0].endswith(": 31")
+
+
+# ------------------------------------------------------------------------------------------------------ budget, order
+
+
+def test_a_budget_of_all_is_all(recorded):
+    assert played(recorded, {"budget": {"trials": 57}}).rows == played(recorded, {}).rows
+    assert played(recorded, {"budget": {"hours": 1000, "gpu_hours": 1000}}).rows == played(recorded, {}).rows
+
+
+def test_a_budget_of_trials_is_the_first_ones(recorded):
+    found = played(recorded, {"budget": {"trials": 10}})
+    started = [r["trial_id"] for r in found.rows if r["outcome"] != "pending"]
+    assert started == [t.trial_id for t in recorded.trajectories[:10]]
+    left = [r for r in found.rows if r["outcome"] == "pending"]
+    assert len(left) == 47 and all(r["seconds"] is None and r["iterations"] == 0 and r["best"] is None for r in left)
+
+
+def test_a_budget_of_hours_is_kept(recorded):
+    whole = max(r["ended"] for r in played(recorded, {}).rows)
+    for share in (0.1, 0.5, 0.9):
+        found = played(recorded, {"budget": {"hours": share * whole / 3600}})
+        started = [r for r in found.rows if r["outcome"] != "pending"]
+        assert max(r["ended"] for r in started) <= share * whole + 1e-6
+        assert any(r["outcome"] == "stopped" for r in started) and len(started) < 57
+        assert all(r["iterations"] % 100 == 0 for r in started if r["outcome"] == "stopped"), "at an epoch's end"
+
+
+def test_one_at_a_time_takes_the_sum(recorded):
+    assert recorded.at_once == 2
+    found = played(recorded, {"run": {"max_concurrent": 1}})
+    assert max(r["ended"] for r in found.rows) == pytest.approx(sum(r["seconds"] for r in found.rows))
+    assert numbers(found)["hours"] == pytest.approx(numbers(played(recorded, {}))["hours"])
+
+
+def test_orders_are_drawn_from_the_seed_and_keep_the_pattern_of_seeds(recorded):
+    def orders(seed):
+        rows = played(recorded, {}, orders=3, seed=seed).rows
+        return [[r["trial_id"] for r in rows if r["order"] == n] for n in range(4)]
+
+    first, again, other = orders(0), orders(0), orders(1)
+    assert first == again and first[0] == other[0] == [t.trial_id for t in recorded.trajectories]
+    assert first[1] != first[0] and first[1] != first[2] and first[1:] != other[1:]
+    seeds = {t.trial_id: t.seed for t in recorded.trajectories}
+    settings = {t.trial_id: t.setting for t in recorded.trajectories}
+    for order in first:
+        assert sorted(order) == sorted(seeds)
+        assert len({settings[t] for t in order[:19]}) == 19, "the first seed of every setting comes first"
+        assert [seeds[t] for t in order[:19]] == [0] * 19
+
+
+def test_settings_that_are_to_run_first_do_so(recorded):
+    found = played(recorded, {"search": {"start": [{"K": 10, "norm": "batch"}]}, "budget": {"trials": 6}}, orders=2)
+    started = {r["trial_id"] for r in found.rows if r["outcome"] != "pending"}
+    assert started == {"t0034", "t0035", "t0036", "t0046", "t0047", "t0048"}
+
+
+def test_seeds_are_those_that_take_part(recorded):
+    found = played(recorded, {"seeds": [1]})
+    assert len(found.rows) == 19 and {r["seed"] for r in found.rows} == {1}
+
+
+def test_one_score_per_trial_prunes_nothing_and_says_so(recorded):
+    found = played(recorded, {"pruning": "asha"})
+    assert numbers(found)["pruned"] == 0
+    assert any("at the last epoch alone" in note for note in found.notes)
+
+
+# -------------------------------------------------------------------------------------------------------- the policy
+
+
+@pytest.mark.parametrize(
+    ("values", "wrong"),
+    [
+        ({"prunning": "asha"}, "prunning: unknown key; did you mean pruning?"),
+        ({"pruning": {"rule": "ahsa"}}, "pruning.rule"),
+        ({"pruning": {"rull": "asha"}}, "pruning.rull: unknown key"),
+        ({"pruning": {"metric": "fid"}, "name": "x"}, "pruning.metric"),
+        ({"pruning": {"rule": "asha", "metric": "fid_buffer"}}, "pruning.metric"),
+        ({"budget": {"trials": 0}}, "budget.trials"),
+        ({"budget": 3}, "budget"),
+        ({"budget": {"deadline": "2030-01-01"}}, "budget.deadline: is a date"),
+        ({"rescue": {"most": 3}}, "rescue: cannot be replayed"),
+        ({"trial": {"divergence": {"gap_limt": 1}}}, "trial.divergence.gap_limt: unknown key; did you mean gap_limit?"),
+        ({"trial": {"divergence": {"gap_limit": -1}}}, "trial.divergence.gap_limit"),
+        ({"trial": {"divergence": [1]}}, "trial.divergence"),
+        ({"trial": {"divergence": {"collapse_ratio": 2}}}, "trial.divergence.collapse_ratio: judges"),
+        ({"trial": {"epochs": 3}}, "trial.epochs: is 6 in what was recorded"),
+        ({"trial": {"epchs": 3}}, "trial.epchs: unknown key; did you mean epochs?"),
+        ({"trial": 3}, "trial: must be a mapping"),
+        ({"search": {"sampler": "tpe"}}, "search.sampler: is grid in what was recorded"),
+        ({"search": {"start": [{"K": 3}]}}, "search.start: no recorded trial has"),
+        ({"seeds": [7]}, "seeds: 7 was not recorded; recorded: 0, 1, 2"),
+        ({"seeds": "all"}, "seeds"),
+        ({"objectives": ["fid_buffer"]}, "objectives: no trial has a value"),
+        ({"resources": {"gpus": 1}}, "resources: is"),
+        ({"run": {"max_concurrent": 0}}, "run.max_concurrent"),
+        ({"run": {"max_failures": 9}}, "run.max_failures: is 2"),
+        ({3: 4}, "3: unknown key"),
+    ],
+)  # fmt: skip
+def test_what_is_no_policy_is_refused_in_one_line(recorded, values, wrong):
+    with pytest.raises(UserError) as raised:
+        make_policy(values, recorded, "p.yaml")
+    assert str(raised.value).startswith("p.yaml: ") and wrong in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_the_studys_own_yaml_is_a_policy(recorded):
+    import yaml
+
+    values = yaml.safe_load((PUBLISHED / "study.yaml").read_text(encoding="utf-8"))
+    assert played(recorded, {**values, "name": "recorded"}).rows == played(recorded, {"name": "recorded"}).rows
+
+
+def test_the_command(run_mebm, tmp_path):
+    (tmp_path / "tight.yaml").write_text("trial: {divergence: {gap_limit: 1}}\n", encoding="utf-8")
+    (tmp_path / "few.yaml").write_text("budget: {trials: 20}\n", encoding="utf-8")
+    files = ("--policy", tmp_path / "tight.yaml", "--policy", tmp_path / "few.yaml")
+    code, out, err = run_mebm("replay", PUBLISHED, *files, "--orders", "5", "--out", tmp_path / "rows.parquet")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0].split() == ["recorded", "tight", "few"] and "over 5 orders" in out
+    rows = pd.read_parquet(tmp_path / "rows.parquet")
+    assert list(rows) == [c.name for c in REPLAY_COLUMNS] and len(rows) == 3 * 6 * 57
+    code, out, _ = run_mebm("replay", PUBLISHED, *files, "--orders", "5", "--json")
+    told = json.loads(out)
+    assert code == 0 and [p["policy"] for p in told["policies"]] == ["recorded", "tight", "few"]
+    few = told["policies"][2]["numbers"]
+    assert few["never_started"] == {"value": 37.0, "low": 37.0, "high": 37.0}
+    assert few["hours"]["low"] < few["hours"]["high"], "which trials are the first twenty is the order's luck"
+    _, said, _ = run_mebm("replay", PUBLISHED, *files, "--orders", "5", "--json")
+    assert json.loads(said) == told
+    code, _, err = run_mebm("replay", PUBLISHED, *files, "--policy", tmp_path / "few.yaml")
+    assert code == 2 and "'few' is the name of two policies" in err
+    code, _, err = run_mebm("replay", PUBLISHED, "--policy", tmp_path / "none.yaml")
+    assert code == 2 and "no such file" in err
+
+
+# ------------------------------------------------------------------------------------------------------------ imports
+
+
+@needs_recordings
+def test_the_small_study_by_its_own_rule(run_mebm, tmp_path):
+    """All 71 bad ends by limits; the learnt rule, which an import has by default, is later without norm."""
+    source = SHARED / "small_study"
+    signals, runs = pd.read_parquet(source / "signals.parquet"), pd.read_parquet(source / "runs.parquet")
+    rule = DivergenceConfig()
+    found = [latched(rule, run) for run in recordings(signals, runs)]
+    outcomes = dict.fromkeys(runs["outcome"].unique(), 0)
+    for outcome, verdict in zip(runs["outcome"], found, strict=True):
+        outcomes[outcome] += verdict is not None
+    assert outcomes == {"completed": 0, "diverged": 60, "collapsed": 11, "censored": 0}
+    out = tmp_path / "study"
+    code, _, _ = run_mebm("import", source / "signals.parquet", "--runs", source / "runs.parquet", "--out", out)
+    assert code == 0
+    recorded = read_recorded(load(out))
+    policy = {"trial": {"divergence": {"rule": "limits"}}}
+    told = numbers(played(recorded, policy))
+    assert not recorded.timed and told["hours"] is None
+    assert told["ended_badly"] == 71 and told["false_alarms"] == 0 and told["caught_later"] == 0
+    with pytest.raises(UserError, match="no times were recorded"):
+        make_policy({"budget": {"hours": 1}}, recorded, "p.yaml")
+
+
+@needs_recordings
+def test_eight_public_runs_under_asha(run_mebm, tmp_path):
+    source, out = SHARED / "external_cfebm", tmp_path / "study"
+    code, _, _ = run_mebm(
+        "import", source / "signals.parquet", source / "fid.parquet", "--runs", source / "runs.parquet",
+        "--metric", "fid:minimize", "--out", out,
+    )  # fmt: skip
+    assert code == 0
+    recorded = read_recorded(load(out))
+    found = played(recorded, {"pruning": {"rule": "asha", "metric": "fid"}}, orders=20)
+    told = numbers(found)
+    assert found.metric == "own.fid" and told["pruned"] > 0
+    assert told["iterations"] < numbers(played(recorded, {}))["iterations"]
+    rows = [r for r in found.rows if r["outcome"] == "pruned"]
+    assert all(r["iterations"] in (2000, 4000, 6000, 12000, 18000, 54000) for r in rows), "at a score's iteration"
