@@ -10,9 +10,11 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
+from analysis.results.own import BUILT_IN
 from study.config.errors import UserError, nearest, shown, validation_error
 from study.config.fields import assign, parse_assignments
 from study.config.load import read_config
+from study.config.script import AUTO
 from study.config.search import Count, Part, Scalar, SearchConfig
 from study.config.study import COST_METRICS, BudgetConfig, Objective, PruningConfig, RunConfig, StudyConfig
 from study.replay.simulate import Rules
@@ -138,7 +140,7 @@ def _short(values: dict[str, Any], kind: str) -> dict[str, Any]:
 
     def named(part: Any) -> Any:
         name = part.get("metric") if isinstance(part, dict) else None
-        foreign = kind != "built-in" and isinstance(name, str) and name not in METRIC_BY_NAME
+        foreign = kind != BUILT_IN and isinstance(name, str) and name not in (*METRIC_BY_NAME, *COST_METRICS, AUTO)
         return part | {"metric": f"{OWN}{name}"} if foreign and not str(name).startswith(OWN) else part
 
     found = dict(values)
@@ -219,7 +221,8 @@ def _checked(policy: PolicyConfig, recorded: Recorded, source: str) -> Policy:
     rules = Rules(policy.pruning, metric, deciding.resolved_direction, policy.budget, at_once)
     sign = 1 if objective.resolved_direction == "minimize" else -1
     first = _first(policy.search.start, trials, source)
-    return Policy(policy.name or Path(source).stem, rules, divergence, objective.metric, sign, first, seeds)
+    name = shown(policy.name or Path(source).stem, quoted=False)
+    return Policy(name, rules, divergence, objective.metric, sign, first, seeds)
 
 
 def _divergence(given: Any, trials: tuple[Trajectory, ...], source: str) -> dict[str, Any]:
@@ -243,7 +246,8 @@ def _objective(policy: PolicyConfig, recorded: Recorded, source: str) -> Objecti
     trials = recorded.trajectories
     wanted = list(policy.objectives or ())
     if not wanted:
-        for told in recorded.manifest.get("objectives") or ():
+        listed = recorded.manifest.get("objectives")
+        for told in listed if isinstance(listed, list) else ():
             with suppress(ValidationError):
                 wanted.append(Objective.model_validate(told))
     wanted = [o for o in wanted if o.metric not in COST_METRICS]

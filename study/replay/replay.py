@@ -64,10 +64,7 @@ class Replayed:
             if any(text not in ("-", "0", "0.0") for text in texts):
                 said = {"unit": self.unit.replace("hours", unit), "metric": self.metric, "hours": unit}
                 table.append([label.format(**said), *texts])
-        widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table
-        ]
+        lines = _in_columns(table)
         if orders := self.summaries[0].orders:
             lines.append(
                 f"[..., ...]: the middle 95% over {orders:,} orders of the settings; none where all give the same"
@@ -81,6 +78,22 @@ class Replayed:
         return [*lines, *self.notes]
 
 
+def _in_columns(table: Sequence[Sequence[str]]) -> list[str]:
+    """A table as lines of text; columns that find no room beside the others come below, their labels again."""
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    blocks: list[list[int]] = []
+    for i in range(1, len(widths)):
+        if not blocks or sum(2 + widths[k] for k in (0, *blocks[-1], i)) > _WIDTH:
+            blocks.append([])
+        blocks[-1].append(i)
+    lines: list[str] = []
+    for block in blocks:
+        lines += ["  ".join(row[i].ljust(widths[i]) for i in (0, *block)).rstrip() for row in table]
+    return lines
+
+
+_WIDTH = 106
+"""Characters of a line of the table: a terminal's line of text has 108."""
 _LABELS = (
     ("hours", "{unit}", 2),
     ("hours_most", "  at most", 2),
@@ -229,8 +242,8 @@ def _notes(recorded: Recorded, policy: Policy, ends: Mapping[str, End], summary:
         if summary.numbers["hours_most"].value is not None:
             bound = "it takes at most the time of 'at most', where each trains on to its plan"
         notes.append(
-            f"{policy.name}: recordings that end before the policy would have ended them: {censored}; time and the best "
-            f"are of what was recorded: {bound}, and the best is at least as good"
+            f"{policy.name}: recordings that end before the policy would have ended them: {censored}; time and the "
+            f"best are of what was recorded: {bound}, and the best is at least as good"
         )
     metric = policy.rules.metric
     if policy.rules.pruning.rule != "none" and metric is not None and not _can_prune(recorded, metric):

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from analysis.detector.replay import Recording
 from analysis.results.load import Results, current_epochs
+from analysis.results.messages import printable
 from analysis.results.own import BUILT_IN, kind_of
 from analysis.results.parquet import records
 from analysis.stats.trials.trial import ENDED_BADLY, Trial, configuration
@@ -213,14 +214,13 @@ def _divergence(results: Results, row: Mapping[str, Any]) -> DivergenceConfig | 
     kind = kind_of(row["config"])
     if not isinstance(config, dict) or kind not in (BUILT_IN, IMPORTED):
         return None
+    told = config.get("divergence") or {}
     if kind == IMPORTED:
-        limits = row.get("own.rule") == "m-ebm"
-        learn_from = config.get("learn_from") or 0
-        return DivergenceConfig() if limits else DivergenceConfig(rule="learnt", learn_from=int(learn_from))
+        told = {} if row.get("own.rule") == "m-ebm" else {"rule": "learnt", "learn_from": config.get("learn_from") or 0}
     try:
-        return DivergenceConfig.model_validate(config.get("divergence") or {})
+        return DivergenceConfig.model_validate(told)
     except ValidationError:
-        results.note(f"{row['trial_id']}: its divergence rule cannot be read; its recorded end stands")
+        results.note(f"{printable(row['trial_id'])}: its divergence rule cannot be read; its recorded end stands")
         return None
 
 

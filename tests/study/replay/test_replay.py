@@ -173,8 +173,8 @@ def test_orders_are_drawn_from_the_seed_and_keep_the_pattern_of_seeds(recorded):
     settings = {t.trial_id: t.setting for t in recorded.trajectories}
     for order in first:
         assert sorted(order) == sorted(seeds)
-        assert len({settings[t] for t in order[:19]}) == 19, "the first seed of every setting comes first"
-        assert [seeds[t] for t in order[:19]] == [0] * 19
+        assert len({settings[t] for t in order[:18]}) == 18, "the first seed of every setting comes first"
+        assert [seeds[t] for t in order[:18]] == [0] * 18
 
 
 def test_settings_that_are_to_run_first_do_so(recorded):
@@ -268,7 +268,7 @@ def test_the_command(run_mebm, tmp_path):
 
 @needs_recordings
 def test_the_small_study_by_its_own_rule(run_mebm, tmp_path):
-    """All 71 bad ends by limits; the learnt rule, which an import has by default, is later without norm."""
+    """All 71 bad ends by limits, and no other; an import has the learnt rule by default, which is another one."""
     source = SHARED / "small_study"
     signals, runs = pd.read_parquet(source / "signals.parquet"), pd.read_parquet(source / "runs.parquet")
     rule = DivergenceConfig()
@@ -276,7 +276,8 @@ def test_the_small_study_by_its_own_rule(run_mebm, tmp_path):
     outcomes = dict.fromkeys(runs["outcome"].unique(), 0)
     for outcome, verdict in zip(runs["outcome"], found, strict=True):
         outcomes[outcome] += verdict is not None
-    assert outcomes == {"completed": 0, "diverged": 60, "collapsed": 11, "censored": 0}
+    # The one cut off jumped and went on, useless: FD 13 (notes of that study).
+    assert outcomes == {"completed": 0, "diverged": 60, "collapsed": 11, "censored": 1}
     out = tmp_path / "study"
     code, _, _ = run_mebm("import", source / "signals.parquet", "--runs", source / "runs.parquet", "--out", out)
     assert code == 0
@@ -284,7 +285,8 @@ def test_the_small_study_by_its_own_rule(run_mebm, tmp_path):
     policy = {"trial": {"divergence": {"rule": "limits"}}}
     told = numbers(played(recorded, policy))
     assert not recorded.timed and told["hours"] is None
-    assert told["ended_badly"] == 71 and told["false_alarms"] == 0 and told["caught_later"] == 0
+    assert (told["ended_badly"], told["alarms_unknown"], told["false_alarms"], told["missed"]) == (72, 1, 0, 0)
+    assert told["caught_earlier"] > told["caught_later"] > 0
     with pytest.raises(UserError, match="no times were recorded"):
         make_policy({"budget": {"hours": 1}}, recorded, "p.yaml")
 
@@ -303,4 +305,4 @@ def test_eight_public_runs_under_asha(run_mebm, tmp_path):
     assert found.metric == "own.fid" and told["pruned"] > 0
     assert told["iterations"] < numbers(played(recorded, {}))["iterations"]
     rows = [r for r in found.rows if r["outcome"] == "pruned"]
-    assert all(r["iterations"] in (2000, 4000, 6000, 12000, 18000, 54000) for r in rows), "at a score's iteration"
+    assert rows and all(r["iterations"] % 2000 == 0 for r in rows), "at a score's iteration"
