@@ -56,8 +56,9 @@ def test_the_prediction_of_a_full_study_is_what_a_real_run_does(swept, name):
     found = replay(recorded, [policy], orders=0)
     predicted = {k: v for k, v in ends(found.rows).items() if v[0] != "pending"}
     real = really(swept / name)
-    assert {outcome for outcome, _ in real.values()} >= {"pruned", "diverged"}, "the comparison is of something"
     assert predicted == real
+    kinds = {outcome for outcome, _ in real.values()}
+    assert kinds >= ({"pruned", "completed"} if name == "few" else {"pruned", "diverged"}), "of something"
     if name == "few":
         assert len(real) == 9 and found.summaries[0].numbers["never_started"].value == 7
 
