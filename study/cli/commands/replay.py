@@ -27,7 +27,7 @@ class Replay:
     """
 
     folder: Path | str = argument(type=PLACE, metavar="STUDY")
-    policies: tuple[Path, ...] = option(
+    policies: tuple[str, ...] = option(
         "YAML file of a policy; may be given again.", "--policy", multiple=True, metavar="FILE", type=click.Path()
     )
     assignments: tuple[str, ...] = set_option()
@@ -53,7 +53,7 @@ class Replay:
 
         recorded = read_recorded(load(self.folder))
         policies = [make_policy({}, recorded, RECORDED)]
-        policies += [read_policy(str(file), recorded, self.assignments) for file in self.policies]
+        policies += [read_policy(file, recorded, self.assignments) for file in self.policies]
         if self.assignments and not self.policies:
             policies.append(make_policy({"name": " ".join(self.assignments)}, recorded, "--set", self.assignments))
         names = [p.name for p in policies]
