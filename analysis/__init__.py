@@ -26,6 +26,7 @@ What there is:
 | `ablation_figure(trials)`, `parallel_figure(trials)` | which single change makes a setting stable; every trial over all fields |
 | `budget_figure(trials, epochs)` | how well an early epoch ranks trials like the last: whether pruning is safe |
 | `tradeoff_figure(trials)`, `front_figure(trials)`, `steps_figure(trials)`, `cost_figure(trials)` | quality against time and K |
+| `scaling_figure(results)` | boundary of stability of one study at growing size, and its power law |
 | `anytime_figure(trials, epochs)`, `training_figure(trials, epochs, signals)`, `courses_figure(trials, epochs)` | over time, iterations and epochs |
 | `histogram_figure(histograms)`, `tsne_figure(points)`, `energies_figure(points)` | of trained models, from the files of `mebm figures` |
 
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from analysis.figures.outcomes import outcome_figure
     from analysis.figures.phase import phase_figure
     from analysis.figures.rates import rates_figure
+    from analysis.figures.scaling import scaling_figure
     from analysis.figures.settings import cost_figure, front_figure, steps_figure
     from analysis.figures.space import ablation_figure, parallel_figure
     from analysis.figures.survival import hazard_figure, survival_figure
@@ -97,6 +99,7 @@ __all__ = [
     "parallel_figure",
     "phase_figure",
     "rates_figure",
+    "scaling_figure",
     "signals",
     "steps_figure",
     "survival_figure",

@@ -13,6 +13,7 @@ from analysis.results.load import Results
 from analysis.results.parquet import empty_frame, typed_frame
 from analysis.stats.sensitivity.anova import EFFECT_COLUMNS
 from analysis.stats.sensitivity.importance import OPTUNA_COLUMNS
+from analysis.stats.space.scaling import LAW_COLUMNS
 from analysis.stats.tradeoff.anytime import AT_TIME_COLUMNS, TO_QUALITY_COLUMNS
 from analysis.tables.paper import table_columns
 from trainables.results import schema
@@ -33,6 +34,7 @@ def documented() -> dict[str, tuple[schema.Column, ...]]:
         "image_scores": schema.SCORE_COLUMNS,
         **table_columns(),
         **{figure.name: figure.columns for figure in figures()},
+        "law": LAW_COLUMNS,
         "at_time": AT_TIME_COLUMNS,
         "to_quality": TO_QUALITY_COLUMNS,
         "courses": COURSE_COLUMNS,

@@ -281,6 +281,8 @@ def _files() -> Iterator[str]:
         "bench": "`bench.parquet`: a row per variant that `mebm bench` timed.",
         "evaluations": "`evaluations.parquet`: a row per model and protocol of `mebm evaluate`.",
         "image_scores": "`scores.parquet`: a row per image set, protocol and metric of `mebm score`.",
+        "scaling": "`boundaries.parquet` of `mebm scale`, and the data of its figure: a row per size.",
+        "law": "`law.parquet` of `mebm scale`: a row per predicted size.",
         "diagnosis": "`diagnosis.parquet`: a row per model, start and step of `mebm diagnose`.",
     }
     made = {t.name: f"`tables/{t.name}.parquet`. {t.caption}" for t in tables() if hasattr(t, "caption")}
@@ -303,7 +305,8 @@ def _figures() -> Iterator[str]:
     yield from ("# Figures", "")
     yield "`mebm figures DIR --out F` draws them; each is a function of data frames, too (`import mebm`). The pictures are"
     yield "of `results/published/digits_stability`, drawn by `docs/pictures.py`; `objectives` takes the score of fresh chains as a"
-    yield "second objective, and `interactions` and `budget` are of a generated study, whose numbers nobody measured."
+    yield "second objective, `scaling` is of `results/published/digits_scaling`, and `interactions` and `budget` are of a generated"
+    yield "study, whose numbers nobody measured."
     yield ""
     pictures = ROOT / "docs" / "images" / "figures"
     for f in figures():

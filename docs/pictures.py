@@ -1,8 +1,10 @@
-"""Draw the pictures of the documentation: `python docs/pictures.py [report|figures]`. It needs Chromium and the extra `docs`.
+"""Draw the pictures of the documentation: `python docs/pictures.py [report|figures|scaling]`.
+
+It needs Chromium and the extra `docs`.
 
 `images/report.png` is the first screen of the report of `results/published/cifar10_gpu`; `images/figures` has every kind of
-figure, of `digits_stability` with the score of fresh chains as a second objective, or of the generated study of
-`benchmarks.example` where it has no data for one.
+figure, of `digits_stability` with the score of fresh chains as a second objective, `scaling` of `digits_scaling`, or of the
+generated study of `benchmarks.example` where neither has data for one.
 """
 
 from __future__ import annotations
@@ -35,11 +37,13 @@ COLOURS = 224
 
 def main() -> None:
     """Draw what the command line names; all of it without a name."""
-    wanted = sys.argv[1:] or ["report", "figures"]
+    wanted = sys.argv[1:] or ["report", "figures", "scaling"]
     if "report" in wanted:
         draw_report(IMAGES / "report.png")
     if "figures" in wanted:
         draw_figures(IMAGES / "figures")
+    if "scaling" in wanted or "figures" in wanted:
+        draw_scaling(IMAGES / "figures" / "scaling.png")
 
 
 def draw_report(path: Path, width: int = 1400, height: int = 1180) -> None:
@@ -80,6 +84,14 @@ def draw_figures(folder: Path) -> None:
         write_images(Path(temporary), [(figure, Path(temporary) / f"{kind}.png") for kind, figure in drawn.items()])
         for kind in drawn:
             save((Path(temporary) / f"{kind}.png").read_bytes(), folder / f"{kind}.png")
+
+
+def draw_scaling(path: Path) -> None:
+    """The boundary of stability over the widths of `results/published/digits_scaling`."""
+    (drawing,) = [d for d in joint_drawings(analysis.load(PUBLISHED / "digits_scaling")) if d.name == "scaling"]
+    with tempfile.TemporaryDirectory() as temporary:
+        write_images(Path(temporary), [(with_look(drawing.figure, drawing.caption), Path("scaling.png"))])
+        save((Path(temporary) / "scaling.png").read_bytes(), path)
 
 
 def two_objectives(folder: Path) -> Path:

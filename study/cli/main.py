@@ -25,8 +25,8 @@ from trainables.results.progress import note
 from trainables.results.spelling import edits, likeliest
 
 ORDER = (
-    "sweep", "resume", "plan", "train", "methods", "configs", "show", "init", "fields", "tables", "report", "compare",
-    "detector", "replay", "status", "figures", "evaluate", "score", "diagnose", "sample", "bench",
+    "sweep", "resume", "scale", "plan", "train", "methods", "configs", "show", "init", "fields", "tables", "report",
+    "compare", "detector", "replay", "status", "figures", "evaluate", "score", "diagnose", "sample", "bench",
     "recommend", "import", "new", "serve",
 )  # fmt: skip
 """Commands in the order of their use; those not named here come after them."""

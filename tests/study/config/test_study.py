@@ -35,6 +35,7 @@ def test_packaged_studies_are_all_valid_and_cover_the_papers_tables():
     own = {
         "quickstart",
         "digits_stability",
+        "digits_scaling",
         "cifar10_stability",
         "cifar10_night",
         "cifar10_gpu",
