@@ -372,6 +372,7 @@ def provenance(manifest: dict[str, Any], trials: list[dict[str, Any]]) -> list[t
         ("planned trials", manifest.get("planned_trials")),
         ("varied", ", ".join(f"{symbol(f)} ({f})" for f in manifest.get("varied") or [])),
         ("objectives", ", ".join(f"{o.get('direction')} {o.get('metric')}" for o in manifest.get("objectives") or [])),
+        *_warm_start(manifest),
         *imported,
         (
             "machine of the import" if imported else "study's machine",
@@ -387,6 +388,19 @@ def provenance(manifest: dict[str, Any], trials: list[dict[str, Any]]) -> list[t
         ("schema", manifest.get("schema_version")),
     ]
     return [(name, str(value) if value not in (None, "") else "not recorded") for name, value in pairs]
+
+
+def _warm_start(manifest: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the study's sampler and pruning learnt from beside its own trials."""
+    sources = manifest.get("warm_start")
+    known = [s for s in sources if isinstance(s, dict)] if isinstance(sources, list) else []
+    said = []
+    for source in known:
+        differs = source.get("differs")
+        listed = "; ".join(str(d) for d in differs) if isinstance(differs, list) else ""
+        taken = f"{source.get('taken')} trials of {source.get('study')} (digest {source.get('digest')})"
+        said.append(f"{taken}, where {listed}" if listed else taken)
+    return [("warm start", "; ".join(said))] if said else []
 
 
 def _imported(manifest: dict[str, Any]) -> list[tuple[str, str]]:

@@ -36,11 +36,12 @@ from trainables.results.layout import (
     SIGNALS,
     STUDY_TABLES,
     TRIALS,
+    WARM_START,
 )
 from trainables.results.own import is_own
 from trainables.results.schema import EPOCH_COLUMNS, TRIAL_COLUMNS, Cause, Column, Outcome
 
-_KNOWN = (*STUDY_TABLES, BENCH_FILE, EVALUATIONS_FILE, SCORES_FILE, DIAGNOSIS_FILE)
+_KNOWN = (*STUDY_TABLES, BENCH_FILE, EVALUATIONS_FILE, SCORES_FILE, DIAGNOSIS_FILE, WARM_START)
 _LONGEST_CONFIG = 1_000_000
 """Characters of a trial's configuration; 5,000 are usual."""
 _TAIL_BYTES = 65_536

@@ -23,6 +23,7 @@ from study.config.study import StudyConfig
 from study.config.yaml_input import parse_yaml, read_bytes
 from trainables.config.method import method_class
 from trainables.plugins.reference import allow
+from trainables.results.credentials import is_url
 from trainables.results.own import field_of
 from trainables.results.spelling import nearest_path
 
@@ -173,5 +174,8 @@ def validate_study(values: dict[str, Any], source: str) -> StudyConfig:
         resolved = {"data_dir": str(Path(study.trial["data_dir"]).resolve())}
         study = study.model_copy(update={"trial": {**study.trial, **resolved}})
         space = replace(space, base={**space.base, **resolved})
+    if study.search.earlier:  # the same folders from wherever it is resumed
+        places = tuple(place if is_url(place) else str(Path(place).resolve()) for place in study.search.earlier)
+        study = study.model_copy(update={"search": study.search.model_copy(update={"from": places})})
     study.__dict__["space"] = space
     return study

@@ -8,8 +8,11 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from study.config.addresses import check_address
 from trainables.config.parts import StrictModel
+from trainables.results.credentials import is_url, may_hold_secret
 
 Scalar = bool | int | float | str | None
+MODELLING = ("tpe", "gp", "nsga2")
+"""Samplers that learn from the trials so far."""
 MAX = 10**9
 """Of anything that is counted or measured here."""
 Count = Annotated[int, Field(ge=1, le=MAX)]
@@ -70,6 +73,14 @@ class Range(Part):
         return self
 
 
+def _place(text: str) -> str:
+    if not text.strip() or "\0" in text:
+        raise ValueError("must be the folder or the URL of a study")
+    if is_url(text) and may_hold_secret(text):
+        raise ValueError("must not hold credentials, which would be written into the study's folder")
+    return text
+
+
 class SearchConfig(Part):
     """What varies from trial to trial."""
 
@@ -90,6 +101,14 @@ class SearchConfig(Part):
     """Settings to try first; what one leaves out is sampled."""
     grid: tuple[dict[str, Any], ...] = ()
     """Blocks of a grid: each field has a value or a list; a block is the product of its lists."""
+    # `from` is a word of Python, so that the field cannot be written as the others are.
+    __annotations__["from"] = tuple[Annotated[str, AfterValidator(_place)], ...]
+    vars()["from"] = Field(
+        (),
+        max_length=100,
+        description="Earlier studies, folders or URLs, from whose trials the sampler and pruning learn; see the page "
+        "on warm starts.",
+    )
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -106,6 +125,12 @@ class SearchConfig(Part):
             if self.trials is None:
                 raise ValueError(f"sampler {self.sampler} needs trials: how many settings to propose")
         return self
+
+    @property
+    def earlier(self) -> tuple[str, ...]:
+        """Places of the studies under `from`."""
+        found: tuple[str, ...] = getattr(self, "from")
+        return found
 
     @property
     def varied(self) -> list[str]:

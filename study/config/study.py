@@ -17,7 +17,7 @@ from study.config.errors import nearest
 from study.config.fields import is_script
 from study.config.own_objectives import own_objectives
 from study.config.script import AUTO
-from study.config.search import MAX, Count, Part, SearchConfig
+from study.config.search import MAX, MODELLING, Count, Part, SearchConfig
 from study.config.space import Space, any_value, build_space
 from study.config.yaml_input import write_yaml
 from trainables.config.script import ScriptConfig
@@ -296,6 +296,15 @@ class StudyConfig(Part):
     def _pruning_metric(self) -> Self:
         if self.pruning.rule != "none" and self.pruning_metric is None:
             raise ValueError("pruning.metric must be named: no objective is a quality metric")
+        return self
+
+    @model_validator(mode="after")
+    def _learns(self) -> Self:
+        if self.search.earlier and self.search.sampler not in MODELLING and self.pruning.rule == "none":
+            raise ValueError(
+                f"search.from: sampler {self.search.sampler} learns from no trial and nothing is pruned; choose "
+                f"{', '.join(MODELLING)}, set pruning.rule, or leave from out"
+            )
         return self
 
     @property

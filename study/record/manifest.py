@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from analysis.results.manifest import with_checksum
 from study.config.study import StudyConfig
 from study.record.journal import utc_now
+from study.record.warm_start import read_warm_start
 from trainables.results.bounded import read_json
 from trainables.results.files import write_text
 from trainables.results.layout import MANIFEST
@@ -60,6 +62,7 @@ def write_manifest(folder: Path, study: StudyConfig, trial: Mapping[str, Any] | 
         varied=study.varied_columns,
         sampler=study.search.sampler,
         config=study.model_dump(mode="json"),
+        **({"warm_start": [asdict(s) for s in read_warm_start(folder).sources]} if study.search.earlier else {}),
     )
 
 

@@ -29,9 +29,10 @@ from study.record.journal import ANEW
 from study.record.ledger import Ledger
 from study.record.own_code import changed_code, code_prints
 from study.record.repair import whole_ledger
+from study.record.warm_start import digest_of
 from trainables.config.script import ScriptConfig
 from trainables.results.bounded import read_json, read_table
-from trainables.results.layout import EPOCHS, JOURNAL, MANIFEST, STORAGE, STUDY_FILE, STUDY_TABLES, TRIALS
+from trainables.results.layout import EPOCHS, JOURNAL, MANIFEST, STORAGE, STUDY_FILE, STUDY_TABLES, TRIALS, WARM_START
 from trainables.trial.checkpoint import newest_whole
 
 SCRIPT = "script/"
@@ -70,6 +71,7 @@ def run_facts(study: StudyConfig, driver: str, folder: Path) -> dict[str, Any]:
         "pid": os.getpid(),
         "config": config,
         "code": {**code_print(), **script_code(study), **code_prints(folder, config)},
+        **({WARM_START: digest_of(folder)} if study.search.earlier else {}),
     }
 
 

@@ -12,7 +12,10 @@ from trainables.results import layout as names
 from trainables.results.files import PART
 from trainables.results.store import Store, StoreError, identity, split
 
-LIVE = (names.STUDY_FILE, names.MANIFEST, names.STORAGE, names.JOURNAL, *names.STUDY_TABLES, names.LOG_FILE)
+LIVE = (
+    names.STUDY_FILE, names.MANIFEST, names.WARM_START, names.STORAGE, names.JOURNAL, *names.STUDY_TABLES,
+    names.LOG_FILE,
+)  # fmt: skip
 """What is brought to the store while the study runs, in this order: of the storage and the journal, which belong
 together, the journal is the newer one, and a resumed study adds what the storage lacks."""
 OF_WORKERS = (names.SAMPLES, names.SIGNALS)

@@ -20,6 +20,7 @@ from study.record.folder import driver_lock, load_folder, refuse_changes, write_
 from study.record.ledger import Ledger
 from study.record.manifest import write_manifest
 from study.record.own_code import take_changes
+from study.record.warm_start import refuse_other_start, write_warm_start
 from study.run.ending import Ending
 from study.run.ray_session import log_only_to, quiet_ray
 from trainables.config.script import ScriptConfig
@@ -220,6 +221,8 @@ def _take_up(
     sources = _preflight(study, ledger)
     if not accept_changes:
         refuse_other_data(folder, ledger, sources)
+    if study.search.earlier:
+        _take_earlier(study, folder, console, ledger)
     _say_repaired(console, check_checkpoints(ledger) if checkpoints_here else ())
     shared = shared_url(study)
     driver = str(ledger.runs[0]["driver"]) if ledger.runs else (uuid.uuid4().hex[:6] if shared else "")
@@ -245,6 +248,20 @@ def _take_up(
     return driver
 
 
+def _take_earlier(study: StudyConfig, folder: Path, console: StudyConsole, ledger: Ledger) -> None:
+    """Take what a new study learns from of earlier ones into its folder; one that goes on has it already."""
+    from study.search.warm_start import collect, own_protocols, said
+
+    if ledger.runs:
+        refuse_other_start(folder, ledger)
+        return
+    found = collect(study, own_protocols(study))
+    write_warm_start(folder, found)
+    for line in said(found):
+        console.line(f"from {line}")
+        log.info("warm start from %s", line)
+
+
 def describe(study: StudyConfig, source: str) -> list[str]:
     """What a study would run, for `--dry-run`; a `UserError` for a trial that no device can hold."""
     from study.estimate.plan import check_memory
@@ -264,6 +281,10 @@ def describe(study: StudyConfig, source: str) -> list[str]:
         f"resources   {_amount(r.cpus)} CPUs, {_amount(r.gpus)} GPUs{memory} per trial",
     ]
     lines += [f"searched    {key}: {_range_text(d)}" for key, d in space.distributions.items()]
+    if study.search.earlier:
+        from study.search.warm_start import collect, said
+
+        lines += [f"from        {line}" for line in said(collect(study))]
     lines += [f"note        {note}" for note in space.notes]
     return lines
 

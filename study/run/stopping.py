@@ -11,8 +11,11 @@ from ray.tune.stopper import Stopper
 
 from study.config.study import BudgetConfig, Objective, StudyConfig
 from study.record.ledger import Ledger
+from study.record.warm_start import read_warm_start
 from study.run.pruning import LearningCurve, verdict
 from trainables.results.schema import Outcome
+
+_BAD = (Outcome.DIVERGED, Outcome.COLLAPSED)
 
 
 class Spent(NamedTuple):
@@ -48,6 +51,16 @@ class Budget:
         return self.spent_on(spent)
 
 
+def _earlier_curves(study: StudyConfig, ledger: Ledger) -> list[tuple[int | None, LearningCurve]]:
+    """Learning curves of the trials that a study has taken of earlier ones."""
+    if not study.search.earlier or study.pruning.rule == "none":
+        return []
+    return [
+        (t.iterations_per_epoch, LearningCurve(t.curve, t.epochs_done, t.outcome in _BAD))
+        for t in read_warm_start(ledger.folder).trials
+    ]
+
+
 class StopPolicy(Stopper):
     """What ends a study or its trials early: a stopper, shared with the scheduler, the searcher and the callback."""
 
@@ -62,6 +75,7 @@ class StopPolicy(Stopper):
         self.lost: Callable[[], str | None] = lambda: None  # why Ray was given up
         self._drain_until = 0.0
         self._curves: dict[str, LearningCurve] = {}
+        self._earlier = _earlier_curves(study, ledger)  # of other studies, with their iterations per epoch
 
     def __getstate__(self) -> dict[str, Any]:
         """Ray pickles its tuner and with it whoever refers to this; the ledger's file stays behind."""
@@ -139,13 +153,14 @@ class StopPolicy(Stopper):
         if row.get(metric) is None:
             return None
         others = [
-            dataclasses.replace(curve, ended_badly=self.ledger.outcome(t) in (Outcome.DIVERGED, Outcome.COLLAPSED))
+            dataclasses.replace(curve, ended_badly=self.ledger.outcome(t) in _BAD)
             for t, curve in self._curves.items()
             if t != trial_id
         ]
         # A script's epochs are as long as it makes them.
         per_epoch = values.get("iterations_per_epoch") or max(1, row["iteration"] / max(1, row["epoch"]))
         epochs = int(values["iterations_planned"] // per_epoch)
+        others += [curve for length, curve in self._earlier if length == per_epoch]
         return verdict(config, found.resolved_direction, self._curves[trial_id], others, epochs)
 
     def _extend(self, trial_id: str, metric: str, row: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import optuna
+from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
 VERSION = "5.0.0"
@@ -32,3 +33,8 @@ def fixed_parameters(trial: FrozenTrial) -> dict[str, Any] | None:
     """Values with which a trial was put into the queue; None where it was not."""
     found: dict[str, Any] | None = trial.system_attrs.get("fixed_params")
     return found
+
+
+def generation_key(sampler: BaseSampler) -> str | None:
+    """Attribute under which a genetic sampler keeps the generation of a trial; None of another sampler."""
+    return sampler._get_generation_key() if isinstance(sampler, optuna.samplers._ga.BaseGASampler) else None

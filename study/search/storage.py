@@ -18,6 +18,7 @@ from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 from study.config.addresses import filled
 from study.config.errors import UserError, one_line
 from study.config.study import StudyConfig
+from study.search.earlier_trials import earlier_trials
 from trainables.results.credentials import redacted
 from trainables.results.layout import STORAGE
 from trainables.results.own import OWN
@@ -127,9 +128,11 @@ def open_both(study: StudyConfig, folder: Path, started: Collection[int] = ()) -
     there = [d.name.lower() for d in opened.directions]
     if there != directions:
         raise UserError(f"{study.name}: its Optuna storage has the directions {there}, the study {directions}")
+    opened.sampler = make_sampler(study, len(opened.get_trials(deepcopy=False)))
     if fresh:
+        opened.add_trials(earlier_trials(study, folder, opened.sampler))
         for number, point in enumerate(study.space.start[: study.space.settings]):
             if number not in started:
                 opened.enqueue_trial(dict(point), user_attrs={"setting": number})
-    opened.sampler = make_sampler(study, len(opened.get_trials(deepcopy=False)))
+        opened.sampler = make_sampler(study, len(opened.get_trials(deepcopy=False)))
     return opened, storage

@@ -19,16 +19,15 @@ from study.config.space import Space
 from study.config.study import COST_METRICS, Objective, StudyConfig
 from study.record.folder import free_name
 from study.record.ledger import Ledger
+from study.search.earlier_trials import EARLIER, STABLE, constraint_of, earlier_trials
 from study.search.optuna_private import check_trial, fixed_parameters, live_trial
 from study.search.storage import open_both, open_storage
-from trainables.results.layout import STORAGE
+from trainables.results.layout import STORAGE, WARM_START
 from trainables.results.schema import Outcome
 
-STABLE = "stable"
-"""Name of the constraint; a diverged or collapsed trial violates it."""
-_TOLD = (Outcome.COMPLETED, Outcome.DIVERGED, Outcome.COLLAPSED, Outcome.PRUNED)
+TOLD = (Outcome.COMPLETED, Outcome.DIVERGED, Outcome.COLLAPSED, Outcome.PRUNED)
 """Ends with a result, which Optuna learns from."""
-_WORST = 1e6
+WORST = 1e6
 """Told where a trial ended without any value and no other trial has one."""
 _STALE = 600.0
 """Seconds after which a trial of a shared storage that no driver has put its name to is given up."""
@@ -65,16 +64,16 @@ def objective_values(study: StudyConfig, optuna_study: optuna.Study, values: Map
     """
     told = []
     for number, objective in enumerate(study.objectives):
-        value = _told_value(objective, values)
+        value = told_value(objective, values)
         if value is None:
             complete = optuna_study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
             sign = 1 if objective.resolved_direction == "minimize" else -1
-            value = sign * max((sign * t.values[number] for t in complete), default=_WORST)
+            value = sign * max((sign * t.values[number] for t in complete), default=WORST)
         told.append(float(value))
     return told
 
 
-def _told_value(objective: Objective, values: Mapping[str, Any]) -> float | None:
+def told_value(objective: Objective, values: Mapping[str, Any]) -> float | None:
     """What a trial that is over has of an objective; None where it was never scored."""
     found = objective.resolved(values)
     if found is None:  # a script without a directed metric: what counts is whether it is stable
@@ -88,9 +87,7 @@ def _told_value(objective: Objective, values: Mapping[str, Any]) -> float | None
     return float(value) if found.resolved_direction == objective.resolved_direction else -float(value)
 
 
-def _learning_curve(
-    study: StudyConfig, trial: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
-) -> dict[int, float]:
+def learning_curve(study: StudyConfig, trial: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[int, float]:
     """What a pruned trial is told to have had at its epochs: nothing where that is not a single quality."""
     asked = study.objectives[0]
     found = asked.resolved(trial)
@@ -119,7 +116,7 @@ def tell(
     outcome = None if reason == "error" else ledger.outcome(name)
     if outcome in (Outcome.FAILED, Outcome.STOPPED):
         reason = str(ledger.trials[name]["message"] or outcome)
-    if outcome not in _TOLD:
+    if outcome not in TOLD:
         fail(optuna_study, trial, reason)
         return
     values = ledger.trials[name]
@@ -131,17 +128,13 @@ def tell(
         trial.set_user_attr("never scored", f"{', '.join(unscored)}: the value stands in for one, for the sampler")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # told a second time, after a storage that was away
-        trial.set_constraint(STABLE, _constraint(outcome))
+        trial.set_constraint(STABLE, constraint_of(outcome))
     if outcome is Outcome.PRUNED:
-        for number, value in sorted(_learning_curve(study, values, ledger.rows(name)).items()):
+        for number, value in sorted(learning_curve(study, values, ledger.rows(name)).items()):
             trial.report(value, number)
         optuna_study.tell(trial, state=TrialState.PRUNED)
     else:
         optuna_study.tell(trial, objective_values(study, optuna_study, values), state=TrialState.COMPLETE)
-
-
-def _constraint(outcome: Outcome | None) -> float:
-    return -1.0 if outcome in (Outcome.COMPLETED, Outcome.PRUNED) else 1.0
 
 
 def reconcile(study: StudyConfig, folder: Path, ledger: Ledger, driver: str = "") -> int:
@@ -179,7 +172,7 @@ def set_right(study: StudyConfig, folder: Path, ledger: Ledger, driver: str = ""
     if not driver and not (folder / STORAGE).is_file():
         return None
     opened, storage = open_both(study, folder, set(ledger.settings.values()))
-    if (wrong := _disagreement(study, opened, ledger, driver)) is None:
+    if (wrong := _disagreement(study, folder, opened, ledger, driver)) is None:
         return None
     if driver:
         raise UserError(
@@ -191,10 +184,15 @@ def set_right(study: StudyConfig, folder: Path, ledger: Ledger, driver: str = ""
     return f"{STORAGE} was changed: {wrong}; kept as {kept.name}, rebuilt from the journal"
 
 
-def _disagreement(study: StudyConfig, opened: optuna.Study, ledger: Ledger, driver: str) -> str | None:
+def _disagreement(study: StudyConfig, folder: Path, opened: optuna.Study, ledger: Ledger, driver: str) -> str | None:
     """The first trial of which a storage says something else than the ledger does, and what; None without any."""
     told: set[str] = set()
-    for frozen in opened.get_trials(deepcopy=False):
+    earlier = [] if driver else earlier_trials(study, folder, opened.sampler)
+    stored = opened.get_trials(deepcopy=False)
+    for place, expected in enumerate(earlier):
+        if place >= len(stored) or not _as_taken(stored[place], expected):
+            return f"trial {place} is not that of {WARM_START}"
+    for frozen in stored[len(earlier) :]:
         attributes = frozen.user_attrs
         if driver and attributes.get("driver") != driver:
             continue  # another driver's, whose ledger is elsewhere
@@ -214,7 +212,7 @@ def _disagreement(study: StudyConfig, opened: optuna.Study, ledger: Ledger, driv
             continue
         name = str(attributes.get("trial_id"))
         outcome = ledger.outcome(name)
-        if outcome not in _TOLD or name in told:
+        if outcome not in TOLD or name in told:
             return f"trial {frozen.number} ({shown(name, quoted=False)}) is over there, in the journal it is not"
         told.add(name)
         for what, there, here in _compared(study, frozen, ledger, name):
@@ -222,9 +220,20 @@ def _disagreement(study: StudyConfig, opened: optuna.Study, ledger: Ledger, driv
                 return f"{name} has {what} {shown(there)}, in the journal {shown(here)}"
     known = {t.user_attrs.get("trial_id"): t.state for t in opened.get_trials(deepcopy=False)}
     for name in ledger.trials:
-        if name not in told and ledger.outcome(name) in _TOLD and known.get(name) is TrialState.FAIL:
+        if name not in told and ledger.outcome(name) in TOLD and known.get(name) is TrialState.FAIL:
             return f"{name} has no result, in the journal it is {ledger.trials[name]['outcome']}"
     return None
+
+
+def _as_taken(there: FrozenTrial, here: FrozenTrial) -> bool:
+    """Whether a storage says of an earlier study's trial what was taken of it."""
+    said = [
+        [t.state.name, t.user_attrs.get(EARLIER), *t.constraints.values(), *(t.values or ()),
+         *(v for pair in sorted(t.params.items()) for v in pair),
+         *(v for pair in sorted(t.intermediate_values.items()) for v in pair)]
+        for t in (there, here)
+    ]  # fmt: skip
+    return len(said[0]) == len(said[1]) and all(map(_same, *said))
 
 
 def _compared(study: StudyConfig, frozen: FrozenTrial, ledger: Ledger, name: str) -> Iterator[tuple[str, Any, Any]]:
@@ -239,12 +248,12 @@ def _compared(study: StudyConfig, frozen: FrozenTrial, ledger: Ledger, name: str
             yield key, frozen.params[key], lookup(config, key)
         yield f"another range of {key}:", frozen.distributions[key], distribution
     yield "the state", frozen.state.name, "PRUNED" if outcome is Outcome.PRUNED else "COMPLETE"
-    yield f"{STABLE} =", frozen.constraints.get(STABLE), _constraint(outcome)
+    yield f"{STABLE} =", frozen.constraints.get(STABLE), constraint_of(outcome)
     if outcome is Outcome.PRUNED:
-        yield "the learning curve", frozen.intermediate_values, _learning_curve(study, row, ledger.rows(name))
+        yield "the learning curve", frozen.intermediate_values, learning_curve(study, row, ledger.rows(name))
         return
     for objective, value in zip(study.objectives, frozen.values, strict=True):
-        if (here := _told_value(objective, row)) is not None:  # else what it was told follows from other trials
+        if (here := told_value(objective, row)) is not None:  # else what it was told follows from other trials
             yield objective.metric, value, here
 
 
