@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import optuna
-from scipy.stats import bootstrap, spearmanr
+from scipy.stats import binomtest, bootstrap, spearmanr, wilcoxon
 
 from analysis.results.load import load
 from analysis.results.parquet import records
@@ -37,6 +37,8 @@ from study.search.storage import make_sampler
 from study.search.warm_start import collect
 from trainables.results.schema import Outcome
 
+WITHIN = (5, 10, 20)
+"""Numbers of trials by which it is said how many repeats had found one."""
 BEST = 0.05
 """Share of the later study's settings that count as found."""
 ARMS = ("cold", "warm", "shuffled")
@@ -124,7 +126,14 @@ def measure(earlier: Path, later: Path, repeats: int, number: int, sampler: str)
 def _summary(counts: list[int]) -> dict[str, Any]:
     found = bootstrap((counts,), np.mean, rng=np.random.default_rng(0)).confidence_interval
     return {"mean": float(np.mean(counts)), "low": float(found.low), "high": float(found.high),
-            "median": float(np.median(counts)), "most": max(counts)}  # fmt: skip
+            "median": float(np.median(counts)), "most": max(counts),
+            "within": {n: list(_rate(sum(c <= n for c in counts), len(counts))) for n in WITHIN}}  # fmt: skip
+
+
+def _rate(found: int, repeats: int) -> tuple[float, float, float]:
+    """A share with its 95% interval (Wilson)."""
+    interval = binomtest(found, repeats).proportion_ci(method="wilson")
+    return found / repeats, float(interval.low), float(interval.high)
 
 
 def _share(cold: list[int], other: list[int]) -> dict[str, float]:
@@ -135,7 +144,8 @@ def _share(cold: list[int], other: list[int]) -> dict[str, float]:
 
     found = bootstrap((other, cold), share, paired=True, vectorized=True, rng=np.random.default_rng(0))
     ends = found.confidence_interval
-    return {"share": float(share(other, cold)), "low": float(ends.low), "high": float(ends.high)}
+    p = float(wilcoxon(other, cold).pvalue)
+    return {"share": float(share(other, cold)), "low": float(ends.low), "high": float(ends.high), "wilcoxon_p": p}
 
 
 def main() -> None:

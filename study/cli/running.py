@@ -37,16 +37,18 @@ class Run:
 
 
 def check(study: StudyConfig, address: str | None) -> list[str]:
-    """Refuse, before anything is written, a logger that is not installed, more memory than this machine has, or a
-    method or part of the user's own that does not work. Returns remarks on those, a line each.
+    """Refuse, before anything is written, a logger or sampler that is not installed, more memory than this machine has,
+    or a method or part of the user's own that does not work. Returns remarks on those, a line each.
     """
     from study.estimate.first_look import look_at_methods
     from study.estimate.resources import refuse_more_memory
     from study.loggers.build import check_loggers
     from study.run.rehearsal import rehearse_study
+    from study.search.storage import check_sampler
 
     note("checking the study")
     check_loggers(study.run.loggers)
+    check_sampler(study)
     check_images(study, remote=address is not None)
     if address is None:
         refuse_more_memory(study)

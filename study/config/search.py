@@ -11,7 +11,7 @@ from trainables.config.parts import StrictModel
 from trainables.results.credentials import is_url, may_hold_secret
 
 Scalar = bool | int | float | str | None
-MODELLING = ("tpe", "gp", "nsga2")
+MODELLING = ("tpe", "gp", "nsga2", "nsga3", "cmaes")
 """Samplers that learn from the trials so far."""
 MAX = 10**9
 """Of anything that is counted or measured here."""
@@ -84,8 +84,9 @@ def _place(text: str) -> str:
 class SearchConfig(Part):
     """What varies from trial to trial."""
 
-    sampler: Literal["tpe", "random", "nsga2", "gp", "grid"] = "tpe"
-    """Optuna sampler, or a full grid."""
+    sampler: Literal["tpe", "random", "nsga2", "gp", "grid", "qmc", "cmaes", "nsga3"] = "tpe"
+    """Optuna sampler, or a full grid. qmc: a scrambled Sobol sequence, which fills the space; cmaes: CMA-ES, of numeric
+    ranges and one objective, needs the extra cmaes; nsga2, nsga3: of several objectives, of three or more."""
     trials: Count | None = None
     """Settings to propose, all if the space has fewer; each is run with every seed."""
     seed: int = Field(0, ge=0, lt=2**32)
@@ -122,9 +123,20 @@ class SearchConfig(Part):
                 raise ValueError(f"grid belongs to sampler grid, but sampler is {self.sampler}")
             if not self.space:
                 raise ValueError("space is empty: name at least one trial field to search")
+            if self.sampler == "cmaes":
+                self._of_numbers()
             if self.trials is None:
                 raise ValueError(f"sampler {self.sampler} needs trials: how many settings to propose")
         return self
+
+    def _of_numbers(self) -> None:
+        chosen = [name for name, spec in self.space.items() if spec.choices is not None]
+        if chosen:
+            raise ValueError(
+                f"sampler cmaes needs low and high for every field, but {chosen[0]} has choices; choose tpe"
+            )
+        if len(self.space) < 2:
+            raise ValueError("sampler cmaes needs two fields or more in space; choose tpe")
 
     @property
     def earlier(self) -> tuple[str, ...]:

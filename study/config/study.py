@@ -150,6 +150,11 @@ class PruningConfig(Part):
     """ASHA's eta: the top 1/eta of the trials go on at each rung, first_epoch * eta^i."""
     min_trials: Count = 3
     """Trials that must have come as far before the median rule prunes."""
+    seeds: Literal["all", "wilcoxon"] = "all"
+    """Seeds that a setting gets. wilcoxon: no further ones once a Wilcoxon test over paired seeds finds it worse than
+    the best setting; the trials themselves are not cut short."""
+    seeds_alpha: float = Field(0.1, gt=0, le=0.5)
+    """Probability at most that wilcoxon gives up a setting that is no worse, over all its looks at the seeds."""
 
     @model_validator(mode="before")
     @classmethod
@@ -294,8 +299,24 @@ class StudyConfig(Part):
 
     @model_validator(mode="after")
     def _pruning_metric(self) -> Self:
-        if self.pruning.rule != "none" and self.pruning_metric is None:
+        if self.pruning.seeds != "all" and 2.0 ** (1 - len(self.seeds)) > self.pruning.seeds_alpha:
+            raise ValueError(
+                f"pruning.seeds: wilcoxon cannot tell settings apart by {len(self.seeds)} seeds at seeds_alpha "
+                f"{self.pruning.seeds_alpha:g}; give more seeds, or choose all"
+            )
+        if (self.pruning.rule, self.pruning.seeds) != ("none", "all") and self.pruning_metric is None:
             raise ValueError("pruning.metric must be named: no objective is a quality metric")
+        return self
+
+    @model_validator(mode="after")
+    def _fitting_sampler(self) -> Self:
+        number, sampler = len(self.objectives), self.search.sampler
+        if sampler == "nsga3" and number < 3:
+            raise ValueError(
+                f"search.sampler: nsga3 needs three objectives or more, but there are {number}; choose nsga2"
+            )
+        if sampler == "cmaes" and number > 1:
+            raise ValueError(f"search.sampler: cmaes takes one objective, but there are {number}; choose tpe or nsga2")
         return self
 
     @model_validator(mode="after")

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 from study.config.space import any_value, contains, number_of_points, points_of, snapped
 from study.search.optuna_private import fixed_parameters
 
-_TRIES = 10
+TRIES = 10
 """Proposals of the sampler itself that may be known before one is drawn at random."""
 _DRAWS = 100
 """Random ones before what is left is counted out."""
@@ -35,8 +35,10 @@ class DistinctSampler(BaseSampler):
         distributions: Mapping[str, BaseDistribution],
         known: Callable[[dict[str, Any]], bool],
         seed: int,
+        tries: int = TRIES,
     ) -> None:
         self.sampler, self.distributions, self.known = sampler, dict(distributions), known
+        self.tries = tries
         self.spent = False  # the last proposal is known, because none was found that is not
         self._random, self._rng = RandomSampler(seed=seed), np.random.default_rng(seed)
 
@@ -57,8 +59,8 @@ class DistinctSampler(BaseSampler):
         free = {name: d for name, d in self.distributions.items() if name not in fixed}
         self.spent = False
         drawn: dict[str, Any] = {}
-        for number in range(_TRIES + _DRAWS if free else 1):
-            if number < _TRIES:
+        for number in range(self.tries + _DRAWS if free else 1):
+            if number < self.tries:
                 drawn = self._proposal(study, trial, free)
             else:
                 drawn = {n: snapped(d, self._random.sample_independent(study, trial, n, d)) for n, d in free.items()}

@@ -5,10 +5,12 @@ Written against Optuna `VERSION`; `tests/study/search/test_optuna_private.py` na
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import optuna
-from optuna.samplers import BaseSampler
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, QMCSampler
 from optuna.trial import FrozenTrial
 
 VERSION = "5.0.0"
@@ -38,3 +40,26 @@ def fixed_parameters(trial: FrozenTrial) -> dict[str, Any] | None:
 def generation_key(sampler: BaseSampler) -> str | None:
     """Attribute under which a genetic sampler keeps the generation of a trial; None of another sampler."""
     return sampler._get_generation_key() if isinstance(sampler, optuna.samplers._ga.BaseGASampler) else None
+
+
+class NumberedSobol(QMCSampler):
+    """Optuna's Sobol sequence from a given point on, over all fields from the first trial on.
+
+    Optuna counts the points in attributes of the study, which a copy in memory does not have.
+    """
+
+    def __init__(self, distributions: Mapping[str, BaseDistribution], seed: int, first: int) -> None:
+        super().__init__(qmc_type="sobol", scramble=True, seed=seed)
+        self._distributions, self._number = dict(distributions), first
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial  # noqa: ARG002
+    ) -> dict[str, BaseDistribution]:  # fmt: skip
+        """Every field."""
+        return self._distributions
+
+    def _find_sample_id(
+        self, study: optuna.Study, search_space: dict[str, BaseDistribution]  # noqa: ARG002
+    ) -> int:  # fmt: skip
+        self._number += 1
+        return self._number - 1

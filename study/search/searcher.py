@@ -10,7 +10,7 @@ import logging
 import random
 import time
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,12 +21,15 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from study.config.fields import ID_DIGITS, OLD_ID_DIGITS, AnyTrial, setting_id
-from study.config.study import StudyConfig
+from study.config.study import Objective, StudyConfig
 from study.record.ledger import Ledger
-from study.search.distinct import DistinctSampler
+from study.search.distinct import TRIES, DistinctSampler
+from study.search.earlier_trials import earlier_trials
 from study.search.memory_copy import MemoryCopy
+from study.search.seeds import SeedResults, given_up
 from study.search.storage import AWAY, make_sampler, open_both, shared_url, storage_error
 from study.search.tell import add_running, fail, tell
+from trainables.results.schema import Outcome
 
 log = logging.getLogger("mebm")
 
@@ -34,6 +37,8 @@ _PATIENCE = 600.0
 """Seconds that a storage which cannot be reached may hold the study up."""
 _APART = 0.5
 """Most seconds that a driver waits after another has proposed the same setting."""
+_SOBOL_TRIES = 10_000
+"""A sequence goes on past the settings that it has proposed; other samplers repeat themselves."""
 _CANNOT_BE_USED = "the Optuna storage cannot be used"
 
 
@@ -83,12 +88,20 @@ class StudySearch(Searcher):
         self._spent = False
         already = len(self._optuna.get_trials(deepcopy=False))
         self._optuna.sampler = self._sampler = DistinctSampler(
-            make_sampler(study, already, driver),
+            make_sampler(
+                study,
+                already,
+                driver,
+                known=len(self._taken),
+                earlier=earlier_trials(study, folder, self._optuna.sampler),
+            ),
             self.space.distributions,
             lambda parameters: self._id_of(parameters) in self._taken,
             (study.search.seed + already) % 2**32,
+            tries=_SOBOL_TRIES if study.search.sampler == "qmc" else TRIES,
         )
         self._queue = deque(self._replicates())
+        self._given_up: dict[int, str] | None = None  # settings that need no further seeds; None: to be looked at
 
     @contextmanager
     def _may_be_away(self, said: str = _CANNOT_BE_USED) -> Iterator[None]:
@@ -170,7 +183,38 @@ class StudySearch(Searcher):
             if self._known_left is None:
                 raise
             left = self._known_left  # the storage is away at the end of a run
-        return len(self._queue) + left * len(self.study.seeds)
+        return len(self._queue) - len(self._held()) + left * len(self.study.seeds)
+
+    def _held(self) -> list[Replicate]:
+        """Seeds of the queue that are not to be started, as matters stand: their setting is worse than the best.
+
+        It follows from the journal alone, so that a resumed study decides as one that was never cut off.
+        """
+        if self.study.pruning.seeds == "all":
+            return []
+        if self._given_up is None:
+            before = getattr(self, "_said", {})
+            self._given_up = given_up(self._seed_results(), len(self.study.seeds), self.study.pruning.seeds_alpha)
+            for number in self._given_up.keys() - before.keys():
+                log.info("setting %d gets no further seeds: %s", number, self._given_up[number])
+            self._said = self._given_up
+        return [r for r in self._queue if r.setting in self._given_up and self.ledger.outcome(self.trial_id(r)) is None]
+
+    def _seed_results(self) -> dict[int, SeedResults]:
+        """Scores of the metric that pruning looks at, and bad ends, by setting."""
+        scores: dict[int, dict[int, float]] = {}
+        bad: Counter[int] = Counter()
+        for name, row in self.ledger.trials.items():
+            number, outcome = self.ledger.settings[name], self.ledger.outcome(name)
+            scores.setdefault(number, {})
+            if outcome in (Outcome.DIVERGED, Outcome.COLLAPSED):
+                bad[number] += 1
+            elif outcome is Outcome.COMPLETED and self.study.pruning_metric is not None:
+                objective = Objective(metric=self.study.pruning_metric, direction=None).resolved(row)
+                if objective is not None and (value := row.get(objective.column)) is not None:
+                    sign = 1 if objective.resolved_direction == "minimize" else -1
+                    scores[number][row["seed"]] = sign * float(value)
+        return {number: SeedResults(found, bad[number]) for number, found in scores.items()}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         """The next trial's configuration, `FINISHED`, or None while the storage cannot be reached."""
@@ -190,7 +234,8 @@ class StudySearch(Searcher):
             return str(Searcher.FINISHED) if not self._live and now - self._away_since > _PATIENCE else None
         self._away_since = None
         if found is None:
-            return str(Searcher.FINISHED)
+            # What is held back may be wanted once the trials at work have ended.
+            return None if self._queue and self._live else str(Searcher.FINISHED)
         trial, replicate = found
         self._live[trial_id] = trial
         self._changed(trial)
@@ -217,14 +262,14 @@ class StudySearch(Searcher):
             return found
         if not self._cut_off() and (found := self._starting_point()) is not None:
             return found
-        if self._queue:
-            replicate = self._queue[0]
+        held = self._held()
+        if (replicate := next((r for r in self._queue if r not in held), None)) is not None:
             # A storage that goes away in the middle may have the trial already.
             self._token = self._token or uuid.uuid4().hex
             attributes = self._trial(replicate)[1]
             trial = add_running(self._optuna, self.space, replicate.parameters, attributes, self._token)
             self._token = ""
-            self._queue.popleft()
+            self._queue.remove(replicate)
             return trial, replicate
         while self.study.search.sampler != "grid" and self._left():
             if (found := self._first_of(self._optuna.ask(self.space.distributions))) is not None:
@@ -299,6 +344,7 @@ class StudySearch(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell Optuna how a trial ended: what the ledger says, or FAIL."""
         trial = self._live.pop(trial_id, None)
+        self._given_up = None
         if trial is not None:
             self._untold.append((trial, "error" if error else "interrupted"))
             with self._may_be_away():

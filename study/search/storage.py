@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
 import warnings
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.samplers import (
+    BaseSampler,
+    CmaEsSampler,
+    GPSampler,
+    NSGAIIISampler,
+    NSGAIISampler,
+    RandomSampler,
+    TPESampler,
+)
 from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
 from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 
@@ -19,12 +29,15 @@ from study.config.addresses import filled
 from study.config.errors import UserError, one_line
 from study.config.study import StudyConfig
 from study.search.earlier_trials import earlier_trials
+from study.search.optuna_private import NumberedSobol
 from trainables.results.credentials import redacted
 from trainables.results.layout import STORAGE
 from trainables.results.own import OWN
 
 AWAY = (SQLAlchemyError, optuna.exceptions.StorageInternalError)
 """What is raised where a storage cannot be used."""
+_CMA_TRIALS = 10
+"""Earlier trials from which CMA-ES can begin: it takes the best tenth."""
 _TABLE_TRIES, _TABLE_SECONDS = 10, 0.5
 """Times and pauses of opening a shared storage whose tables another driver is making."""
 
@@ -82,11 +95,23 @@ def _connected(url: str) -> RDBStorage:
         time.sleep(_TABLE_SECONDS)
 
 
-def make_sampler(study: StudyConfig, already: int, driver: str = "") -> BaseSampler:
+def check_sampler(study: StudyConfig) -> None:
+    """That the package of a study's sampler is there. UserError: it is not; says which extra brings it."""
+    if study.search.sampler == "cmaes" and importlib.util.find_spec("cmaes") is None:
+        missing = "cmaes needs the package cmaes, which is not installed"
+        raise UserError(f"search.sampler: {missing}; pip install 'mebm-study[cmaes]'")
+
+
+def make_sampler(
+    study: StudyConfig, already: int, driver: str = "", *, known: int = 0, earlier: Sequence[FrozenTrial] = ()
+) -> BaseSampler:
     """The sampler of a study, whose seed the stored trials shift, or a resumed study would propose its first again.
 
-    So does the driver's name: those that share a storage propose different ones.
+    So does the driver's name: those that share a storage propose different ones. A Sobol sequence is one for all, and
+    goes on at its point of number `known`, that of the settings so far: earlier ones are known. CMA-ES begins where the
+    `earlier` trials of other studies were good.
     """
+    check_sampler(study)
     search = study.search
     seed = (search.seed + already + zlib.crc32(driver.encode())) % 2**32
     with warnings.catch_warnings():
@@ -99,6 +124,14 @@ def make_sampler(study: StudyConfig, already: int, driver: str = "") -> BaseSamp
                 return GPSampler(seed=seed, n_startup_trials=first, deterministic_objective=False)
             case "nsga2":
                 return NSGAIISampler(seed=seed)
+            case "nsga3":
+                return NSGAIIISampler(seed=seed)
+            case "cmaes":
+                scored = [t for t in earlier if t.state is TrialState.COMPLETE]
+                enough = scored if len(scored) >= _CMA_TRIALS else None
+                return CmaEsSampler(seed=seed, with_margin=True, source_trials=enough)
+            case "qmc":
+                return NumberedSobol(study.space.distributions, search.seed, known)
             case _:
                 return RandomSampler(seed=seed)
 

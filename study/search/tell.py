@@ -64,7 +64,7 @@ def objective_values(study: StudyConfig, optuna_study: optuna.Study, values: Map
     """
     told = []
     for number, objective in enumerate(study.objectives):
-        value = told_value(objective, values)
+        value = told_value(study, objective, values)
         if value is None:
             complete = optuna_study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
             sign = 1 if objective.resolved_direction == "minimize" else -1
@@ -73,8 +73,13 @@ def objective_values(study: StudyConfig, optuna_study: optuna.Study, values: Map
     return told
 
 
-def told_value(objective: Objective, values: Mapping[str, Any]) -> float | None:
-    """What a trial that is over has of an objective; None where it was never scored."""
+def told_value(study: StudyConfig, objective: Objective, values: Mapping[str, Any]) -> float | None:
+    """What a trial that is over has of an objective; None where it was never scored.
+
+    CMA-ES knows no constraints: for it a trial that ended badly has no value, and so stands in with the worst.
+    """
+    if study.search.sampler == "cmaes" and values["outcome"] in (Outcome.DIVERGED, Outcome.COLLAPSED):
+        return None
     found = objective.resolved(values)
     if found is None:  # a script without a directed metric: what counts is whether it is stable
         return 0.0 if values["outcome"] == Outcome.COMPLETED else None
@@ -253,7 +258,7 @@ def _compared(study: StudyConfig, frozen: FrozenTrial, ledger: Ledger, name: str
         yield "the learning curve", frozen.intermediate_values, learning_curve(study, row, ledger.rows(name))
         return
     for objective, value in zip(study.objectives, frozen.values, strict=True):
-        if (here := told_value(objective, row)) is not None:  # else what it was told follows from other trials
+        if (here := told_value(study, objective, row)) is not None:  # else what it was told follows from other trials
             yield objective.metric, value, here
 
 

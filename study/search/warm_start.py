@@ -228,7 +228,7 @@ class _Reader:
         One that completed without a score is left out.
         """
         objectives = self.study.objectives
-        told = [[told_value(o, row) for o in objectives] for row, _ in found]
+        told = [[told_value(self.study, o, row) for o in objectives] for row, _ in found]
         signs = [1 if o.resolved_direction == "minimize" else -1 for o in objectives]
         scored = [v for (_, t), v in zip(found, told, strict=True) if t.outcome is not Outcome.PRUNED]
         worst = [

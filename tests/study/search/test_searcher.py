@@ -138,8 +138,17 @@ def settings_of(proposed):
     return [(c["setting_id"], c["values"].seed) for c in proposed]
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random", "nsga2", "gp"])
-@pytest.mark.parametrize("goals", [["fd_buffer"], ["fd_buffer", "seconds_per_iteration"]])
+@pytest.mark.parametrize(
+    ("sampler", "goals"),
+    [
+        *(
+            (s, g)
+            for s in ("tpe", "random", "nsga2", "gp", "qmc")
+            for g in (["fd_buffer"], ["fd_buffer", "seconds_per_iteration"])
+        ),
+        ("nsga3", ["fd_buffer", "seconds_per_iteration", "train_seconds"]),
+    ],
+)
 def test_a_small_space_is_searched_once_and_no_further(driver, sampler, goals):
     """12 settings are asked for and 4 differ: earlier each was trained three times, and counted as replicates."""
     search = {"sampler": sampler, "trials": 12, "startup_trials": 2, "space": SMALL}
@@ -275,12 +284,18 @@ def test_of_two_drivers_that_propose_the_same_setting_at_once_one_draws_again(tm
     assert one.search._optuna.get_trials()[same.number].state is TrialState.FAIL
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random", "nsga2", "gp"])
-def test_every_sampler_proposes_and_is_told_finite_values_whatever_happened(driver, sampler):
+GOALS = ["fd_buffer", "seconds_per_iteration", "train_seconds"]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "goals"),
+    [("tpe", 2), ("random", 2), ("nsga2", 2), ("gp", 2), ("qmc", 2), ("nsga3", 3), ("tpe", 1), ("cmaes", 1)],
+)
+def test_every_sampler_proposes_and_is_told_finite_values_whatever_happened(driver, sampler, goals):
     study = make_study(
         search={**make_study().search.model_dump(), "sampler": sampler, "trials": 9},
         seeds=[0],
-        objectives=[{"metric": "fd_buffer"}, {"metric": "seconds_per_iteration"}],
+        objectives=[{"metric": m} for m in GOALS[:goals]],
     )
     outcomes = iter(
         [
@@ -298,8 +313,101 @@ def test_every_sampler_proposes_and_is_told_finite_values_whatever_happened(driv
     told = [t for t in trials if t.state is TrialState.COMPLETE]
     assert all(math.isfinite(v) for t in told for v in t.values)
     assert [t.constraints[STABLE] > 0 for t in trials] == [True] * 3 + [False] * 6
-    assert trials[0].values[0] == 3.5  # never scored: counts as its untrained p0
+    assert trials[0].values[0] == (1e6 if sampler == "cmaes" else 3.5)  # never scored: counts as its untrained p0
     assert trials[0].user_attrs["cause"] == "energy_gap"
+
+
+WIDE = {"step_size": {"low": 0.1, "high": 10, "log": True}, "learning_rate": {"low": 0.001, "high": 0.1, "log": True}}
+
+
+@pytest.mark.parametrize("space", [WIDE, {**SMALL, "norm": {"choices": ["none", "batch"]}}, {**WIDE, **SMALL}])
+@pytest.mark.parametrize("killed_after", [1, 3, 6])
+def test_a_sobol_sequence_goes_on_after_a_kill_as_if_there_had_been_none(tmp_path, space, killed_after):
+    study = make_study(
+        search={"sampler": "qmc", "trials": 8, "space": space, "start": [{"step_size": 1.0}] if space is WIDE else []}
+    )
+
+    def values(configs):
+        return [(c["values"].identity(), c["values"].seed) for c in configs]
+
+    calm = Driver(study, tmp_path / "calm").run_all()
+    cut = Driver(study, tmp_path / "cut")
+    before = [cut.propose() for _ in range(killed_after)]
+    for config in before[:-1]:
+        cut.end(config)
+    cut.kill()
+    after = Driver(study, tmp_path / "cut").run_all()
+    assert {*values(before), *values(after)} == {*values(calm)}
+    assert len(values(calm)) == 16
+
+
+def test_a_sobol_sequence_fills_the_space(driver):
+    """Of 16 points of two fields each sixteenth of either range has one, which 16 random points have once in 10^10."""
+    study = make_study(search={"sampler": "qmc", "trials": 16, "space": WIDE}, seeds=[0])
+    trials = [c["values"] for c in driver(study).run_all()]
+    for values, low in (([t.step_size for t in trials], 0.1), ([t.learning_rate for t in trials], 0.001)):
+        assert sorted(int(8 * math.log10(v / low)) for v in values) == list(range(16))
+
+
+def test_drivers_that_share_a_storage_share_one_sobol_sequence(tmp_path):
+    search = {"sampler": "qmc", "trials": 8, "space": WIDE, "storage": f"sqlite:///{tmp_path}/shared.db"}
+    one, two = (Driver(make_study(search=search, seeds=[0]), tmp_path / n, n) for n in ("aaa", "bbb"))
+    shared = [run.propose()["values"].identity() for run in (one, two) * 4]
+    alone = Driver(make_study(search={**search, "storage": None}, seeds=[0]), tmp_path / "s").run_all()
+    assert {*shared} == {c["values"].identity() for c in alone}
+
+
+def test_cma_es_goes_on_from_its_state_and_avoids_what_ends_badly(tmp_path):
+    """It moves to where the objective is low; a trial that ended badly is the worst, whatever it had before."""
+    study = make_study(search={"sampler": "cmaes", "trials": 60, "space": WIDE, "seed": 1}, seeds=[0])
+    run, found = Driver(study, tmp_path / "s"), []
+    for number in range(60):
+        if number == 30:
+            run.kill()
+            run = Driver(study, tmp_path / "s")
+            assert any("cma" in key for t in run.trials() for key in t.system_attrs)
+        config = run.propose()
+        trial = config["values"]
+        found.append(abs(math.log10(trial.step_size) - 0.5) + abs(math.log10(trial.learning_rate) + 1.5))
+        if trial.step_size > 5:
+            run.end(config, outcome="diverged", cause="energy_gap", iteration=3, fd_buffer_best=0.0)
+        else:
+            run.end(config, fd_buffer_best=found[-1])
+    assert sum(found[40:]) < sum(found[:20]) / 2
+    told = [t for t in run.trials() if t.constraints[STABLE] > 0]
+    assert told
+    assert all(t._values[0] > 0.0 for t in told)
+    run.ledger.close()
+    assert set_right(study, run.folder, run.ledger) is None
+
+
+@pytest.mark.parametrize(
+    ("search", "goals", "expected"),
+    [
+        (
+            {"sampler": "cmaes", "space": {**WIDE, **SMALL}},
+            1,
+            "cmaes needs low and high for every field, but sampling_steps has choices",
+        ),
+        ({"sampler": "cmaes", "space": {"step_size": WIDE["step_size"]}}, 1, "cmaes needs two fields or more in space"),
+        ({"sampler": "cmaes", "space": WIDE}, 2, "cmaes takes one objective, but there are 2"),
+        ({"sampler": "nsga3", "space": WIDE}, 2, "nsga3 needs three objectives or more, but there are 2"),
+    ],
+)
+def test_a_sampler_that_does_not_fit_is_refused(search, goals, expected):
+    with pytest.raises(UserError, match=expected):
+        make_study(search={"trials": 4, **search}, objectives=GOALS[:goals])
+
+
+def test_a_sampler_whose_package_is_missing_names_the_extra(monkeypatch):
+    from study.search import storage
+
+    study = make_study(search={"sampler": "cmaes", "trials": 4, "space": WIDE})
+    monkeypatch.setattr(storage.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(
+        UserError, match=r"cmaes needs the package cmaes, which is not installed; pip install 'mebm-study\[cmaes\]'"
+    ):
+        storage.check_sampler(study)
 
 
 def test_a_pruned_trial_is_told_with_its_course(driver):

@@ -52,7 +52,7 @@ class Recorded:
         trial = self.study.space.trial(values, 0)
         self.ledger.start(name, trial, name, 0.0)
         told = {"outcome": "running", "iterations_planned": 40, "iterations_per_epoch": 10, "epochs_done": len(curve),
-                "hardware": "a CPU", "fd_buffer_protocol": PROTOCOL, "fd_buffer_initial": 9.0, **columns}  # fmt: skip
+                "hardware": "a CPU", "train_seconds": 1.0, "seconds_per_iteration": 0.1, "fd_buffer_protocol": PROTOCOL, "fd_buffer_initial": 9.0, **columns}  # fmt: skip
         for epoch, value in enumerate(curve, 1):
             row = {"epoch": epoch, "iteration": 10 * epoch, "train_seconds": 1.0, "evaluation_seconds": 1.0,
                    "fd_buffer": value, "fd_buffer_protocol": PROTOCOL}  # fmt: skip
@@ -236,11 +236,26 @@ def test_the_sampler_models_at_once(earlier, tmp_path):
     assert not any(key.startswith("tpe:") for key in own.system_attrs)
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "gp", "nsga2"])
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "nsga2", "cmaes", "nsga3"])
 def test_every_sampler_that_learns_takes_them(earlier, tmp_path, sampler):
-    run = Run(make_study(search={"sampler": sampler, "from": [earlier]}), tmp_path / "new")
+    goals = ["fd_buffer", "train_seconds", "seconds_per_iteration"] if sampler == "nsga3" else ["fd_buffer"]
+    run = Run(make_study(search={"sampler": sampler, "from": [earlier]}, objectives=goals), tmp_path / "new")
     assert len(run.proposed(6)) == 6
     assert run.search.suggest("last") == "FINISHED"
+
+
+def test_cma_es_begins_where_ten_earlier_trials_were_good(tmp_path):
+    old = Recorded(tmp_path / "old", make_study(name="old"))
+    for number in range(20):
+        alpha = 0.1 * 100 ** (number / 19)
+        old.add("completed", point(1 + number % 8, alpha), [abs(alpha - 0.2)])
+    search = {
+        "sampler": "cmaes",
+        "from": [old.done()],
+        "space": {**SPACE, "learning_rate": {"low": 0.01, "high": 1, "log": True}},
+    }
+    run = Run(make_study(search={**search, "trials": 8}), tmp_path / "new")
+    assert max(alpha for *_, alpha in run.proposed(8)) < 2  # the middle of its range is 1, and its upper end 10
 
 
 def test_a_resume_is_exact_without_the_earlier_study(earlier, tmp_path):
