@@ -6,9 +6,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from study.config.errors import UserError, shown
+from trainables.config.protocols import parts_of, protocol_named
 from trainables.plugins.installed import fingerprint, registered
-from trainables.plugins.reference import bind, is_reference
+from trainables.plugins.reference import bind, check_trusted, is_reference, named_file, short
+from trainables.results.files import file_hash
 
+_PROTOCOL = "protocol"
 _KINDS = {
     "method": "method",
     "network": "network",
@@ -17,6 +20,7 @@ _KINDS = {
     "optimiser": "optimiser",
     "metric": "metric",
     "metrics": "metric",
+    "protocols": _PROTOCOL,
 }
 """What a key of a trial or an objective names; its last part, where it is dotted."""
 _PARTS = ("trial", "search", "objectives", "pruning")
@@ -35,9 +39,11 @@ def short_names(values: Mapping[str, Any], source: str) -> dict[str, Any]:
             return {k: change(v, f"{key}.{k}", _kind(k, kind)) for k, v in value.items()}
         if isinstance(value, list | tuple):
             return type(value)(change(v, key, kind) for v in value)
-        if kind is None or not is_reference(value):
+        if kind is None or not (is_reference(value) or (kind == _PROTOCOL and isinstance(value, str) and "@" in value)):
             return value
         try:
+            if kind == _PROTOCOL:
+                return bind_protocol(value)
             return bind(value)[0]
         except ValueError as error:
             raise UserError(f"{source}: {key}: {shown(value, 200, quoted=False)}: {error}") from None
@@ -45,6 +51,26 @@ def short_names(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     if _is_script(values):
         return dict(values)
     return {k: change(v, str(k), None) if k in _PARTS else v for k, v in values.items()}
+
+
+def bind_protocol(name: str) -> str:
+    """NAME@EXTRACTOR[@WEIGHTS] as it is stored: code without its folder, files with theirs.
+
+    Raises:
+        ValueError: there is no such protocol or file; one line.
+    """
+    protocol_named(name)
+    base, extractor, weights = parts_of(name)
+    if is_reference(extractor):
+        extractor = bind(extractor)[0]
+    elif extractor:
+        file = named_file(extractor)
+        check_trusted(file, file_hash(file))
+        extractor = str(file)
+    try:
+        return "@".join((base, extractor, *([str(named_file(weights))] if weights else [])))
+    except ValueError as error:
+        raise ValueError(f"the weights of {short(extractor)}: {error}; put the file there, or name another") from None
 
 
 def _is_script(values: Mapping[str, Any]) -> bool:
@@ -68,6 +94,9 @@ def code_names(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         elif isinstance(value, list | tuple):
             for v in value:
                 look(v, kind)
+        elif kind == _PROTOCOL:
+            if isinstance(value, str) and is_reference(extractor := parts_of(value)[1]):
+                seen["extractor", extractor] = None
         elif kind is not None and isinstance(value, str) and (is_reference(value) or value in registered(kind)):
             seen[kind, value] = None
 

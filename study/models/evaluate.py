@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ from torch import Tensor
 
 from analysis.results.load import read_evaluations
 from analysis.results.parquet import records, typed_frame, write_parquet
-from study.config.errors import UserError, nearest, one_line
+from study.config.errors import UserError, nearest, one_line, shown
+from study.models.protocols import Asked, asked, check_protocols
 from study.record.journal import utc_now
 from trainables.config.dataset import datasets
-from trainables.config.protocols import PROTOCOLS, Protocol
+from trainables.config.protocols import Protocol
 from trainables.data.datasets import ImageData, load_dataset, to_float
 from trainables.evaluation.frechet import MIN_SAMPLES, fid_infinity
 from trainables.evaluation.inception import NoFeaturesError, inception
@@ -27,6 +28,7 @@ from trainables.evaluation.scores import confidences, most_confident
 from trainables.evaluation.small_features import small_extractor
 from trainables.models.calibration import score_hybrid
 from trainables.models.model_file import SavedModel
+from trainables.models.robustness import Attack, parse_attack, robust_accuracy
 from trainables.models.samples import fresh_samples, initial_of, load_any
 from trainables.models.views import load_data
 from trainables.networks.arithmetic import torch_threads
@@ -54,7 +56,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Request:
-    """How to score: the options of `mebm evaluate`."""
+    """How to score: the options of `mebm evaluate`. `own`: protocols on features of the user's own, by name."""
 
     protocols: tuple[str, ...]
     metrics: tuple[str, ...] = ("fid", "isc")
@@ -63,7 +65,13 @@ class Request:
     steps: int | None = None
     outside: tuple[tuple[str, str | None], ...] = ()
     norm_mode: str = "eval"
+    attacks: tuple[Attack, ...] = ()
     data_dir: str | None = None
+    own: Mapping[str, Asked] = field(default_factory=dict)
+
+    def asked(self, name: str) -> Asked:
+        """A protocol of samples."""
+        return self.own.get(name) or asked(name)
 
 
 def find_targets(path: Path, which: str = "last") -> list[Target]:
@@ -92,11 +100,7 @@ def _of_models(file: Path) -> Target:
 
 def parse_protocols(names: Sequence[str]) -> tuple[str, ...]:
     """Names of protocols, each once. UserError: an unknown one."""
-    known = [*PROTOCOLS, HYBRID]
-    for name in names:
-        if name not in known:
-            raise UserError(f"--protocol {name}: unknown (known: {', '.join(known)}){nearest(name, known)}")
-    return tuple(dict.fromkeys(names))
+    return check_protocols(names, (HYBRID,))
 
 
 def evaluate(
@@ -114,7 +118,7 @@ def evaluate(
     UserError: a file that is damaged, or images that are missing.
     """
     kept = records(read_evaluations(out)) if out.is_file() else []
-    asked: list[Row] = []
+    scored: list[Row] = []
     where = resolve_device(device)
     for target in targets:
         scorer = _Scorer(target, request, where)
@@ -134,10 +138,10 @@ def evaluate(
                 common |= dict(zip(("model_digest", "protocol", "protocol_digest"), wanted, strict=True))
                 rows = [{c.name: (common | row).get(c.name) for c in EVALUATION_COLUMNS} for row in rows]
                 kept = _write(out, done, rows)
-            asked += done if rows is None else rows
+            scored += done if rows is None else rows
             if on_done:
                 on_done(f"{target.trial_id} {name}")
-    return asked
+    return scored
 
 
 def _write(out: Path, replaced: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
@@ -163,8 +167,9 @@ def default_out(path: Path) -> Path:
 
 def _identity(name: str, request: Request) -> tuple[str, str]:
     if name != HYBRID:
-        return name, PROTOCOLS[name].digest
+        return name, request.asked(name).protocol.digest
     text = f"{request.norm_mode} {sorted(request.outside, key=str)}"
+    text += "".join(sorted(f" {a.text}-{a.images}" for a in request.attacks))
     return name, hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -177,7 +182,7 @@ def _complete(rows: Sequence[Row], name: str, request: Request) -> bool:
     if name == HYBRID:
         return True
     have = {r["metric"] for r in rows}
-    wanted = {"fd"} if PROTOCOLS[name].features == "small" else set(request.metrics)
+    wanted = set(request.asked(name).wanted(request.metrics))
     if request.confidence and "fid" in wanted:
         wanted |= {"fid_infinity"}
     return wanted <= have
@@ -219,13 +224,13 @@ class _Scorer:
         started = time.perf_counter()
         # As the trial was scored: by another number of threads a sum ends in other digits.
         with torch_threads(self.saved.threads):
-            rows = list(self._hybrid() if name == HYBRID else self._samples(PROTOCOLS[name]))
+            rows = list(self._hybrid() if name == HYBRID else self._samples(self.request.asked(name)))
         spent = time.perf_counter() - started
         return [row | {"seconds": spent} for row in rows]
 
-    def _samples(self, protocol: Protocol) -> Iterator[Row]:
-        saved = self.saved
-        base: Row = {"source": protocol.source, "metric": "fd" if protocol.features == "small" else "fid"}
+    def _samples(self, asked: Asked) -> Iterator[Row]:
+        saved, protocol = self.saved, asked.protocol
+        base: Row = {"source": protocol.source, "metric": "fid" if protocol.features == "inception" else "fd"}
         if not saved.config.samples or (protocol.source == "buffer" and not saved.config.buffered):
             yield base | {"remark": f"{saved.config.method} has no {protocol.source} samples"}
             return
@@ -241,7 +246,7 @@ class _Scorer:
             reference = f"{extractor.id}, {len(self.data.images)} training images"
             yield base | {"value": value, "reference": reference, "remark": remark} | _bounds(value, error)
         else:
-            yield from self._inception(protocol, images, base, remark)
+            yield from self._features(asked, images, base, remark)
 
     def _images(self, protocol: Protocol) -> tuple[Tensor, str | None]:
         """uint8 images as the protocol chooses and rounds them, and what was done otherwise."""
@@ -282,13 +287,14 @@ class _Scorer:
             self._fresh[count] = found
         return self._fresh[count]
 
-    def _inception(self, protocol: Protocol, images: Tensor, base: Row, remark: str | None) -> Iterator[Row]:
+    def _features(self, asked: Asked, images: Tensor, base: Row, remark: str | None) -> Iterator[Row]:
+        protocol, metrics = asked.protocol, asked.wanted(self.request.metrics)
         try:
-            network = inception(protocol.resize)
+            network = asked.network or inception(protocol.resize)
             features = network.features(images, self.device) if len(images) else None
-            scores = inception_scores(images, self.data, self.device, protocol, self.request.metrics, features)
+            scores = inception_scores(images, self.data, self.device, protocol, metrics, features, network)
         except NoFeaturesError as error:
-            for metric in self.request.metrics:
+            for metric in metrics:
                 yield base | {"metric": metric, "remark": f"no {metric}: {error}"}
             return
         base |= {"reference": scores.reference}
@@ -301,7 +307,7 @@ class _Scorer:
                 extrapolated["remark"] = one_line(error)
             yield base | extrapolated
         remarks = "; ".join(r for r in (remark, scores.remark) if r) or None
-        for metric in self.request.metrics:
+        for metric in metrics:
             value = scores.values.get(metric)
             row = base | {"metric": metric, "value": value, "remark": remarks}
             yield row | _bounds(value, scores.errors.get(metric))
@@ -320,6 +326,14 @@ class _Scorer:
         for metric, (value, identity) in found.items():
             row = {"metric": metric, "value": value, "reference": identity}
             yield {"source": "images", "samples": len(data.test_images)} | row
+        for attack in self.request.attacks:
+            row = {"source": "images", "metric": attack.metric}
+            if not self.saved.config.classifies:
+                yield row | {"samples": 0, "remark": f"{self.saved.config.method} has no trained class head to attack"}
+                continue
+            share, count = robust_accuracy(self.saved, data.test_images, data.test_labels, attack, norm_mode=norm_mode)
+            bounds = _bounds(share, (share * (1 - share) / count) ** 0.5)
+            yield row | {"samples": count, "value": share, "reference": f"test-{count}-{attack.text}"} | bounds
 
 
 def _bounds(value: float | None, error: float | None) -> Row:
@@ -327,6 +341,20 @@ def _bounds(value: float | None, error: float | None) -> Row:
     if value is None or error is None:
         return {}
     return {"se": error, "low": value - 1.96 * error, "high": value + 1.96 * error}
+
+
+def parse_attacks(texts: Sequence[str]) -> tuple[Attack, ...]:
+    """Attacks of `--attack`. UserError: one is not one, or two share norm and radius."""
+    found: dict[str, Attack] = {}
+    for text in texts:
+        try:
+            attack = parse_attack(text)
+        except ValueError as error:
+            raise UserError(f"--attack {shown(text, 60, quoted=False)}: {error}") from None
+        if attack.metric in found:
+            raise UserError(f"--attack {shown(text, 60, quoted=False)}: its norm and radius are given twice")
+        found[attack.metric] = attack
+    return tuple(found.values())
 
 
 def parse_outside(texts: Sequence[str]) -> tuple[tuple[str, str | None], ...]:

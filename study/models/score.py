@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from torch import Tensor
 from analysis.results.load import read_scores
 from analysis.results.parquet import records, typed_frame, write_parquet
 from study.config.errors import UserError, one_line
+from study.models.protocols import Asked, asked
 from study.record.journal import utc_now
-from trainables.config.protocols import PROTOCOLS, Protocol
+from trainables.config.protocols import Protocol
 from trainables.data.datasets import ImageData
 from trainables.data.readers.items import DataError, printable
 from trainables.evaluation.frechet import MIN_SAMPLES
@@ -33,12 +34,17 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """How to score: the options of `mebm score`."""
+    """How to score: the options of `mebm score`. `own`: protocols on features of the user's own, by name."""
 
     model: str
     protocols: tuple[str, ...]
     metrics: tuple[str, ...] = ("fid", "isc")
     pixel_range: Range = "auto"
+    own: Mapping[str, Asked] = field(default_factory=dict)
+
+    def asked(self, name: str) -> Asked:
+        """A protocol."""
+        return self.own.get(name) or asked(name)
 
 
 def score(
@@ -61,7 +67,7 @@ def score(
         UserError: images that cannot be read or have another size than the reference's, or one set given twice.
     """
     kept = records(read_scores(out)) if out.is_file() else []
-    where, asked = resolve_device(device), list[Row]()
+    where, scored = resolve_device(device), list[Row]()
     seen: dict[str, Path] = {}
     for path in paths:
         scorer = _Scorer(path, data, request, where)
@@ -70,20 +76,21 @@ def score(
             raise UserError(f"{printable(path)}: the same images as {printable(seen[digest])}; give them once")
         seen[digest] = path
         for name in request.protocols:
-            identity = (request.model, digest, data.name, data.source, name, PROTOCOLS[name].digest)
-            wanted = {"fd"} if PROTOCOLS[name].features == "small" else set(request.metrics)
+            told = request.asked(name)
+            identity = (request.model, digest, data.name, data.source, name, told.protocol.digest)
+            wanted = set(told.wanted(request.metrics))
             rows = [r for r in kept if _identity(r) == identity and r["value"] is not None]
             if not wanted <= {r["metric"] for r in rows}:
                 started = time.perf_counter()
-                rows = list(scorer.rows(PROTOCOLS[name]))
+                rows = list(scorer.rows(told))
                 common = {"seconds": time.perf_counter() - started, "device": where.type, "created_at": utc_now()}
                 common |= dict(zip(_IDENTITY, identity, strict=True)) | {"source": _last(path)}
                 rows = [{c.name: (common | row).get(c.name) for c in SCORE_COLUMNS} for row in rows]
                 kept = _write(out, rows)
-            asked += rows
+            scored += rows
             if on_done:
                 on_done(f"{path.name} {name}")
-    return asked
+    return scored
 
 
 _IDENTITY = ("model", "digest", "dataset", "data_source", "protocol", "protocol_digest")
@@ -128,7 +135,8 @@ class _Scorer:
             self._sets[rounding] = found
         return self._sets.get(rounding) or next(iter(self._sets.values()))
 
-    def rows(self, protocol: Protocol) -> Iterator[Row]:
+    def rows(self, told: Asked) -> Iterator[Row]:
+        protocol, metrics = told.protocol, told.wanted(self.request.metrics)
         taken = self.samples(protocol.rounding)
         images, departures = self._chosen(protocol, taken.images)
         base: Row = {"samples": len(images), "departures": "; ".join(departures) or None}
@@ -139,15 +147,16 @@ class _Scorer:
             yield base | {"metric": "fd", "value": value, "se": error, "reference": reference, "remark": taken.remark}
             return
         try:
-            features = inception(protocol.resize).features(images, self.device)
-            found = inception_scores(images, self.data, self.device, protocol, self.request.metrics, features)
+            network = told.network or inception(protocol.resize)
+            features = network.features(images, self.device)
+            found = inception_scores(images, self.data, self.device, protocol, metrics, features, network)
         except NoFeaturesError as error:
-            yield from (base | {"metric": m, "remark": f"no {m}: {error}"} for m in self.request.metrics)
+            yield from (base | {"metric": m, "remark": f"no {m}: {error}"} for m in metrics)
             return
         remark = "; ".join(r for r in (taken.remark, found.remark) if r) or None
         base |= {"reference": found.reference, "remark": remark}
-        for metric in (*self.request.metrics, "isc_sd", "kid_sd"):
-            if metric in self.request.metrics or metric in found.values:
+        for metric in (*metrics, "isc_sd", "kid_sd"):
+            if metric in metrics or metric in found.values:
                 yield base | {"metric": metric, "value": found.values.get(metric), "se": found.errors.get(metric)}
 
     def _chosen(self, protocol: Protocol, images: Tensor) -> tuple[Tensor, list[str]]:

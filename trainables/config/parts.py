@@ -114,7 +114,8 @@ class EvaluationConfig(Model):
     these. Released M-EBM: FID after epochs 0, 5, 10, ... counted from 0 and the last, accuracy after every epoch"""
     protocols: tuple[str, ...] | Literal["auto", "none"] = "auto"
     """protocol names (see `mebm methods`), 'none', or 'auto': the small-classifier distance for small or grey images,
-    the paper's FID and IS for the rest; on the buffer and on fresh chains"""
+    the paper's FID and IS for the rest; on the buffer and on fresh chains. NAME@FILE.py:EXTRACTOR[@WEIGHTS] takes the
+    images of NAME on features of your own"""
     fresh_steps: int = Field(20, ge=1, le=100_000)
     """Langevin steps of a fresh chain from p0"""
     batch_size: int = Field(100, ge=1, le=100_000)

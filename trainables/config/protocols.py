@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from trainables.results.metric import Source
+from trainables.results.spelling import nearest
 
 Reference = Literal["train", "test", "train+test"]
 Resize = Literal["tensorflow", "clean-fid"]
@@ -20,8 +21,8 @@ class Protocol:
 
     Attributes:
         source: `buffer`, as the paper does, or `fresh`.
-        features: `small` (the data set's small classifier, gives FD) or `inception` (gives FID, IS, KID, precision and
-            recall: torch-fidelity's inception-v3-compat, layer 2048 and the unbiased logits).
+        features: `small` (the data set's small classifier, gives FD), `inception` (gives FID, IS, KID, precision and
+            recall: torch-fidelity's inception-v3-compat, layer 2048 and the unbiased logits) or `own` (`extractor`).
         count: images to score; None: all of them. A buffer with fewer images is scored whole, and the id says so.
         top_share: keep this share of each predicted class, by the class head's confidence; None keeps all.
         rounding: how [-1, 1] becomes uint8; the released code truncates (eval_buffer.py:55).
@@ -32,11 +33,12 @@ class Protocol:
         seed: of every draw of the scoring: reference images, IS shuffle, KID subsets.
         resize: how images become 299 pixels wide for Inception. tensorflow: torch-fidelity's own, the bilinear of the
             first FID code, without antialiasing. clean-fid: the antialiased bicubic of Parmar et al. 2022, of floats.
+        extractor: of a user's own: EXTRACTOR or EXTRACTOR@WEIGHTS as named, or its `id` once it is loaded.
     """
 
     name: str
     source: Source
-    features: Literal["small", "inception"]
+    features: Literal["small", "inception", "own"]
     count: int | None
     top_share: float | None
     rounding: Literal["truncate", "round"]
@@ -46,6 +48,7 @@ class Protocol:
     isc_splits: int = 10
     seed: int = 2020
     resize: Resize = "tensorflow"
+    extractor: str | None = None
 
     @property
     def digest(self) -> str:
@@ -65,11 +68,13 @@ class Protocol:
         against = {"train": "training", "test": "test", "train+test": "training and test"}[self.reference]
         number = "all" if self.reference_count is None else f"{self.reference_count:,}"
         made = "truncated to 8 bits" if self.rounding == "truncate" else "rounded to 8 bits"
+        if self.features == "own":
+            return f"{what} {where}{chosen}, {made}, features of {self.extractor}, against {number} {against} images"
         resized = ", resized as in clean-fid" if self.resize == "clean-fid" else ""
         return f"{what} {where}{chosen}, {made}{resized}, Inception features, against {number} {against} images"
 
 
-_YOUNGER = {"resize": "tensorflow"}
+_YOUNGER = {"resize": "tensorflow", "extractor": None}
 _CLEAN = "Parmar et al., CVPR 2022 (clean-fid): PIL's antialiased bicubic of floats to 299 pixels"
 _IGEBM = "openai/ebm_code_release test_inception.py:30-40, :126-237"
 PROTOCOLS: dict[str, Protocol] = {
@@ -113,3 +118,41 @@ PROTOCOLS: dict[str, Protocol] = {
         Protocol("fresh-50k-clean", "fresh", "inception", 50_000, None, "round", _CLEAN, resize="clean-fid"),
     )
 }  # fmt: skip
+
+
+def parts_of(name: str) -> tuple[str, str, str | None]:
+    """`fresh-10k`, `dino.py:Dino` and `dino.safetensors` of `fresh-10k@dino.py:Dino@dino.safetensors`.
+
+    Without an extractor of one's own the second part is empty; without weights the third is None.
+    """
+    base, _, rest = name.partition("@")
+    extractor, _, weights = rest.partition("@")
+    return base.strip(), extractor.strip(), weights.strip() or None
+
+
+def protocol_named(name: str) -> Protocol:
+    """A protocol by its name, or by NAME@EXTRACTOR[@WEIGHTS], the same images on features of a user's own.
+
+    Raises:
+        ValueError: there is none; one line.
+    """
+    base, extractor, weights = parts_of(name)
+    if base not in PROTOCOLS:
+        close = nearest(base, PROTOCOLS)
+        raise ValueError(f"{name[:200]!r} is unknown (known: {', '.join(PROTOCOLS)}){close}")
+    if "@" not in name:
+        return PROTOCOLS[base]
+    if not extractor or len(name) > 4000 or "\0" in name:
+        raise ValueError(
+            f"{name[:200]!r}: expected PROTOCOL@FILE.py:NAME, @MODULE:NAME or @FILE.pt, and @WEIGHTS if any"
+        )
+    if ":" not in extractor and not extractor.endswith(TORCHSCRIPT):
+        kinds = "FILE.py:NAME, MODULE:NAME or a TorchScript file (.pt)"
+        raise ValueError(f"{name[:200]!r}: {extractor[:100]} is no extractor; expected {kinds}")
+    named = extractor if weights is None else f"{extractor}@{weights}"
+    own = replace(PROTOCOLS[base], features="own", resize="tensorflow", isc_splits=10)
+    return replace(own, name=name, extractor=named, citation="features of your own")
+
+
+TORCHSCRIPT = (".pt", ".pth", ".ts")
+"""Endings of an extractor that is a file of TorchScript."""

@@ -26,11 +26,10 @@ from trainables.config.parts import (
     PositiveFloat,
     Probability,
 )
-from trainables.config.protocols import PROTOCOLS
+from trainables.config.protocols import protocol_named
 from trainables.plugins.installed import BUILT_IN
 from trainables.plugins.reference import is_reference, registered
 from trainables.results.schema import SETTING_NAMES
-from trainables.results.spelling import nearest
 
 MAX_UNFILLED = 1000
 """KL-EBM's entropy term starts once the buffer holds more images (improved_contrastive_divergence train.py:423)."""
@@ -317,10 +316,15 @@ class TrialConfig(Model):
     @classmethod
     def _known_protocols(cls, value: EvaluationConfig) -> EvaluationConfig:
         if isinstance(value.protocols, tuple):
-            for name in value.protocols:
-                if name not in PROTOCOLS:
-                    known = ", ".join(PROTOCOLS)
-                    raise ValueError(f"protocols: {name!r} is unknown (known: {known}){nearest(name, PROTOCOLS)}")
+            try:
+                own = [p for p in map(protocol_named, value.protocols) if p.features == "own"]
+            except ValueError as error:
+                raise ValueError(f"protocols: {error}") from None
+            if len({p.source for p in own}) < len(own):
+                raise ValueError(
+                    "protocols: a trial has one extractor of your own for the buffer and one for fresh chains; "
+                    "`mebm evaluate -p` takes any number afterwards"
+                )
         return value
 
     @field_validator("data_dir")

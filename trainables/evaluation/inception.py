@@ -78,6 +78,9 @@ class _OfCleanImages(torch.nn.Module):
 class Inception:
     """The feature network. `id`: name of the network, hash of its weights' file, and resizing if not the network's."""
 
+    what = "Inception"
+    """In messages."""
+
     def __init__(self, network: torch.nn.Module, identity: str) -> None:
         self._network, self.id = network, identity
 
@@ -94,7 +97,7 @@ class Inception:
             except torch.OutOfMemoryError as error:
                 if size == 1:
                     self.release()
-                    raise NoFeaturesError(f"no memory left on {device} for Inception's features") from error
+                    raise NoFeaturesError(f"no memory left on {device} for {self.what}'s features") from error
             size //= 2
             DISTANCES.clear()
             gc.collect()
@@ -104,7 +107,7 @@ class Inception:
         pools: list[Tensor] = []
         logits: list[Tensor] = []
         self._network.to(device)
-        with torch.no_grad(), precision_kept(), counted("scoring images with Inception", len(images)) as advance:
+        with torch.no_grad(), precision_kept(), counted(f"scoring images with {self.what}", len(images)) as advance:
             set_precision("fp32")  # whatever the trial's: a number must not depend on how its model was trained
             for group in images.split(max(1, _PER_COPY // size) * size):
                 found = []

@@ -21,11 +21,12 @@ from trainables.config.protocols import Protocol, Reference
 from trainables.data.cache import cache_dir, cache_lock, made_once
 from trainables.data.datasets import ImageData
 from trainables.evaluation.frechet import DISTANCES, MAX_DISTANCES, MIN_SAMPLES, FrechetToReference, Statistics
-from trainables.evaluation.inception import POOL_SIZE, Features, Inception, inception
+from trainables.evaluation.inception import Features, Inception, inception
+from trainables.evaluation.mmd import mmd, row_means, unit
 from trainables.evaluation.neighbours import density_and_coverage, memorisation
 from trainables.results.files import write_text
 
-SCORES = ("fid", "isc", "kid", "precision", "recall", "density", "coverage", "memorisation")
+SCORES = ("fid", "isc", "kid", "mmd", "precision", "recall", "density", "coverage", "memorisation")
 _KID = {"kid_subsets": 100, "verbose": False}
 KID_SUBSET_SIZE = 1000
 """Of torch-fidelity; smaller where there are fewer images."""
@@ -53,7 +54,7 @@ class ReferenceCache:
     """Statistics and features of a protocol's reference images, which are files of the cache."""
 
     def __init__(self, data: ImageData, protocol: Protocol, network: Inception, device: torch.device) -> None:
-        self._data, self._protocol, self._network, self._device = data, protocol, network, device
+        self._data, self._protocol, self._network, self.device = data, protocol, network, device
         count = "all" if protocol.reference_count is None else f"{protocol.reference_count}s{protocol.seed}"
         which = protocol.reference.replace("+", "-and-")
         mark = f"{data.fingerprint}-{len(data.images)}"
@@ -67,7 +68,7 @@ class ReferenceCache:
     def of(self, reference: Reference) -> ReferenceCache:
         """That of other images of the data set, all of them."""
         whole = replace(self._protocol, reference=reference, reference_count=None)
-        return ReferenceCache(self._data, whole, self._network, self._device)
+        return ReferenceCache(self._data, whole, self._network, self.device)
 
     def statistics(self) -> Statistics:
         """`mu` and `sigma` of FID."""
@@ -75,11 +76,11 @@ class ReferenceCache:
 
     def frechet(self) -> FrechetToReference:
         """The distance to these images; the decomposition is kept by the process."""
-        place = (self.id, str(self._device))
+        place = (self.id, str(self.device))
         if place not in DISTANCES:
             while len(DISTANCES) >= MAX_DISTANCES:
                 del DISTANCES[next(iter(DISTANCES))]
-            DISTANCES[place] = FrechetToReference(self.statistics(), self._device)
+            DISTANCES[place] = FrechetToReference(self.statistics(), self.device)
         return DISTANCES[place]
 
     def measure(self, pool: Tensor) -> tuple[float, float | None]:
@@ -94,11 +95,20 @@ class ReferenceCache:
         """Features for KID, precision and recall: float32 (n, 2048)."""
         return torch.from_numpy(self._kept("features", lambda: {"pool": self._features().pool.numpy()})["pool"])
 
+    def kernel_mean(self) -> float:
+        """MMD's mean kernel within these images."""
+
+        def compute() -> Statistics:
+            x = unit(self.pool().to(self.device))
+            return {"mean": row_means(x, x).mean().cpu().numpy()}
+
+        return float(self._kept("kernel", compute)["mean"])
+
     def _features(self) -> Features:
         if self._taken is None:  # statistics and features may both be missing
             p = self._protocol
             images = reference_images(self._data, p.reference, p.reference_count, p.seed)
-            self._taken = self._network.features(images, self._device)
+            self._taken = self._network.features(images, self.device)
         return self._taken
 
     def _kept(self, kind: str, compute: Callable[[], Statistics]) -> Statistics:
@@ -146,21 +156,33 @@ def inception_scores(
     protocol: Protocol,
     wanted: Sequence[str] = ("fid", "isc"),
     features: Features | None = None,
+    network: Inception | None = None,
 ) -> InceptionScores:
     """Score uint8 images (N, C, H, W), chosen and rounded as the protocol says, by their `features`, if taken already.
 
-    NoFeaturesError: no weights, or no memory for them.
+    `network` is another than Inception; its Frechet distance is called `fd`. NoFeaturesError: no weights, or no memory.
     """
-    network = inception(protocol.resize)
+    network = network or inception(protocol.resize)
     cache = ReferenceCache(data, protocol, network, device)
     if len(images) < 2:
-        return InceptionScores({}, len(images), cache.id, f"no FID: {len(images)} image(s) left to score")
+        return InceptionScores(
+            {},
+            len(images),
+            cache.id,
+            f"no {'FD' if protocol.extractor else 'FID'}: {len(images)} image(s) left to score",
+        )
     values, errors = _measured(features or network.features(images, device), cache, protocol, wanted)
     finite = {name: float(value) for name, value in values.items() if np.isfinite(value)}
     remarks = []
     if missing := [name for name in wanted if name not in finite]:
-        names = " and ".join({"fid": "FID", "isc": "IS", "kid": "KID"}.get(name, name) for name in missing)
-        remarks.append(f"no {names}: torch-fidelity gave NaN (do the weights hold the classifier?)")
+        short = {"fid": "FID", "isc": "IS", "kid": "KID", "fd": "FD", "mmd": "MMD"}
+        names = " and ".join(short.get(name, name) for name in missing)
+        why = (
+            "the features are not finite"
+            if protocol.extractor
+            else "torch-fidelity gave NaN (do the weights hold the classifier?)"
+        )
+        remarks.append(f"no {names}: {why}")
     if cache.poisoned:
         remarks.append("cached reference features were damaged and have been made again")
     known = {name: e for name, e in errors.items() if name in finite and e is not None and np.isfinite(e)}
@@ -177,13 +199,13 @@ def _measured(
 
     values: dict[str, float] = {}
     errors: dict[str, float | None] = {}
-    if "fid" in wanted:
+    for name in {"fid", "fd"} & {*wanted}:
         if len(found) >= MIN_SAMPLES:
-            values["fid"], errors["fid"] = cache.measure(found.pool)
-        if len(found) <= POOL_SIZE:
+            values[name], errors[name] = cache.measure(found.pool)
+        if len(found) <= found.pool.shape[1]:
             # A singular covariance makes the library's eigenvalues noise around zero, which its number contains.
             result = fid_statistics_to_metric(fid_statistics(found.pool), cache.statistics(), False)
-            values["fid"] = result["frechet_inception_distance"]
+            values[name] = result["frechet_inception_distance"]
     if "isc" in wanted:
         splits = min(protocol.isc_splits, len(found))
         result = isc_features_to_metric(found.logits, splits=splits, shuffle=True, rng_seed=protocol.seed)
@@ -195,6 +217,9 @@ def _measured(
         options = {"kid_subset_size": min(KID_SUBSET_SIZE, len(found), len(pool)), "rng_seed": protocol.seed}
         result = kid_features_to_metric(found.pool, pool, **_KID, **options)
         values |= {n: result[f"kernel_inception_distance_{k}"] for n, k in (("kid", "mean"), ("kid_sd", "std"))}
+    if "mmd" in wanted:
+        on_device = (found.pool.to(cache.device), cache.pool().to(cache.device))
+        values["mmd"], errors["mmd"] = mmd(*on_device, cache.kernel_mean())
     if "precision" in wanted or "recall" in wanted:
         result = prc_features_to_metric(found.pool, cache.pool(), **_PRC)
         values |= {name: float(result[name]) for name in ("precision", "recall") if name in wanted}
@@ -205,6 +230,28 @@ def _measured(
         train, held_out = (cache.of(reference).pool() for reference in ("train", "test"))
         values["memorisation"], errors["memorisation"] = memorisation(train, held_out, found.pool, protocol.seed)
     return values, errors
+
+
+def loaded(protocol: Protocol, network: Inception) -> Protocol:
+    """A protocol on features of a user's own, with the extractor's id in its name and its digest."""
+    return replace(protocol, name=f"{protocol.name.partition('@')[0]}@{network.id}", extractor=network.id)
+
+
+def own_metrics_of(wanted: Sequence[str]) -> tuple[str, ...]:
+    """What is taken on an extractor of a user's own where these are wanted: FD and MMD stand for FID and IS."""
+    return tuple(dict.fromkeys(("fd", "mmd", *(name for name in wanted if name not in ("fid", "isc")))))
+
+
+def own_scores(
+    images: Tensor,
+    data: ImageData,
+    device: torch.device,
+    protocol: Protocol,
+    network: Inception,
+    wanted: Sequence[str] = (),
+) -> InceptionScores:
+    """As `inception_scores`, on the features of a user's own extractor: FD, MMD, and what else is wanted."""
+    return inception_scores(images, data, device, protocol, own_metrics_of(wanted), None, network)
 
 
 def shared_scores(images: Tensor, data: ImageData, device: torch.device, protocol: Protocol) -> InceptionScores:

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from trainables.config.protocols import PROTOCOLS, Protocol
+from trainables.config.protocols import Protocol, protocol_named
 from trainables.config.trial import TrialConfig
 from trainables.data.datasets import ImageData, to_float
 from trainables.evaluation.own_metric import MetricContext, OwnMetric
@@ -31,7 +31,7 @@ def protocols_for(config: TrialConfig, shape: tuple[int, int, int]) -> tuple[Pro
             wanted = ("small-buffer", "small-fresh")
         else:
             wanted = (config.method_args.protocol, "fresh-10k")
-    chosen = [PROTOCOLS[name] for name in wanted]
+    chosen = [protocol_named(name) for name in wanted]
     return tuple(p for p in chosen if p.source in config.method_args.sources(config))
 
 

@@ -180,7 +180,7 @@ def model_outputs(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, but is {batch_size}")
     model, classifies = saved.model, saved.config.classifies
-    with _norms(model, norm_mode):
+    with norms(model, norm_mode):
         parts = [
             (model.logits(x) if classifies else -saved.energy(x)).cpu().double()
             for x in map(saved.inputs, images.split(batch_size))
@@ -193,7 +193,7 @@ def model_outputs(
 
 
 @contextmanager
-def _norms(model: nn.Module, mode: NormMode) -> Iterator[None]:
+def norms(model: nn.Module, mode: NormMode) -> Iterator[None]:
     """No gradients, and the model in eval mode, or in eval mode but for its batch norms; put back afterwards."""
     if mode not in get_args(NormMode):
         raise ValueError(f"norm_mode must be one of {', '.join(get_args(NormMode))}, but is {mode!r}")

@@ -188,6 +188,39 @@ def bind(name: str) -> tuple[str, Bundle | None]:
     return short(name), bundle
 
 
+def named_file(place: str) -> Path:
+    """A file that the user's config or command names, relative to the config or the working directory.
+
+    Raises:
+        ValueError: there is none; one line.
+    """
+    folders = _HERE.folders or (Path.cwd(),)
+    found = next((path for f in folders if (path := f / Path(place).expanduser()).is_file()), None)
+    if found is None:
+        where = "" if Path(place).is_absolute() else f" in {' or '.join(map(str, folders))}"
+        raise ValueError(f"there is no file {_cut(place)}{where}")
+    return found.resolve()
+
+
+def check_trusted(file: Path, code: str) -> None:
+    """Whether a file that holds code, of this hash, may run: the user named it here, or has run it before.
+
+    Raises:
+        NotTrustedError: neither.
+    """
+    if not trusted(code):
+        if not (_HERE.folders or _HERE.anything):
+            raise NotTrustedError(f"{file} holds code that you have not run on this machine; --trust-code runs it")
+        trust(code)
+
+
+def code_hash(name: str) -> str:
+    """A hash of the code behind a reference. Raises ValueError: see `find`."""
+    place, _ = split(name)
+    bundle = find(place)
+    return bundle.hash if bundle is not None else print_hash(fingerprint(place))
+
+
 def find(place: str) -> Bundle | None:
     """The files behind a reference's part before the colon; None for a module that Python imports by itself.
 

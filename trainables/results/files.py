@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
 import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from itertools import takewhile
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -29,6 +31,18 @@ class UnsafePathError(OSError):
 
     def __init__(self, path: Path | str, reason: str, number: int = errno.EPERM) -> None:
         super().__init__(number, reason, str(path))
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file in hexadecimal digits; taken once per process of a file that stays as it is."""
+    found = path.stat()
+    return _file_hash(path, found.st_mtime_ns, found.st_size, found.st_ino)
+
+
+@lru_cache(maxsize=64)
+def _file_hash(path: Path, *_: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_name(name: object, where: Path | str) -> str:

@@ -333,9 +333,8 @@ EVALUATION_COLUMNS: tuple[Column, ...] = (
     Column(
         "metric",
         "string",
-        "fd, fid, isc, kid, precision, recall, density, coverage, memorisation, fid_infinity, accuracy, ece, "
-        "auroc_...; isc_sd and kid_sd are "
-        "torch-fidelity's own, over splits and subsets",
+        "fd, fid, isc, kid, mmd, precision, recall, density, coverage, memorisation, fid_infinity, accuracy, ece, "
+        "auroc_..., robust_accuracy_NORM_RADIUS; isc_sd and kid_sd are torch-fidelity's own, over splits and subsets",
     ),
     Column("value", "float64", "the number"),
     Column("low", "float64", "lower end of its 95% interval over draws of the samples; null where none was taken"),

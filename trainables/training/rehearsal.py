@@ -12,10 +12,13 @@ from torch.func import functional_call
 
 from trainables.config.arguments import is_own
 from trainables.config.dataset import DatasetInfo
+from trainables.config.protocols import protocol_named
 from trainables.config.trial import TrialConfig
 from trainables.data.datasets import ImageData, to_float
 from trainables.data.pixels import RANGES
 from trainables.data.subset import training_images
+from trainables.evaluation.inception import NoFeaturesError
+from trainables.evaluation.own_features import own_extractor
 from trainables.evaluation.own_metric import MetricContext, own_metrics
 from trainables.evaluation.scores import frozen_statistics, to_uint8
 from trainables.networks.energy_model import EnergyModel
@@ -35,7 +38,8 @@ def has_own_parts(config: TrialConfig) -> bool:
     """Whether a part of a trial is a user's own."""
     named = (("network", config.network), ("initial", config.initial), ("dataset", config.dataset))
     optimiser = is_own("optimiser", config.optimiser)
-    return optimiser or bool(config.evaluation.metrics) or any(is_own(part, name) for part, name in named)
+    own = bool(config.evaluation.metrics) or bool(_extractors(config))
+    return optimiser or own or any(is_own(part, name) for part, name in named)
 
 
 def rehearse(config: TrialConfig, data: ImageData | None = None) -> list[str]:
@@ -62,6 +66,7 @@ def rehearse(config: TrialConfig, data: ImageData | None = None) -> list[str]:
         build_initial(config.initial, data, 0.0, arguments=config.initial_args).sample(2, random)
     if is_own("optimiser", config.optimiser):
         check_optimiser(config.optimiser, config.optimiser_args)
+    check_extractors(config, data)
     check_metrics(config, data)
     return [*remarks, *heard()]
 
@@ -150,6 +155,26 @@ def _checked_on_gpu(config: TrialConfig, model: EnergyModel, shape: tuple[int, i
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return dict(model.named_parameters()) | dict(model.named_buffers())
+
+
+def _extractors(config: TrialConfig) -> list[str]:
+    names = config.evaluation.protocols
+    found = [protocol_named(name).extractor for name in names] if isinstance(names, tuple) else []
+    return [name for name in found if name is not None]
+
+
+def check_extractors(config: TrialConfig, data: ImageData) -> None:
+    """Take features of the first training images by every extractor of a user's own.
+
+    Raises:
+        ValueError: one cannot be loaded, or gives no features.
+    """
+    images = to_uint8(_images(data), "round")
+    for name in _extractors(config):
+        try:
+            own_extractor(name).features(images, images.device)
+        except NoFeaturesError as error:
+            raise ValueError(str(error)) from error
 
 
 def check_metrics(config: TrialConfig, data: ImageData) -> None:

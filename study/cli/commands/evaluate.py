@@ -35,14 +35,16 @@ class Evaluate:
       mebm evaluate results/quickstart -p small-buffer -p small-fresh
       mebm evaluate results/NAME --model best -p fresh-10k --metrics fid,kid
       mebm evaluate results/NAME/models/t0003.pt -p hybrid --outside cifar100
+      mebm evaluate results/NAME --model best -p hybrid --attack linf:8/255 --attack l2:0.5
     """
 
     path: Path | str = argument(type=PLACE, metavar="CHECKPOINT|STUDY")
     protocols: tuple[str, ...] = option(
-        "A protocol of `mebm methods`, or hybrid.", "--protocol", "-p", multiple=True, metavar="P"
-    )
+        "A protocol of `mebm methods`, or hybrid; PROTOCOL@FILE.py:NAME[@WEIGHTS]: on features of your own.",
+        "--protocol", "-p", multiple=True, metavar="P",
+    )  # fmt: skip
     metrics: str = option(
-        "Of fid, isc, kid, precision, recall, density, coverage, memorisation; for protocols on Inception.",
+        "Of fid, isc, kid, mmd, precision, recall, density, coverage, memorisation; not for small ones.",
         default="fid,isc",
     )
     which: str = option("Of a study's trials.", "--model", type=click.Choice(["last", "best", "all"]), default="last")
@@ -52,6 +54,10 @@ class Evaluate:
     )
     steps: int | None = option("Langevin steps of fresh chains. Default: the trial's.", type=click.IntRange(min=0))
     outside: tuple[str, ...] = option("Another data set for the AUROC of hybrid.", multiple=True, metavar="NAME[=DIR]")
+    attacks: tuple[str, ...] = option(
+        "Accuracy of hybrid under PGD, pixels in 0..1: linf:8/255, l2:0.5,steps=50,step=0.02,restarts=5,images=1000.",
+        "--attack", multiple=True, metavar="NORM:RADIUS",
+    )  # fmt: skip
     norm: str = option("Batch norm's mode in hybrid.", type=click.Choice(["eval", "train"]), default="eval")
     data_dir: Path | None = option("Where the images are now.", type=PATH)
     trust_code: bool = trust_option()
@@ -61,6 +67,7 @@ class Evaluate:
 
     def __call__(self) -> None:
         from study.models import evaluate as rescoring
+        from study.models.protocols import load_own
         from study.remote.copies import local_copy
         from trainables.evaluation.inception_scores import SCORES
 
@@ -68,15 +75,18 @@ class Evaluate:
             raise UserError("--protocol: name at least one, for example -p small-buffer (see `mebm methods`)")
         path = local_copy(self.path, models=True)
         targets = rescoring.find_targets(path, self.which)
+        names, own = load_own(rescoring.parse_protocols(self.protocols))
         request = rescoring.Request(
-            protocols=rescoring.parse_protocols(self.protocols),
+            protocols=names,
             metrics=parse_choices("--metrics", self.metrics, SCORES),
             confidence=self.confidence,
             seed=self.seed,
             steps=self.steps,
             outside=rescoring.parse_outside(self.outside),
             norm_mode=self.norm,
+            attacks=rescoring.parse_attacks(self.attacks),
             data_dir=str(self.data_dir.resolve()) if self.data_dir else None,
+            own=own,
         )
         target = self.out or rescoring.default_out(path)
         shown = StudyConsole()

@@ -25,12 +25,19 @@ class Score:
     \b
     Examples:
       mebm score ddpm.npz -p fresh-50k --as DDPM --reference cifar10
+      mebm score ddpm.npz -p fresh-50k@dino.py:Dino@dinov2.pth --as DDPM
       mebm score seed0/ seed1/ -p fresh-10k --as "Residual Flow"
       mebm tables results/scores results/NAME
     """
 
     images: tuple[Path, ...] = argument(type=PATH, nargs=-1, required=True, metavar="IMAGES...")
-    protocols: tuple[str, ...] = option("A protocol of `mebm methods`.", "--protocol", "-p", multiple=True, metavar="P")
+    protocols: tuple[str, ...] = option(
+        "A protocol of `mebm methods`; PROTOCOL@FILE.py:NAME[@WEIGHTS]: on features of your own.",
+        "--protocol",
+        "-p",
+        multiple=True,
+        metavar="P",
+    )
     model: str = option(
         "The model that made them, as its row is called; any other name is scored, and in no row.",
         "--as", required=True, metavar="NAME",
@@ -38,7 +45,7 @@ class Score:
     reference: str = option("Data set to compare with.", default="cifar10", metavar="DATASET")
     data_dir: Path | None = option("Where its images are.", type=PATH)
     metrics: str = option(
-        "Of fid, isc, kid, precision, recall, density, coverage, memorisation; for protocols on Inception.",
+        "Of fid, isc, kid, mmd, precision, recall, density, coverage, memorisation; not for small ones.",
         default="fid,isc",
     )
     pixel_range: str = option(
@@ -52,21 +59,20 @@ class Score:
     def __call__(self) -> None:
         from analysis.results.published import published_models
         from study.display.console import StudyConsole
+        from study.models.protocols import check_protocols, load_own
         from study.models.score import ScoreRequest, score
-        from trainables.config.protocols import PROTOCOLS
         from trainables.evaluation.inception_scores import SCORES
 
         known = published_models()
         model = next((name for name in known if name.lower() == self.model.strip().lower()), self.model.strip())
         if not model:
             raise UserError("--as: name the model that made the images")
-        for name in self.protocols:
-            if name not in PROTOCOLS:
-                raise UserError(f"--protocol {name}: unknown{nearest(name, PROTOCOLS)}; known: {', '.join(PROTOCOLS)}")
+        names = check_protocols(self.protocols)
         if not self.protocols:
             raise UserError("--protocol: name at least one, for example -p fresh-10k (see `mebm methods`)")
         metrics = parse_choices("--metrics", self.metrics, SCORES)
-        request = ScoreRequest(model, tuple(dict.fromkeys(self.protocols)), metrics, self.pixel_range)  # type: ignore[arg-type]
+        names, own = load_own(names)
+        request = ScoreRequest(model, names, metrics, self.pixel_range, own)  # type: ignore[arg-type]
         shown = StudyConsole()
         data = self._data()
         with shown.bar(len(self.images) * len(request.protocols)) as advance:

@@ -165,6 +165,38 @@ def test_hybrid_numbers(folders: dict[str, Path], tmp_path: Path) -> None:
     assert [r["metric"] for r in json.loads(energy.stdout)["rows"]] == ["auroc_log_p_digits"]
 
 
+def test_accuracy_under_attack_is_a_row_of_hybrid(folders: dict[str, Path], tmp_path: Path) -> None:
+    told = ("-p", "hybrid", "--attack", "linf:8/255,steps=5,images=100", "--attack", "l2:0.5,steps=5", "--json")
+    result = run(folders["m-jem"], *told, "--out", tmp_path / "e.parquet")
+    assert result.exit_code == 0, result.output
+    rows = {r["metric"]: r for r in json.loads(result.stdout)["rows"]}
+    linf, l2 = rows["robust_accuracy_linf_0.0313725"], rows["robust_accuracy_l2_0.5"]
+    assert linf["reference"] == "test-100-pgd-linf-0.0313725-5x0.0156863-restarts1" and linf["samples"] == 100
+    assert l2["samples"] == 360 and l2["value"] <= rows["accuracy"]["value"] and l2["low"] <= l2["value"] <= l2["high"]
+    energy = run(folders["m-ebm"], *told, "--out", tmp_path / "e.parquet")
+    remarks = [r["remark"] for r in json.loads(energy.stdout)["rows"]]
+    assert remarks == ["m-ebm has no trained class head to attack"] * 2
+    for wrong, said in (("l1:1", "begins with 'l1'"), ("l2:0.5,steps=6", "given twice")):
+        refused = run(folders["m-jem"], "-p", "hybrid", "--attack", "l2:0.5", "--attack", wrong)
+        assert isinstance(refused.exception, UserError) and said in str(refused.exception)
+
+
+def test_models_are_scored_on_features_of_ones_own(folders: dict[str, Path], tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("nets.py").write_text("def mean():\n    return lambda images: images.float().mean((2,))[:, 0]\n")
+    told = (folders["m-ebm"], "-p", "small-buffer@nets.py:mean", "--out", "e.parquet", "--json")
+    result = run(*told)
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)["rows"]
+    assert [r["metric"] for r in rows] == ["fd", "mmd"] and all(r["value"] > 0 and r["se"] > 0 for r in rows)
+    (name,) = {r["protocol"] for r in rows}
+    assert name.startswith("small-buffer@nets.py:mean-") and all(name.partition("@")[2] in r["reference"] for r in rows)
+    before = Path("e.parquet").read_bytes()
+    assert run(*told).exit_code == 0 and Path("e.parquet").read_bytes() == before, "not taken twice"
+    Path("nets.py").write_text("def mean():\n    return lambda images: images.float().mean((3,))[:, 0]\n")
+    assert {r["protocol"] for r in json.loads(run(*told).stdout)["rows"]}.isdisjoint({name}), "other code, other number"
+
+
 def test_what_cannot_be_scored_says_so(folders: dict[str, Path], tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("MEBM_INCEPTION_WEIGHTS", str(tmp_path / "none.pth"))
     result = run(folders["softmax"], "-p", "small-fresh", "--out", tmp_path / "e.parquet")

@@ -503,6 +503,7 @@ def test_any_changed_field_is_another_protocol() -> None:
         "isc_splits": 2,
         "seed": 1,
         "resize": "clean-fid",
+        "extractor": "dino.py:Dino",
     }
     assert set(other) == {f.name for f in fields(Protocol)} - {"name", "citation"}
     digests = {replace(base, **{name: value}).digest for name, value in other.items()}

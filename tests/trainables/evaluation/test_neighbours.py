@@ -28,6 +28,14 @@ def test_density_and_coverage_are_those_of_loops(shift: float, monkeypatch: pyte
         assert found == (0, 0)
 
 
+def test_density_and_coverage_are_those_of_prdc() -> None:
+    """Frozen: `compute_prdc(real, fake, nearest_k=5)` of prdc, the metrics' authors' package."""
+    random = np.random.default_rng(7)
+    real, fake = random.normal(size=(200, 16)), random.normal(size=(150, 16)) * 0.9 + 0.2
+    found = density_and_coverage(torch.from_numpy(real), torch.from_numpy(fake))
+    assert found == pytest.approx((1.3866666666666667, 0.92), abs=1e-12)
+
+
 def test_equal_distributions_have_density_one_and_known_coverage() -> None:
     random = torch.Generator().manual_seed(0)
     real, fake = (torch.randn(2000, 8, generator=random) for _ in range(2))

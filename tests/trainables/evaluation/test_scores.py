@@ -18,6 +18,7 @@ from filelock import FileLock
 from PIL import Image
 from torch import Tensor, nn
 
+from trainables.config.protocols import PROTOCOLS
 from trainables.config.trial import TrialConfig
 from trainables.data.datasets import ImageData, load_dataset, to_float
 from trainables.evaluation import inception
@@ -26,7 +27,6 @@ from trainables.evaluation import small_features as features
 from trainables.evaluation.frechet import frechet_distance, sampling_error, statistics
 from trainables.evaluation.inception import INCEPTION_VARIABLE
 from trainables.evaluation.scores import (
-    PROTOCOLS,
     Samples,
     Scores,
     accuracy,

@@ -11,10 +11,12 @@ from trainables.results.schema import EPOCH_COLUMNS, METRIC_BY_NAME, METRICS, RA
 
 def test_the_metrics_and_their_order() -> None:
     names = ["fd_buffer", "fd_fresh", "fid_buffer", "fid_fresh", "isc_buffer", "isc_fresh", "accuracy"]
+    names += [f"extractor_{name}_{source}" for name in ("fd", "mmd") for source in ("buffer", "fresh")]
     assert [m.name for m in METRICS] == [*METRIC_BY_NAME] == names
     assert [c.name for c in EPOCH_COLUMNS if c.name in METRIC_BY_NAME] == names
-    assert RANKING == ("fid_buffer", "fd_buffer", "fid_fresh", "fd_fresh", "accuracy")
-    assert [m.sign for m in METRICS] == [1, 1, 1, 1, -1, -1, -1]
+    distances = [f"{name}_{source}" for source in ("buffer", "fresh") for name in ("fid", "fd", "extractor_fd")]
+    assert (*distances, "accuracy") == RANKING
+    assert [m.sign for m in METRICS] == [1, 1, 1, 1, -1, -1, -1, 1, 1, 1, 1]
 
 
 def test_records_are_found_without_torch() -> None:

@@ -29,5 +29,5 @@ def measure(trained: Trained) -> Scores | None:
 
 _MEANING = "test accuracy of the class head, eval-mode norm"
 METRICS = (
-    Metric("accuracy", "accuracy", "maximize", _MEANING, measure, "fraction", rank=5, place=4, digits=3, added=0),
+    Metric("accuracy", "accuracy", "maximize", _MEANING, measure, "fraction", rank=7, place=4, digits=3, added=0),
 )

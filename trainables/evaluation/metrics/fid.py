@@ -29,6 +29,6 @@ def measure(samples: Samples) -> Scores:
 
 _FID, _ISC = "Frechet inception distance of {}", "inception score of {}"
 METRICS = (
-    *of_samples("fid", "FID", "minimize", _FID, measure, (1, 3), features="inception", place=2, added=0),
+    *of_samples("fid", "FID", "minimize", _FID, measure, (1, 4), features="inception", place=2, added=0),
     *of_samples("isc", "IS", "maximize", _ISC, measure, features="inception", place=3, added=0),
 )
