@@ -55,7 +55,7 @@ class PolicyConfig(Part):
     trial: dict[str, Any] = Field(default_factory=dict)
     """divergence alone."""
     search: _Start = Field(default_factory=_Start)
-    seeds: tuple[int, ...] | None = None
+    seeds: tuple[int, ...] | None = Field(None, min_length=1, max_length=100_000)
     """Seeds of those recorded; null: all."""
     objectives: tuple[Objective, ...] | None = Field(None, min_length=1, max_length=20)
     """The first one is what the best is the best of; null: the study's."""
