@@ -29,6 +29,7 @@ RECORDED = "recorded"
 _CHANGED = ("trial.divergence", "search.start", "seeds", "objectives", "budget", "pruning", "run.max_concurrent")
 _NO_REPLAY = {
     "budget.deadline": "is a date, and a replay has none; give hours",
+    "pruning.seeds": "cannot be replayed: which seeds run is the search's decision, not a trial's course",
     "rescue": "cannot be replayed: what a trial does after a change of its settings was never recorded",
     "trial.divergence.collapse_ratio": "judges a trial's last samples; a replay keeps that verdict",
 }
@@ -124,7 +125,8 @@ def make_policy(
     return _checked(policy, recorded, source)
 
 
-def _at(values: Any, key: str) -> Any:
+def at(values: Any, key: str) -> Any:
+    """What a nested configuration has under a dotted key; None where there is nothing."""
     for name in key.split("."):
         values = values.get(name) if isinstance(values, Mapping) else None
     return values
@@ -158,8 +160,8 @@ def _short(values: dict[str, Any], kind: str) -> dict[str, Any]:
 def _refuse_others(values: Mapping[str, Any], study: Mapping[str, Any], source: str) -> None:
     """Refuse what a replay cannot change; a study's own YAML may be given, where it says what was recorded."""
     for key, reason in _NO_REPLAY.items():
-        given, there = _at(values, key), _at(study, key)
-        if given is not None and not _within(given, there):
+        given, there = at(values, key), at(study, key)
+        if given not in (None, "all") and not _within(given, there):
             raise UserError(f"{source}: {key}: {reason}")
     for key, value in values.items():
         if not isinstance(key, str) or key not in (StudyConfig.model_fields | PolicyConfig.model_fields):

@@ -13,7 +13,7 @@ from analysis.detector.replay import recorded as read_recordings
 from analysis.stats.survival.rates import wilson
 from analysis.stats.tradeoff.policies import PolicySummary, best_share, summarise
 from study.replay.detection import End, end_of
-from study.replay.policy import Policy
+from study.replay.policy import Policy, at
 from study.replay.simulate import Course, Played, simulate
 from study.replay.trajectory import IMPORTED, Recorded, Trajectory, signals_of
 from trainables.results.schema import Outcome
@@ -248,11 +248,20 @@ def _notes(recorded: Recorded, policy: Policy, ends: Mapping[str, End], summary:
     metric = policy.rules.metric
     if policy.rules.pruning.rule != "none" and metric is not None and not _can_prune(recorded, metric):
         notes.append(f"{policy.name}: {metric} was scored at the last epoch alone, so nothing can be pruned by it")
-    if isinstance(recorded.manifest.get("config"), Mapping) and recorded.manifest["config"].get("rescue"):
-        notes.append("rescues are left out: every trial ends at its first bad end, as the study was without them")
+    for key, note in _LEFT_OUT.items():
+        if at(recorded.manifest.get("config"), key) not in (None, [], "all"):
+            notes.append(note)
     if recorded.kind == IMPORTED:
         notes.append("an import: epochs are the smallest distance between two scores, and rules count its records")
     return notes
+
+
+_LEFT_OUT = {
+    "rescue": "rescues are left out: every trial ends at its first bad end, as the study was without them",
+    "pruning.seeds": "seeds that the study gave up were never recorded; a policy has those that ran",
+    "search.from": "the curves of earlier studies, from which pruning learnt, are left out",
+}
+"""What a study may have had and a replay has not, by the key of its configuration."""
 
 
 def _can_prune(recorded: Recorded, metric: str) -> bool:

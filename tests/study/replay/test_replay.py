@@ -219,6 +219,7 @@ def test_one_score_per_trial_prunes_nothing_and_says_so(recorded):
         ({"search": {"sampler": "tpe"}}, "search.sampler: is grid in what was recorded"),
         ({"search": {"start": [{"K": 3}]}}, "search.start: no recorded trial has"),
         ({"seeds": [7]}, "seeds: 7 was not recorded; recorded: 0, 1, 2"),
+        ({"pruning": {"seeds": "wilcoxon"}}, "pruning.seeds: cannot be replayed"),
         ({"seeds": "all"}, "seeds"),
         ({"seeds": []}, "seeds"),
         ({"trial": {"network": "evil.py:Net"}}, "trial.network: is conv-16 in what was recorded"),
