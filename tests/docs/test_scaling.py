@@ -15,7 +15,7 @@ PUBLISHED = ROOT / "results" / "published" / "digits_scaling"
 
 
 def _found() -> Scaling:
-    return scaling(load(PUBLISHED), predict=(64,))
+    return scaling(load(PUBLISHED), hold_out=(64,))
 
 
 def test_the_table_of_widths_is_that_of_the_published_studies() -> None:
