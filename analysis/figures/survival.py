@@ -112,13 +112,13 @@ def _hazard_data(study: Study) -> Iterator[Part]:
         yield Part(rates, caption, f"analysis.survival.hazard(trials, {by!r})", given=by, how=how)
 
 
-def draw_survival(trials: pd.DataFrame, by: str, tested: bool = True) -> go.Figure:
+def draw_survival(trials: pd.DataFrame, by: str, tested: bool = True, *, collapse_is_event: bool = False) -> go.Figure:
     """Survival curves by the values of a field with their 95% bands; a tick marks a censored trial.
 
     `tested` writes the log-rank test of two groups into the figure: right for a field that was chosen before the trials
     were seen, or is named among all (`analysis.claims`).
     """
-    curves = estimates.survival_by(trials, by)
+    curves = estimates.survival_by(trials, by, collapse_is_event=collapse_is_event)
     across, start = _time_axis(trials)
     figure = go.Figure()
     for index, curve in enumerate(curves):

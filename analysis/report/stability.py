@@ -19,7 +19,7 @@ from trainables.results.schema import CAUSE_TEXT, Cause
 NOTHING = "–"
 _SETTINGS = 15
 """Most settings in the table of compute."""
-_PARTS = ("useful", "diverged", "collapsed", "failed", "open", "evaluation", "replayed", "lost", "other")
+_PARTS = ("useful", "diverged", "collapsed", "rescues", "failed", "open", "evaluation", "replayed", "lost", "other")
 
 
 @dataclass(frozen=True)

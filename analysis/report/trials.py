@@ -130,6 +130,7 @@ def trial_table(results: Results, study: str) -> dict[str, Any]:
     rows = [[cells[i][1:] for i in kept] for cells in table]
     marks = [
         ("*", "* best value before the trial ended."),
+        ("↻", "↻ rescued: how often, and how the last rescue ended; the other columns are of the trial before that."),
         ("±", "± standard error of the score by its own sampling."),
     ]
     note = " ".join(words for mark, words in marks if any(mark in cell for row in rows for cell, _ in row))
@@ -146,6 +147,7 @@ def _cells(t: Trial, fields: Sequence[str], metrics: Sequence[Metric]) -> list[t
         ("Seed", text(t["seed"]), t["seed"]),
         ("Outcome", t["outcome"], t["outcome"]),
         ("Cause", cause, cause),
+        ("Rescued", f"↻ {t['rescues']}: {t['rescued']}" if t["rescues"] else NOTHING, t["rescues"]),
         ("Alarm", or_dash(t["alarm_iteration"]), t["alarm_iteration"]),
         ("Iterations", f"{or_dash(done)} of {or_dash(t['iterations_planned'])}", done),
         *((f"best {m.label}", *_best(t, m)) for m in metrics),

@@ -132,6 +132,8 @@ def _about_epochs(trials: pd.DataFrame, epochs: pd.DataFrame, path: Path) -> lis
     last = trials["trial_id"].map(each.max()).fillna(-1)
     # Epochs of a script or of a recorded run begin at 1: nobody scored it untrained.
     first = trials["config"].str.contains('"kind": "', regex=False).fillna(False).astype(int)
+    # Those of a rescue at the epoch after its healthy state.
+    first = first.where(trials["rescue"].isna(), trials["trial_id"].map(each.min()).fillna(0).astype(int))
     gaps = trials["trial_id"].map(each.nunique()).fillna(0) < last + 1 - first
     over = trials["outcome"].isin(_OVER)
     short = trials["trial_id"][gaps | (over & (done > last) & (done > 0))]

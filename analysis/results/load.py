@@ -50,12 +50,14 @@ class Results:
     """Everything measured in one or many studies.
 
     Attributes:
-        trials: One row per trial, `TRIAL_COLUMNS`.
+        trials: One row per trial of the search, `TRIAL_COLUMNS`. One that was rescued stands here as it first ended.
         epochs: One row per trial, epoch and attempt, `EPOCH_COLUMNS`.
         manifests: A study's name to the content of its `manifest.json`.
         folders: A study's name to its folder; of one in a store, to a temporary copy that lives as long as this object.
         bench: One row per timed implementation of `mebm bench`, `BENCH_COLUMNS`.
         scores: One row per image set, protocol and metric of `mebm score`, `SCORE_COLUMNS`.
+        rescues: One row per rescue, `TRIAL_COLUMNS`: what a study's `rescue` made of trials that had ended badly.
+        rescue_epochs: Their epochs, `EPOCH_COLUMNS`.
         notes: What was left out or cannot be relied on, a line each, also a warning of the logger `mebm`; more come
             when signals or samples are read that are damaged.
     """
@@ -66,6 +68,8 @@ class Results:
     folders: dict[str, Path]
     bench: pd.DataFrame = dataclasses.field(default_factory=lambda: empty_frame(schema.BENCH_COLUMNS))
     scores: pd.DataFrame = dataclasses.field(default_factory=lambda: empty_frame(schema.SCORE_COLUMNS))
+    rescues: pd.DataFrame = dataclasses.field(default_factory=lambda: empty_frame(schema.TRIAL_COLUMNS))
+    rescue_epochs: pd.DataFrame = dataclasses.field(default_factory=lambda: empty_frame(schema.EPOCH_COLUMNS))
     notes: list[str] = dataclasses.field(default_factory=list)
     _remotes: dict[str, Remote] = dataclasses.field(default_factory=dict, repr=False)
 
@@ -81,6 +85,8 @@ class Results:
             self.epochs[self.epochs["study"] == study].reset_index(drop=True),
             {study: self.manifests[study]},
             {study: self.folders[study]},
+            rescues=self.rescues[self.rescues["study"] == study].reset_index(drop=True),
+            rescue_epochs=self.rescue_epochs[self.rescue_epochs["study"] == study].reset_index(drop=True),
             notes=self.notes,
             _remotes={study: self._remotes[study]} if study in self._remotes else {},
         )
@@ -272,22 +278,31 @@ def _load(paths: Sequence[Path], copies: Mapping[str, Remote]) -> Results:
         _together([s.named(s.trials, name) for name, s in studies.items()], schema.TRIAL_COLUMNS),
         _together([s.named(s.epochs, name) for name, s in studies.items()], schema.EPOCH_COLUMNS),
     )
+    # What ended badly and went on with other settings is no replicate of its setting.
+    again = trials["rescue"].notna()
+    of_rescues = _keys(epochs).isin(_keys(trials[again]))
     about, clashing = merged([s.trials for s in studies.values()])
     if about is not None:
         trials.attrs[ATTRIBUTE] = about
         notes += [f"{name}: its direction or unit differs between these studies; none is taken" for name in clashing]
     results = Results(
-        trials,
-        epochs,
+        trials[~again].reset_index(drop=True) if again.any() else trials,
+        epochs[~of_rescues].reset_index(drop=True) if again.any() else epochs,
         {name: s.manifest for name, s in studies.items()},
         {name: s.folder for name, s in studies.items()},
         _together([read_bench(f) for f in benches], schema.BENCH_COLUMNS).drop_duplicates(ignore_index=True),
         _together([read_scores(f) for f in scored], schema.SCORE_COLUMNS).drop_duplicates(ignore_index=True),
+        rescues=trials[again].reset_index(drop=True),
+        rescue_epochs=epochs[of_rescues].reset_index(drop=True),
         _remotes={name: s.remote for name, s in studies.items() if s.remote is not None},
     )
     for text in notes:
         results.note(_shown(text, copies.values()))
     return results
+
+
+def _keys(frame: pd.DataFrame) -> pd.MultiIndex:
+    return pd.MultiIndex.from_frame(frame[["study", "trial_id"]])
 
 
 def _together(frames: Sequence[pd.DataFrame], columns: Sequence[schema.Column]) -> pd.DataFrame:

@@ -20,7 +20,6 @@ from study.record.recorded import read_recorded
 from study.remote.claim import at_work
 from study.remote.copies import refresh_copy
 from trainables.results.credentials import shown
-from trainables.results.hours import Hours
 from trainables.results.layout import JOURNAL, STUDY_FILE, TRIALS
 from trainables.results.schema import METRIC_BY_NAME, RANKING, Outcome
 
@@ -128,7 +127,8 @@ class StudyView:
                 if trial["outcome"] == Outcome.RUNNING:
                     trial["outcome"] = Outcome.INTERRUPTED.value  # its driver is gone
         p, now = self.progress, time.monotonic()
-        p.trials, p.gaps = trials, self.reader.gaps
+        p.hold(trials)
+        p.gaps = self.reader.gaps
         for trial in trials.values():
             p.learn(trial)
         if not p.quality and p.objective is None:  # one trial of mebm train, which asks for nothing
@@ -169,8 +169,8 @@ class StudyView:
     @property
     def over(self) -> bool:
         """Whether there is nothing left to wait for, as far as the files tell."""
-        if self.progress.done >= self.progress.planned:
-            return True
+        if self.progress.complete and not (self.progress.rescuing and self.running):
+            return True  # between a trial's end and its rescue nothing is open
         if self.running is None:  # a driver elsewhere that spent its budget leaves no trial open, and is gone
             return self.progress.counts()[Outcome.STOPPED] > 0 and not self.reader.unfinished()
         return not self.running
@@ -178,7 +178,7 @@ class StudyView:
     def state(self) -> str:
         """Whether it runs, in words, honest about what cannot be known."""
         age = self.age
-        if self.progress.done >= self.progress.planned:
+        if self.progress.complete and not (self.progress.rescuing and self.running):
             text = "complete"
         elif self.running:
             text = f"running (last event {duration(age)} ago)" if age is not None else "running (no event yet)"
@@ -201,7 +201,8 @@ class StudyView:
 
     def standing(self) -> tuple[Any, ...]:
         """What a line is worth for: trials by outcome, whether it runs, and what is wrong."""
-        return (*self.progress.counts().values(), self.progress.planned, self.running, self._trouble)
+        rescues = len(self.progress.rescues)
+        return (*self.progress.counts().values(), rescues, self.progress.planned, self.running, self._trouble)
 
     def line(self) -> str:
         """The closing line."""
@@ -221,12 +222,13 @@ class StudyView:
             "planned": p.planned,
             "finished": p.done,
             "outcomes": {outcome.value: n for outcome, n in p.counts().items()},
-            "hours": Hours.of(trials).to_dict(),
+            "hours": p.hours().to_dict(),
             "seconds_left": None if left is None else left.seconds,
             "doubts": self.doubts(),
             "objectives": [p.metric or p.quality, *p.others],
             "front": sorted(p.front()),
             "trials": [_told(trial) for trial in trials],
+            **({"rescues": [_told(trial) for trial in p.rescues.values()]} if p.rescues else {}),
         }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
@@ -84,6 +84,7 @@ def _fields(model: type[BaseModel], prefix: str, *, trial: bool) -> Iterator[Fie
             if name != "method_args":
                 yield from _fields(inner, f"{prefix}{name}.", trial=trial)
             continue
+        part = next((a for a in get_args(inner) if isinstance(a, type) and issubclass(a, BaseModel)), None)
         said = schema["properties"][name]
         meaning = " ".join((info.description or "").split())
         sign = symbol(name)
@@ -95,6 +96,8 @@ def _fields(model: type[BaseModel], prefix: str, *, trial: bool) -> Iterator[Fie
             info.get_default(call_default_factory=True),
             trial,
         )
+        if part is not None and type(None) in get_args(inner):  # one that may be left out
+            yield from _fields(part, f"{prefix}{name}.", trial=trial)
 
 
 def values_text(said: Mapping[str, Any], parts: Mapping[str, Any]) -> str:

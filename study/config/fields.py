@@ -30,7 +30,7 @@ OLD_ID_DIGITS = 8
 """As earlier versions made them; a study that began with those goes on with them."""
 
 
-_OF_STUDIES = ("search", "seeds", "objectives", "resources", "budget", "pruning", "run")
+_OF_STUDIES = ("search", "seeds", "objectives", "resources", "budget", "pruning", "rescue", "run")
 """Parts of a study, for whoever sets one for a trial."""
 AnyTrial = TrialConfig | ScriptConfig
 """What a study's trial is: a run of a built-in method, or of a script."""

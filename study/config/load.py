@@ -16,6 +16,7 @@ from study.config.own_code import short_names
 from study.config.own_names import methods_of, own_names, with_whole_names
 from study.config.packaged import packaged_configs, packaged_text
 from study.config.paths import meant
+from study.config.rescue import check_rescue
 from study.config.script import script_study
 from study.config.search import Range
 from study.config.space import build_space, check_names
@@ -178,4 +179,6 @@ def validate_study(values: dict[str, Any], source: str) -> StudyConfig:
         places = tuple(place if is_url(place) else str(Path(place).resolve()) for place in study.search.earlier)
         study = study.model_copy(update={"search": study.search.model_copy(update={"from": places})})
     study.__dict__["space"] = space
+    if wrong := check_rescue(study):
+        raise UserError(f"{source}: {wrong}")
     return study

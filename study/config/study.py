@@ -16,6 +16,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from study.config.errors import nearest
 from study.config.fields import is_script
 from study.config.own_objectives import own_objectives
+from study.config.rescue import RescueConfig
 from study.config.script import AUTO
 from study.config.search import MAX, MODELLING, Count, Part, SearchConfig
 from study.config.space import Space, any_value, build_space
@@ -215,6 +216,8 @@ class StudyConfig(Part):
     resources: ResourcesConfig = Field(default_factory=ResourcesConfig)
     budget: BudgetConfig = Field(default_factory=BudgetConfig)
     pruning: PruningConfig = Field(default_factory=PruningConfig)
+    rescue: RescueConfig | None = None
+    """How trials that diverged or collapsed go on; null: they end there."""
     run: RunConfig = Field(default_factory=RunConfig)
 
     @field_validator("resources", mode="before")
@@ -281,6 +284,8 @@ class StudyConfig(Part):
         if self.is_script:
             if "auto" in (self.resources.cpus, self.resources.gpus):
                 raise ValueError("resources: auto needs a built-in method: nothing is known of what a script takes")
+            if self.rescue is not None:
+                raise ValueError("rescue: is of built-in methods and your own: a script keeps its states itself")
             return self
         named = self.trial.get("evaluation")
         own = isinstance(named, Mapping) and bool(named.get("metrics"))

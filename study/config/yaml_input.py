@@ -2,7 +2,7 @@
 
 The one place where this project reads and writes YAML. PyYAML's is version 1.1, to which 1e-5 and 0o17 are texts, 017
 is 15 and 1:30 is 90. Here the first two are the numbers they look like, as in version 1.2, wherever they stand; the
-others, which mean something else in each version, are refused.
+others, which mean something else in each version, are refused. A key `on` is text, as in 1.2.
 """
 
 from __future__ import annotations
@@ -148,6 +148,8 @@ def _check_nodes(node: yaml.Node, source: str, place: str, seen: set[int]) -> No
         name = "?"
         if isinstance(key, yaml.ScalarNode):
             name, line = key.value, key.start_mark.line + 1
+            if name == "on":  # `rescue.on`; true in YAML 1.1
+                key.tag = "tag:yaml.org,2002:str"
             if name in lines:
                 where = f"on line {lines[name]} and on line {line}"
                 raise UserError(f"{source}: the key {shown(name)} stands twice in one mapping, {where}")

@@ -187,6 +187,8 @@ class StudyStatus:
         self.varied = set(fields)
         self.fields = list(dict.fromkeys([*ALWAYS, *fields]))
         self.trials: dict[str, dict[str, Any]] = {}
+        self.rescues: dict[str, dict[str, Any]] = {}
+        self.rescuing = False  # whether the study rescues trials
         self.gaps: dict[str, float | None] = {}
         self._running: set[str] = set()
         self.started = time.monotonic()
@@ -207,19 +209,25 @@ class StudyStatus:
             others=others,
         )  # fmt: skip
         made.objective = first if study.is_script else None
+        made.rescuing = study.rescue is not None
         return made
 
     def begin(self, trials: Mapping[str, Mapping[str, Any]]) -> None:
         """Trials an earlier run finished; they do not count for the speed."""
-        self.trials = {t: dict(v) for t, v in trials.items()}
+        self.hold(trials)
         for trial in self.trials.values():
             self.learn(trial)
         self._running = {t["trial_id"] for t in self._with(Outcome.RUNNING)}
         self.done_before = self.done
 
+    def hold(self, trials: Mapping[str, Mapping[str, Any]]) -> None:
+        """These are its trials, and its rescues, which are counted apart."""
+        self.trials = {t: dict(v) for t, v in trials.items() if not v.get("rescue")}
+        self.rescues = {t: dict(v) for t, v in trials.items() if v.get("rescue")}
+
     def put(self, trial: Mapping[str, Any], gap: float | None) -> None:
         """A trial has changed."""
-        self.trials[trial["trial_id"]] = dict(trial)
+        (self.rescues if trial.get("rescue") else self.trials)[trial["trial_id"]] = dict(trial)
         self.learn(trial)
         if gap is not None:
             self.gaps[trial["trial_id"]] = gap
@@ -244,6 +252,16 @@ class StudyStatus:
         return sum(Outcome(t["outcome"]).finished for t in self._all())
 
     @property
+    def complete(self) -> bool:
+        """Whether nothing is left to do: all trials are over, and all rescues that have begun."""
+        rescues = list(self.rescues.values())
+        return self.done >= self.planned and all(Outcome(t["outcome"]).finished for t in rescues)
+
+    def hours(self) -> Hours:
+        """Where the time of its trials and their rescues went."""
+        return Hours.of([*self._all(), *self.rescues.values()])
+
+    @property
     def elapsed(self) -> float:
         """Seconds since this run of the study began."""
         return (time.monotonic() if self.ended is None else self.ended) - self.started
@@ -259,7 +277,12 @@ class StudyStatus:
 
     def counted(self) -> str:
         """The counts in words, without those of 0."""
-        return ", ".join(f"{n} {outcome}" for outcome, n in self.counts().items() if n)
+        found = [f"{n} {outcome}" for outcome, n in self.counts().items() if n]
+        rescues = list(self.rescues.values())
+        if rescues:
+            saved = sum(t["outcome"] == Outcome.COMPLETED for t in rescues)
+            found.append(f"{len(rescues)} rescue{'s' if len(rescues) > 1 else ''} ({saved} completed)")
+        return ", ".join(found)
 
     def left(self) -> Left | None:
         """Time left: by the slowest trial once all run, else at this run's rate so far; None at first and at the end.
@@ -288,7 +311,11 @@ class StudyStatus:
         left = self.left()
         clock = duration(self.elapsed) + (" so far" if self.done < self.planned else "")
         clock += f", {left}" if left is not None else ""
-        found = [f"{self.done}/{self.planned} trials: {self.counted()}", clock, Hours.of(self._all()).text()]
+        found = [
+            f"{self.done}/{self.planned} trials: {self.counted()}",
+            clock,
+            self.hours().text(),
+        ]
         return [text for text in found if text]
 
     def overview(self) -> str:

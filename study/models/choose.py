@@ -47,9 +47,10 @@ def choose(results: Results, trials: Sequence[str] = (), best: Sequence[str] = (
     if trials and best:
         raise UserError("--trials and --best: give one of them")
     rows = records(results.trials)
-    for row in rows:
+    rescued = records(results.rescues)  # shown where they are named, and never the best of a study's
+    for row in (*rows, *rescued):
         row["path"] = _model_file(results.folders[row["study"]], row["trial_id"])
-    picked = _named(rows, trials) if trials else _best(rows, best)
+    picked = _named([*rows, *rescued], trials) if trials else _best(rows, best)
     labels = [row["method"] for row in picked]
     for longer in ("{method} {trial_id}", "{method} {study}/{trial_id}"):
         rows_of = zip(labels, picked, strict=True)

@@ -142,11 +142,19 @@ class Ledger(StudyState):
         """The driver is at work though nothing happens."""
         self._write({"event": "alive"})
 
-    def start(self, trial_id: str, config: _Configuration, setting_id: str, gpus: float, setting: int = 0) -> int:
-        """A trial starts or starts again; returns the number of the attempt, from 1."""
+    def start(
+        self,
+        trial_id: str,
+        config: _Configuration,
+        setting_id: str,
+        gpus: float,
+        setting: int = 0,
+        more: Mapping[str, Any] | None = None,
+    ) -> int:
+        """A trial starts or starts again, with `more` columns; returns the number of the attempt, from 1."""
         attempt = int((self.trials.get(trial_id) or {}).get("attempts") or 0) + 1
         columns = {"study": self.study, "trial_id": trial_id, "setting_id": setting_id, "seed": config.seed}
-        columns |= {**config.setting(), "gpus": gpus, "config": config.to_json()}
+        columns |= {**config.setting(), "gpus": gpus, "config": config.to_json(), **(more or {})}
         event = {"event": "start", "trial_id": trial_id, "attempt": attempt, "setting": setting, "columns": columns}
         self._write(event)
         return attempt

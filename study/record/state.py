@@ -268,7 +268,7 @@ class StudyState:
         ]
         attempts = [{name: self.attempts[key][name] for name in events.ATTEMPT_KINDS} for key in sorted(self.attempts)]
         return {
-            "trials": to_table(*with_added(*with_own_fields([self.trials[t] for t in ids], TRIAL_COLUMNS))),
+            "trials": to_table(*with_added(*with_own_fields(self._marked(), TRIAL_COLUMNS))),
             "epochs": pa.concat_tables(parts, promote_options="permissive") if parts else _epochs([]),
             "attempts": to_table(attempts, ATTEMPT_COLUMNS),
         }
@@ -277,6 +277,26 @@ class StudyState:
         """How a trial stands; None for one that never started."""
         trial = self.trials.get(trial_id)
         return Outcome(trial["outcome"]) if trial else None
+
+    @property
+    def searched(self) -> list[str]:
+        """The trials of the search: all but rescues."""
+        return [t for t, row in self.trials.items() if row["rescue"] is None]
+
+    def _marked(self) -> list[dict[str, Any]]:
+        """Rows of `trials.parquet` by trial; those that were rescued say how often, how it ended, and what it took."""
+        rescues: dict[str, list[dict[str, Any]]] = {}
+        for row in self.trials.values():
+            if row["rescue"] is not None:
+                rescues.setdefault(row["rescue_of"], []).append(row)
+        marked = []
+        for trial_id in sorted(self.trials):
+            own, row = rescues.get(trial_id, []), self.trials[trial_id]
+            last = max(own, key=lambda r: r["rescue"], default=None)
+            spent = math.fsum((r["seconds"] or 0.0) + (r["lost_seconds"] or 0.0) for r in own)
+            marks = {"rescues": len(own), "rescued": last and last["outcome"], "rescue_seconds": spent}
+            marked.append(row | (marks if own else dict.fromkeys(marks)))
+        return marked
 
     def unfinished(self) -> list[str]:
         """Trials that a resumed study takes up again."""

@@ -13,6 +13,7 @@ from study.config.space import any_value
 from study.config.study import StudyConfig
 from study.estimate.plan import checkpoint_bytes
 from study.estimate.resources import benches_beside, resolve_resources
+from trainables.trial.healthy import KEPT
 
 if TYPE_CHECKING:
     from study.remote.mirror import Mirror
@@ -71,6 +72,8 @@ def max_at_once(study: StudyConfig, folder: Path, mirror: Mirror | None) -> int 
         return most
     points = list(study.space.start) or [{name: any_value(d) for name, d in study.space.distributions.items()}]
     largest = max(checkpoint_bytes(study.space.built_in(dict(p), study.seeds[0])) for p in points)
+    if study.rescue is not None:  # with the healthy states
+        largest *= 1 + KEPT
     room: float = math.inf if mirror else shutil.disk_usage(folder).free
     where = f"free on the disk of {folder}"
     if study.run.checkpoint_gb is not None and study.run.checkpoint_gb * 1e9 < room:

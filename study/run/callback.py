@@ -25,6 +25,8 @@ from study.record.manifest import declared_objectives
 from study.run.ray_private import forget_results
 from study.run.workers import Workers
 from trainables.results.credentials import redacted
+from trainables.results.files import within
+from trainables.results.layout import RESCUE
 from trainables.results.schema import Outcome
 from trainables.trial import ray_kv
 from trainables.trial.ray_report import read_report
@@ -139,7 +141,7 @@ class LedgerCallback(Callback):
         config = read_trial(trial.config["trial"])
         setting, number = trial.config["setting_id"], int(trial.config.get("setting", 0))
         self.workers.killed.pop(trial_id, None)  # another worker took its place in time
-        attempt = self.ledger.start(trial_id, config, setting, self.gpus, number)
+        attempt = self.ledger.start(trial_id, config, setting, self.gpus, number, trial.config.get("columns"))
         log.info("%s starts (attempt %d): %s", trial_id, attempt, trial.config["trial"])
         for logger in self.loggers:
             logger.start(trial_id, self.ledger.trials[trial_id])
@@ -212,7 +214,16 @@ class LedgerCallback(Callback):
             log.debug("%s is over (%s): its checkpoints go", trial_id, outcome)
             for path in self.ledger.checkpoints.get(trial_id, []):
                 self._discard(path)
+            if parent := trial.config.get("rescue_from"):
+                self._drop(f"{RESCUE}/{parent}")
         forget_results(trial)
+
+    def _drop(self, name: str) -> None:
+        """Remove what a rescue went on from."""
+        if self.mirror is not None:
+            self.mirror.delete_later(name)
+        with suppress(OSError):
+            shutil.rmtree(within(self.ledger.folder, name))
 
     def _discard(self, path: str) -> None:
         if self.mirror is not None:

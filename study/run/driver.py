@@ -167,7 +167,7 @@ class _Run:
             tune_config=tune.TuneConfig(
                 search_alg=self.search,
                 scheduler=scheduler,
-                num_samples=self.remaining,
+                num_samples=self.remaining * (1 + (study.rescue.most if study.rescue else 0)),
                 max_concurrent_trials=self.at_once,
                 reuse_actors=study.run.reuse_workers,
                 trial_name_creator=lambda trial: str(trial.config["trial_id"]),
@@ -227,7 +227,7 @@ class _Run:
         finally:
             for trial_id in cut:
                 self.callback.ended(trial_id)
-            self.progress.trials = {t: dict(v) for t, v in trials.items()}
+            self.progress.hold(trials)
             self.console.stop()
             for logger in self.loggers:
                 logger.close()

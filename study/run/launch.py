@@ -31,6 +31,7 @@ from trainables.results.files import open_append, remove_parts
 from trainables.results.layout import LOG_FILE
 from trainables.results.own import OWN, is_own
 from trainables.results.schema import Outcome
+from trainables.trial.healthy import LEADS
 
 if TYPE_CHECKING:
     from study.remote.mirror import Mirror
@@ -174,7 +175,8 @@ def run_study(
                 from study.run.driver import run_trials
 
                 ending = run_trials(study, folder, console, ledger, address, handler, driver, mirror=mirror)
-                done, asked = len({t["setting_id"] for t in ledger.trials.values()}), study.search.trials
+                done = len({ledger.trials[t]["setting_id"] for t in ledger.searched})
+                asked = study.search.trials
                 if asked is not None and done < asked and not (driver or ending.interrupted or ending.spent):
                     console.line(
                         f"search.space has {done} settings that differ, and all have been run: "
@@ -280,6 +282,15 @@ def describe(study: StudyConfig, source: str) -> list[str]:
         *_methods(study),
         f"resources   {_amount(r.cpus)} CPUs, {_amount(r.gpus)} GPUs{memory} per trial",
     ]
+    if (rescue := study.rescue) is not None:
+        back = f"at least {rescue.rewind} epochs before the alarm"
+        if isinstance(rescue.rewind, str):
+            leads = ", ".join(f"{lead} with norm {norm}" for norm, lead in LEADS.items())
+            back = f"the last healthy state, before the alarm by the detector's lead ({leads})"
+        lines.append(f"rescue      {' and '.join(rescue.on)}: back to {back}; {rescue.text()}")
+        lines.append(
+            f"            at most {rescue.most} times a trial, up to {rescue.most * study.planned_trials} more runs"
+        )
     lines += [f"searched    {key}: {_range_text(d)}" for key, d in space.distributions.items()]
     if study.search.earlier:
         from study.search.warm_start import collect, said

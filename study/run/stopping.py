@@ -98,7 +98,7 @@ class StopPolicy(Stopper):
     def spent(self) -> Spent:
         """What the study has spent so far."""
         ledger = self.ledger
-        return Spent(len(ledger.trials), ledger.hours(), ledger.gpu_hours(), time.time())
+        return Spent(len(ledger.searched), ledger.hours(), ledger.gpu_hours(), time.time())
 
     def closed(self, proposed: int | None = 0) -> str | None:
         """Why no further trial may start, given how many have been proposed and have not started; None if one may.
@@ -139,13 +139,13 @@ class StopPolicy(Stopper):
 
     def _pruned(self, trial_id: str, row: Mapping[str, Any], values: Mapping[str, Any]) -> str | None:
         config, named = self.study.pruning, self.study.pruning_metric
-        if config.rule == "none" or named is None:
-            return None
+        if config.rule == "none" or named is None or self.ledger.trials[trial_id]["rescue"] is not None:
+            return None  # a rescue is compared with none: it had another beginning
         found = Objective(metric=named, direction=None).resolved(values)
         if found is None:
             return None
         metric = found.metric
-        for other in self.ledger.trials.keys() - self._curves.keys():  # of an earlier run, or new
+        for other in set(self.ledger.searched) - self._curves.keys():  # of an earlier run, or new
             self._curves[other] = LearningCurve({}, -1)
             for old in self.ledger.rows(other):
                 self._extend(other, metric, old)

@@ -26,6 +26,7 @@ from study.record.ledger import Ledger
 from study.search.distinct import TRIES, DistinctSampler
 from study.search.earlier_trials import earlier_trials
 from study.search.memory_copy import MemoryCopy
+from study.search.rescue import open_rescues, rescue_of
 from study.search.seeds import SeedResults, given_up
 from study.search.storage import AWAY, make_sampler, open_both, shared_url, storage_error
 from study.search.tell import add_running, fail, tell
@@ -102,6 +103,9 @@ class StudySearch(Searcher):
         )
         self._queue = deque(self._replicates())
         self._given_up: dict[int, str] | None = None  # settings that need no further seeds; None: to be looked at
+        self._rescues = deque(open_rescues(study, ledger))
+        self._rescuing: set[str] = set()  # Ray's ids of rescues at work
+        self._names: dict[str, str] = {}  # of trials and rescues at work, by Ray's id
 
     @contextmanager
     def _may_be_away(self, said: str = _CANNOT_BE_USED) -> Iterator[None]:
@@ -117,10 +121,11 @@ class StudySearch(Searcher):
 
     def _known_ids(self) -> tuple[dict[int, str], int]:
         """Ids of this driver's settings, by number, and how long ids are in this study: as long as when it began."""
-        known = {self.ledger.settings[t]: str(row["setting_id"]) for t, row in self.ledger.trials.items()}
+        first = self.ledger.searched
+        known = {self.ledger.settings[t]: str(self.ledger.trials[t]["setting_id"]) for t in first}
         others = (t.user_attrs.get("setting_id") for t in self._optuna.get_trials(deepcopy=False))
-        first = next((str(text) for text in (*known.values(), *others) if text is not None), "")
-        return known, OLD_ID_DIGITS if len(first) == OLD_ID_DIGITS else ID_DIGITS
+        some = next((str(text) for text in (*known.values(), *others) if text is not None), "")
+        return known, OLD_ID_DIGITS if len(some) == OLD_ID_DIGITS else ID_DIGITS
 
     def _taken_ids(self, but: int | None = None) -> set[str]:
         """Ids of the settings that are known, of other drivers too, but for that of one trial of the storage."""
@@ -173,7 +178,7 @@ class StudySearch(Searcher):
     @property
     def open(self) -> int:
         """Trials that have been proposed and have not ended, whether they started or not."""
-        return len(self._live)
+        return len(self._live) + len(self._rescuing)
 
     def remaining(self) -> int:
         """Trials still to be run: seeds of known settings, and settings not yet proposed."""
@@ -183,7 +188,7 @@ class StudySearch(Searcher):
             if self._known_left is None:
                 raise
             left = self._known_left  # the storage is away at the end of a run
-        return len(self._queue) - len(self._held()) + left * len(self.study.seeds)
+        return len(self._rescues) + len(self._queue) - len(self._held()) + left * len(self.study.seeds)
 
     def _held(self) -> list[Replicate]:
         """Seeds of the queue that are not to be started, as matters stand: their setting is worse than the best.
@@ -204,7 +209,8 @@ class StudySearch(Searcher):
         """Scores of the metric that pruning looks at, and bad ends, by setting."""
         scores: dict[int, dict[int, float]] = {}
         bad: Counter[int] = Counter()
-        for name, row in self.ledger.trials.items():
+        for name in self.ledger.searched:
+            row = self.ledger.trials[name]
             number, outcome = self.ledger.settings[name], self.ledger.outcome(name)
             scores.setdefault(number, {})
             if outcome in (Outcome.DIVERGED, Outcome.COLLAPSED):
@@ -220,8 +226,13 @@ class StudySearch(Searcher):
         """The next trial's configuration, `FINISHED`, or None while the storage cannot be reached."""
         names = (str(t.user_attrs["trial_id"]) for t in self._live.values())
         proposed = sum(self.ledger.outcome(name) is None for name in names)
+        if self._rescues and self.closed(None) is None:
+            rescue = self._rescues.popleft()
+            self._rescuing.add(trial_id)
+            self._names[trial_id] = rescue.trial_id
+            return self._configured(rescue.trial_id, rescue.config(self._id_digits))
         if self.closed(None if self._cut_off() else proposed) is not None:
-            return str(Searcher.FINISHED)
+            return self._none_left()
         try:
             self._tell_waiting()
             found = self._next()
@@ -235,21 +246,33 @@ class StudySearch(Searcher):
         self._away_since = None
         if found is None:
             # What is held back may be wanted once the trials at work have ended.
-            return None if self._queue and self._live else str(Searcher.FINISHED)
+            return None if self._queue and self._live else self._none_left()
         trial, replicate = found
         self._live[trial_id] = trial
         self._changed(trial)
         with self._may_be_away():
             self._write()
         config, attributes = self._trial(replicate)
-        name = attributes["trial_id"]
+        self._names[trial_id] = attributes["trial_id"]
+        told = {key: attributes[key] for key in ("trial_id", "setting_id", "setting")}
+        return self._configured(attributes["trial_id"], {"trial": config.to_json(), **told})
+
+    def _configured(self, name: str, own: Mapping[str, Any]) -> dict[str, Any]:
+        """Ray's configuration of a trial."""
         stored = reversed(self.ledger.checkpoints.get(name, []))  # of a study in a store: names there
+        rescue, number = self.study.rescue, (own.get("columns") or {}).get("rescue", 0)
+        again = rescue is not None and number < rescue.most  # else nobody goes back to its healthy states
         return {
             **self.common,
-            "trial": config.to_json(),
-            **{key: attributes[key] for key in ("trial_id", "setting_id", "setting")},
+            **own,
+            **({"rescue": {"on": [*rescue.on], "rewind": rescue.rewind}} if rescue is not None and again else {}),
             "resume_from": [*stored] if "store" in self.common else self.ledger.checkpoint_folders(name),
         }
+
+    def _none_left(self) -> str | None:
+        """`FINISHED`, or None while trials are at work that may want a rescue."""
+        wanted = self.study.rescue is not None and self.open > 0 and self.closed(None) is None
+        return None if wanted else str(Searcher.FINISHED)
 
     def _write(self) -> None:
         if self._copy is not None:
@@ -343,8 +366,16 @@ class StudySearch(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell Optuna how a trial ended: what the ledger says, or FAIL."""
-        trial = self._live.pop(trial_id, None)
         self._given_up = None
+        trial, name = self._live.pop(trial_id, None), self._names.pop(trial_id, "")
+        self._rescuing.discard(trial_id)
+        try:
+            following = rescue_of(self.study, self.ledger, name)
+        except ValueError as wrong:
+            following = None
+            log.warning("%s is not rescued: %s", name, wrong)
+        if following is not None:
+            self._rescues.append(following)
         if trial is not None:
             self._untold.append((trial, "error" if error else "interrupted"))
             with self._may_be_away():
@@ -364,6 +395,7 @@ class StudySearch(Searcher):
         """Tell Optuna of every trial that is still live (see `tell`): no end of a run leaves one RUNNING."""
         self._untold += [(trial, reason) for trial in self._live.values()]
         self._live.clear()
+        self._rescuing.clear()
         with self._may_be_away("the Optuna storage is told when the study is resumed"):
             self._tell_waiting()
 

@@ -154,7 +154,7 @@ def reconcile(study: StudyConfig, folder: Path, ledger: Ledger, driver: str = ""
             _end_orphan(study, opened, frozen, ledger, driver)
         if frozen.user_attrs.get("driver") == driver and "trial_id" in frozen.user_attrs:
             known.add(frozen.user_attrs["trial_id"])
-    missing = [t for t in ledger.trials if t not in known]
+    missing = [t for t in ledger.searched if t not in known]
     for trial_id in missing:
         config = read_trial(ledger.trials[trial_id]["config"])
         attributes = {
@@ -224,7 +224,7 @@ def _disagreement(study: StudyConfig, folder: Path, opened: optuna.Study, ledger
             if not _same(there, here):
                 return f"{name} has {what} {shown(there)}, in the journal {shown(here)}"
     known = {t.user_attrs.get("trial_id"): t.state for t in opened.get_trials(deepcopy=False)}
-    for name in ledger.trials:
+    for name in ledger.searched:
         if name not in told and ledger.outcome(name) in TOLD and known.get(name) is TrialState.FAIL:
             return f"{name} has no result, in the journal it is {ledger.trials[name]['outcome']}"
     return None

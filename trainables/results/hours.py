@@ -18,6 +18,7 @@ class Hours:
         useful: of trials that completed, were pruned or were stopped.
         open: of trials that run or are to go on, as far as it counts.
         diverged, collapsed: of trials that ended so.
+        rescues: of rescues, however they ended.
         failed: of trials that failed, all their attempts.
         repeated: of other trials' attempts whose work was lost, done again or not.
         saved: never spent, because failing and pruned trials ended early.
@@ -28,6 +29,7 @@ class Hours:
     open: float = 0.0
     diverged: float = 0.0
     collapsed: float = 0.0
+    rescues: float = 0.0
     failed: float = 0.0
     repeated: float = 0.0
     saved: float = 0.0
@@ -42,10 +44,11 @@ class Hours:
             weight = ((trial.get("gpus") or 0.0) if gpu else 1.0) / 3600
             outcome = Outcome(trial["outcome"])
             kind = _KIND.get(outcome, "useful" if outcome.finished else "open")
+            kind = "rescues" if trial.get("rescue") else kind
             again = (trial.get("replayed_seconds") or 0.0) + (trial.get("lost_seconds") or 0.0)
             found[kind] += weight * ((trial.get("train_seconds") or 0.0) + (trial.get("evaluation_seconds") or 0.0))
             found["failed" if outcome is Outcome.FAILED else "repeated"] += weight * again
-            found["saved"] += weight * _saved(trial, outcome)
+            found["saved"] += 0.0 if trial.get("rescue") else weight * _saved(trial, outcome)
         return cls(gpu, **found)
 
     @property
@@ -68,8 +71,8 @@ class Hours:
         return f"{'GPU' if self.gpu else 'trial'}-{unit}: {', '.join(shown)}{saved}" if shown else ""
 
 
-_SPENT = ("useful", "open", "diverged", "collapsed", "failed", "repeated")
-_WORDS = {"repeated": "replayed or lost"}
+_SPENT = ("useful", "open", "diverged", "collapsed", "rescues", "failed", "repeated")
+_WORDS = {"rescues": "in rescues", "repeated": "replayed or lost"}
 _KIND = {Outcome.DIVERGED: "diverged", Outcome.COLLAPSED: "collapsed", Outcome.FAILED: "failed"}
 
 

@@ -37,6 +37,8 @@ from trainables.training.method import Progress
 from trainables.training.own_optimiser import check_optimiser
 from trainables.training.rehearsal import COUNT, check_metrics, check_network, has_own_parts
 
+_SETTINGS = ("momentum", "betas", "weight_decay")
+"""What an optimiser's state holds of a trial's settings; the learning rate is set at every iteration."""
 GRID_IMAGES = 64
 """Images kept of each sample set, for the grids."""
 
@@ -345,6 +347,20 @@ class Trainer:
         self.context.load_state_dict(state)
         self.epoch, self.iteration = int(state["epoch"]), int(state["iteration"])
         self.loop.launch.prepare()
+
+    def take_over(self, state: Mapping[str, Any], *, own_random: bool) -> None:
+        """Go on where another run of the same networks was, with this one's sampler, objective and optimiser settings.
+
+        `own_random`: with this run's random numbers in place of the other's.
+        """
+        networks = self.context.networks.values()
+        wanted = [{k: g[k] for k in _SETTINGS if k in g} for n in networks for g in n.optimiser.param_groups]
+        random = {name: g.get_state() for name, g in self.context.generators.items()}
+        self.load_state_dict({k: v for k, v in state.items() if not (own_random and k == "own_random")})
+        for group, settings in zip((g for n in networks for g in n.optimiser.param_groups), wanted, strict=True):
+            group.update(settings)
+        for name, generator in self.context.generators.items() if own_random else ():
+            generator.set_state(random[name])
 
     def peak_memory(self) -> int | None:
         """Largest device memory allocated so far, in bytes; None on a CPU."""

@@ -17,7 +17,8 @@ from ray.tune.result import DONE, SHOULD_CHECKPOINT
 
 from trainables.plugins.reference import use
 from trainables.results.credentials import redacted
-from trainables.results.layout import CHECKPOINTS
+from trainables.results.files import check_name, within
+from trainables.results.layout import CHECKPOINTS, RESCUE
 from trainables.results.schema import Outcome
 from trainables.results.store import NotThereError, Store, StoreError
 from trainables.trial import ray_kv
@@ -40,7 +41,8 @@ class MebmTrainable(tune.Trainable):
     Its `config` holds plain values: `trial` (a complete `TrialConfig` as JSON), `trial_id`, `folder` (the study's,
     absolute), `code` (hashes of the user's own code that it may run), `store` (URL of the study's place in object
     storage, where it has one), `cpus`, `gpus`, `memory_gb` (optional; host memory it may use, 10^9 bytes),
-    `checkpoint_seconds`, and `resume_from` (checkpoint folders of earlier runs, the newest first).
+    `checkpoint_seconds`, `resume_from` (checkpoint folders of earlier runs, the newest first), and where the study
+    rescues trials `rescue` (`HealthyStates`'s arguments) and `rescue_from` (the trial that this one rescues).
     """
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -70,7 +72,8 @@ class MebmTrainable(tune.Trainable):
             earlier = list(config.get("resume_from") or ())
             if self._store is not None and earlier:
                 self._await_store()
-            self._take_up(earlier if self._store is None else [], earlier)
+            if not self._take_up(earlier if self._store is None else [], earlier) and config.get("rescue_from"):
+                self._rescue(str(config["rescue_from"]))
         except (Exception, SystemExit) as error:
             self._fail(error)
 
@@ -104,9 +107,13 @@ class MebmTrainable(tune.Trainable):
         return explain(error, method)
 
     def _build(self, settings: Any, config: dict[str, Any]) -> Any:
+        from trainables.trial.healthy import HealthyStates
         from trainables.trial.trial import Trial
 
-        return Trial(settings, recorder=self._recorder, gpu_share=float(config["gpus"]))
+        healthy = None
+        if rescue := config.get("rescue"):
+            healthy = HealthyStates(frozenset(rescue["on"]), rescue["rewind"])
+        return Trial(settings, recorder=self._recorder, gpu_share=float(config["gpus"]), healthy=healthy)
 
     def _used(self) -> int | None:
         """Bytes of the host's memory that count."""
@@ -132,8 +139,20 @@ class MebmTrainable(tune.Trainable):
 
     # ----------------------------------------------------------------------------------------------- what all have
 
-    def _take_up(self, local: list[str], stored: list[str]) -> None:
-        """Go on from the first of these checkpoints that is whole; from the beginning where none is.
+    def _rescue(self, trial_id: str) -> None:
+        """Begin at the healthy state of the trial that this one rescues. CheckpointError: it is gone, or damaged."""
+        name = f"{RESCUE}/{check_name(trial_id, Path(RESCUE))}"
+        if self._store is None:
+            self._trial.rescue(read_checkpoint(within(self._recorder.folder, name)))
+            return
+        self._await_store()
+        with tempfile.TemporaryDirectory(prefix="mebm-") as scratch:
+            self._store.refuse_gone()
+            self._store.get_folder(name, Path(scratch) / "healthy")
+            self._trial.rescue(read_checkpoint(Path(scratch) / "healthy"))
+
+    def _take_up(self, local: list[str], stored: list[str]) -> bool:
+        """Go on from the first of these checkpoints that is whole; from the beginning, and False, where none is.
 
         Args:
             local: folders on this machine, the newest first.
@@ -151,6 +170,7 @@ class MebmTrainable(tune.Trainable):
                 self._load(whole)
         for text in wrong:
             self._trial.remark(f"{text}; went on from epoch {self._trial.epoch}")
+        return whole is not None
 
     def _over_memory(self, used: int) -> None:
         """End this process, which frees what it holds; the driver finds the reason where it looks for it."""

@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 from trainables.results.bounded import read_table
 from trainables.results.files import check_name, part_of, replacing
 from trainables.results.grids import grid_cells, save_grid
-from trainables.results.layout import CLAIMS, MODELS, SAMPLES, SIGNALS
+from trainables.results.layout import CLAIMS, MODELS, RESCUE, SAMPLES, SIGNALS
 from trainables.results.schema import SIGNAL_NAMES
 from trainables.results.store import NotThereError, Store, StoreError
+from trainables.trial.checkpoint import write_checkpoint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -217,6 +218,15 @@ class Recorder:
         part.rename(place)
         shutil.rmtree(old, ignore_errors=True)
         self.publish(place)
+
+    def write_healthy(self, state: Mapping[str, Any]) -> None:
+        """Write the state from which the trial is rescued, as a checkpoint; an `OSError` where it cannot be."""
+        if self._silent():
+            return
+        folder = self.folder / RESCUE / self.trial_id
+        folder.mkdir(parents=True, exist_ok=True)
+        write_checkpoint(folder, state)
+        self.publish(folder)
 
     def publish(self, *places: Path) -> None:
         """Bring files, and folders of them, into the store, where the study is in one."""

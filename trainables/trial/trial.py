@@ -21,6 +21,7 @@ from trainables.results.schema import METRIC_BY_NAME, METRICS, RANKING, Cause, O
 from trainables.training.detector import LatchReading, begun, beyond_error
 from trainables.training.trainer import GRID_IMAGES, EpochReport, Trainer, absent_signals, to_grid
 from trainables.trial.gpu_energy import EnergyMeter
+from trainables.trial.healthy import HealthyStates, copied
 from trainables.trial.recorder import Recorder
 from trainables.trial.report import Report as Report
 from trainables.trial.report import Value
@@ -35,6 +36,7 @@ class Findings:
         best: score and epoch; `errors` are of best, last and initial.
         model: metric and epoch of the model that is kept as the best.
         energy_joules: of the whole trial; None where a step was not measured.
+        rescue_from: of a rescue, the iteration of the healthy state it went on from.
     """
 
     evaluated_at: int = -1
@@ -50,6 +52,7 @@ class Findings:
     iteration_seconds: list[float] = field(default_factory=list)
     energy_joules: float | None = None
     energy_shared: bool | None = None
+    rescue_from: int | None = None
 
 
 class Trial:
@@ -58,6 +61,7 @@ class Trial:
     Args:
         gpu_share: GPUs reserved for it; below 1 others may run on the same one. None: it has the GPU for itself.
         brief_start: of the untrained model only what is quickly had is scored, see `Trainer.evaluate`.
+        healthy: keeps what a rescue goes back to; the recorder writes it where the trial ends badly.
     """
 
     def __init__(
@@ -68,12 +72,13 @@ class Trial:
         *,
         gpu_share: float | None = None,
         brief_start: bool = False,
+        healthy: HealthyStates | None = None,
     ) -> None:
         started = time.perf_counter()
         self.config = config
         self.trainer = Trainer(config, data)
         self._own = own_columns(self.trainer.metrics, (p.source for p in self.trainer.protocols))
-        self._brief_start = brief_start
+        self._brief_start, self._healthy = brief_start, healthy
         self._setup_seconds = time.perf_counter() - started
         self.recorder = recorder
         if recorder:
@@ -118,6 +123,7 @@ class Trial:
                 # The forensic record: the signals up to the end, and the samples of the end.
                 self.recorder.write_grids({"end": to_grid(trainer.last_samples[:GRID_IMAGES])})
             self._take_energy()
+            self._leave_healthy(verdict.outcome, epoch.latch, verdict.iteration)
             return self._report(None, epoch.latch, verdict.outcome, verdict.cause, verdict.iteration)
         last = trainer.epoch >= self.config.epochs
         seconds = None
@@ -129,8 +135,48 @@ class Trial:
             seconds += self._timed(self._write_model)
         row = self._row(epoch, seconds, self._take_energy())
         if collapsed:
+            self._leave_healthy(Outcome.COLLAPSED, epoch.latch, trainer.iteration)
             return self._report(row, epoch.latch, Outcome.COLLAPSED, Cause.WORSE_THAN_P0, trainer.iteration)
+        if self._healthy is not None and not last and epoch.latch.alarm_iteration is None:
+            self._healthy.offer(trainer.iteration, self._margin(), self._trained)
         return self._report(row, epoch.latch, Outcome.COMPLETED if last else Outcome.RUNNING)
+
+    def _margin(self) -> int:
+        assert self._healthy is not None
+        return self._healthy.margin(self.config, self.trainer.iterations_per_epoch)
+
+    def _trained(self) -> dict[str, Any]:
+        return {"epoch": self.trainer.epoch, "trainer": self.trainer.state_dict()}
+
+    def _leave_healthy(self, outcome: Outcome, latch: LatchReading, iteration: int) -> None:
+        """Write what a rescue goes on from: the newest healthy state, or the beginning."""
+        healthy, found = self._healthy, self._found
+        if healthy is None or self.recorder is None or outcome.value not in healthy.on:
+            return
+        state = healthy.before(latch.alarm_iteration, iteration, self._margin())
+        self.recorder.write_healthy(
+            (state or {"epoch": 0, "iteration": 0, "trainer": None})
+            | {"config": self.config.to_json(), "data_source": self.trainer.data.source}
+            | {"initial": found.initial, "errors": found.errors["initial"], "protocols": found.protocols}
+        )
+
+    def rescue(self, state: Mapping[str, Any]) -> None:
+        """Go on from a healthy state of another trial, with this one's settings; a `ValueError`: of other images.
+
+        Scores, times and signals are this trial's own, from here on; the untrained model's are the other's. Where the
+        seeds differ so do the random numbers; equal ones go on where they were.
+        """
+        if state["data_source"] != self.trainer.data.source:
+            raise ValueError(f"the healthy state was trained on {state['data_source']}, not on these images")
+        other = TrialConfig.model_validate_json(state["config"])
+        if state["trainer"] is not None:
+            if self._healthy is not None:  # the next rescue may go back to it too
+                self._healthy.kept = [copied({k: state[k] for k in ("epoch", "iteration", "trainer")})]
+            self.trainer.take_over(state["trainer"], own_random=other.seed != self.config.seed)
+        found, initial, errors = self._found, dict(state["initial"]), dict(state["errors"])
+        found.evaluated_at, found.rescue_from = int(state["epoch"]), int(state["iteration"])
+        found.initial, found.last, found.protocols = initial, dict(initial), dict(state["protocols"])
+        found.errors |= {"initial": errors, "last": dict(errors)}
 
     def _take_energy(self) -> float | None:
         """Joules of the step so far, added to the trial's. One step that was not measured leaves no sum to tell."""
@@ -257,6 +303,7 @@ class Trial:
             "first_iteration_seconds": trainer.first_iteration_seconds,
             "energy_joules": found.energy_joules,
             "energy_shared": found.energy_shared,
+            "rescue_from": found.rescue_from,
             "execution": trainer.execution.name,
             "device": trainer.device.type,
             "hardware": trainer.hardware(),
@@ -296,6 +343,7 @@ class Trial:
             "threads": torch.get_num_threads(),
             "trainer": self.trainer.state_dict(),
             **asdict(self._found),
+            **({"healthy": self._healthy.kept} if self._healthy is not None else {}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -312,6 +360,8 @@ class Trial:
         shared = self._found.energy_shared
         self._found = Findings(**deepcopy({f.name: state[f.name] for f in fields(Findings) if f.name in state}))
         self._found.energy_shared = bool(state.get("energy_shared")) or shared
+        if self._healthy is not None:
+            self._healthy.kept = list(state.get("healthy") or ())
         if self.recorder:
             self.recorder.resume(self.trainer.iteration)
 

@@ -16,6 +16,7 @@ _LEDGER: dict[str, str] = {
     "useful": "training of trials that completed, were pruned, or used up the study's budget",
     "diverged": "training of trials that diverged",
     "collapsed": "training of trials that collapsed",
+    "rescues": "rescues of trials that diverged or collapsed, all of their time",
     "failed": "training of trials that failed with an error",
     "open": "training of trials that are running or were interrupted",
     "evaluation": "evaluation of all trials",
@@ -35,7 +36,7 @@ _CATEGORY = {
 }
 _SPENT_FROM = (
     *("outcome", "gpus", "iterations_planned", "iterations_done", "seconds_per_iteration", "seconds", "train_seconds"),
-    *("evaluation_seconds", "replayed_seconds", "lost_seconds", "saved_seconds"),
+    *("evaluation_seconds", "replayed_seconds", "lost_seconds", "saved_seconds", "rescue_seconds"),
 )
 """Columns of trials that the ledger is made from."""
 
@@ -84,6 +85,7 @@ def _spent(trials: Iterable[Trial]) -> dict[str, tuple[float, float]]:
         parts["other"] = max(0.0, wall - math.fsum(parts.values()))
         # A trial's wall time holds what its rows hold; what no row holds comes on top.
         parts["lost"] = trial["lost_seconds"] or 0.0
+        parts["rescues"] = trial["rescue_seconds"] or 0.0
         parts["spent"] = math.fsum(parts.values())
         parts["saved"] = trial["saved_seconds"] or 0.0
         if trial["outcome"] == Outcome.PRUNED and trial["iterations_planned"] is not None:

@@ -15,7 +15,6 @@ from study.cli.options import PLACE, argument, json_option, option, trust_option
 from study.display import console
 from study.display.activity import held
 from study.display.status import BAD
-from trainables.results.hours import Hours
 
 if TYPE_CHECKING:
     from study.cli.study_view import StudyView
@@ -82,7 +81,7 @@ class Status:
         else:
             out.trials(view.progress)
             out.line(view.line())
-            if hours := Hours.of(view.progress.trials.values()).text():
+            if hours := view.progress.hours().text():
                 out.line(hours)
 
 

@@ -34,6 +34,7 @@ TABLES = (
 def test_packaged_studies_are_all_valid_and_cover_the_papers_tables():
     own = {
         "quickstart",
+        "digits_rescue",
         "digits_stability",
         "digits_scaling",
         "cifar10_stability",
