@@ -148,7 +148,7 @@ def protocol_named(name: str) -> Protocol:
         )
     if ":" not in extractor and not extractor.endswith(TORCHSCRIPT):
         kinds = "FILE.py:NAME, MODULE:NAME or a TorchScript file (.pt)"
-        raise ValueError(f"{name[:200]!r}: {extractor[:100]} is no extractor; expected {kinds}")
+        raise ValueError(f"{name[:200]!r}: {extractor[:100]} is not an extractor; expected {kinds}")
     named = extractor if weights is None else f"{extractor}@{weights}"
     own = replace(PROTOCOLS[base], features="own", resize="tensorflow", isc_splits=10)
     return replace(own, name=name, extractor=named, citation="features of your own")

@@ -33,7 +33,7 @@ class _Own(nn.Module):
         self.name, self.network, self.size = name, network, 0
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        # TorchScript is no code of Python's, whose prints and forks would be watched.
+        # Inside, what a user's code raises or prints becomes one line.
         with calling("extractor", self.name, f"of {len(images)} images", self.network):
             found = self.network(images)
         wrong = None

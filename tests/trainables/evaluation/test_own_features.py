@@ -149,7 +149,7 @@ def test_an_extractor_changes_the_digest_and_no_named_protocol() -> None:
         ("small-fresh@nets.py:gone", "gone cannot be imported"),
         ("small-fresh@nets.py:none", "builds a int, expected a network or a function"),
         ("small-fresh@nets.py:whole", r"gives a torch\.uint8, expected a float tensor"),
-        ("small-fresh@nets", "is no extractor; expected FILE.py:NAME"),
+        ("small-fresh@nets", "is not an extractor; expected FILE.py:NAME"),
         ("small-fresh@", "expected PROTOCOL@FILE.py:NAME"),
         ("smal-fresh@nets.py:pixels", "unknown .*did you mean small-fresh"),
     ],
