@@ -278,7 +278,7 @@ def _load(paths: Sequence[Path], copies: Mapping[str, Remote]) -> Results:
         _together([s.named(s.trials, name) for name, s in studies.items()], schema.TRIAL_COLUMNS),
         _together([s.named(s.epochs, name) for name, s in studies.items()], schema.EPOCH_COLUMNS),
     )
-    # What ended badly and went on with other settings is no replicate of its setting.
+    # What ended badly and went on with other settings does not replicate its setting.
     again = trials["rescue"].notna()
     of_rescues = _keys(epochs).isin(_keys(trials[again]))
     about, clashing = merged([s.trials for s in studies.values()])

@@ -31,7 +31,7 @@ _FACTOR = re.compile(r"x\s*([0-9.]+(?:e[+-]?[0-9]+)?)")
 class RescueConfig(Part):
     """Trials that ended badly go on from before that, with other settings.
 
-    A rescue is a run of its own (`t0007r1`), apart from the trials of the search: what a setting did, and what Optuna
+    A rescue is a separate run (`t0007r1`), apart from the trials of the search: what a setting did, and what Optuna
     is told of it, is as it would be without.
     """
 
@@ -58,7 +58,7 @@ class RescueConfig(Part):
         for name, how in value.items():
             if name not in CHANGEABLE:
                 known = name in TrialConfig.model_fields or "." in name
-                why = "cannot change within a trial" if known else "is no field of a trial"
+                why = "cannot change within a trial" if known else "is not a field of a trial"
                 raise ValueError(f"{name[:80]} {why}; one that can: {', '.join(CHANGEABLE)}{nearest(name, CHANGEABLE)}")
             if name == "seed" and how != NEW:
                 raise ValueError(f"seed must be {NEW}: another number for every rescue, made from the trial's own")
@@ -74,7 +74,7 @@ def factor_of(name: str, how: Scalar) -> float | None:
     """What a value is multiplied by; None where it is set. ValueError: a factor that makes no sense."""
     if not isinstance(how, str) or not (found := _FACTOR.fullmatch(how.strip())):
         if isinstance(how, str) and how.strip().startswith("x"):
-            raise ValueError(f"{name}: {how[:40]!r} is no factor; expected such as x2 or x0.5")
+            raise ValueError(f"{name}: {how[:40]!r} is not a factor; expected such as x2 or x0.5")
         return None
     try:
         factor = float(found[1])

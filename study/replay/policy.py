@@ -109,7 +109,7 @@ def make_policy(
     given = _short(given, recorded.kind)
     _refuse_others(given, study, source)
     told: dict[str, Any] = {key: given[key] for key in ("name", "description", "seeds", "objectives") if key in given}
-    for key in ("pruning", "budget"):  # what a policy leaves out is as recorded; a date that has passed is no limit
+    for key in ("pruning", "budget"):  # what a policy leaves out is as recorded; a date that has passed limits nothing
         changed = given.get(key, {})
         merged = {**_part(study, key), **changed} if isinstance(changed, Mapping) else changed
         told[key] = {k: v for k, v in merged.items() if k != "deadline"} if isinstance(merged, Mapping) else merged

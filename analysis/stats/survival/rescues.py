@@ -76,7 +76,7 @@ def trained(run: dict[str, object]) -> int:
 
 
 def rescue_runs(results: Results) -> pd.DataFrame:
-    """Trials and their rescues in one frame, each with the number of rescues before it and clocks of its own."""
+    """Trials and their rescues in one frame, each with the number of rescues before it and its own clocks."""
     frames = [results.trials.assign(rescue=0), results.rescues]
     runs = pd.concat(frames, ignore_index=True).astype({"rescue": "Int64"})
     begun = runs["rescue_from"].fillna(0)
