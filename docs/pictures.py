@@ -72,7 +72,8 @@ def draw_figures(folder: Path) -> None:
     kinds = sorted((f.name for f in figures()), key=len, reverse=True)
     drawn: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:
-        for study in (two_objectives(Path(temporary)), write_example(Path(temporary) / "example")):
+        rescued = PUBLISHED / "digits_rescue" / "digits_rescue"
+        for study in (two_objectives(Path(temporary)), rescued, write_example(Path(temporary) / "example")):
             results = analysis.load(study)
             for drawing in (*study_drawings(results, study.name), *joint_drawings(results)):
                 kind = next(k for k in kinds if drawing.name == k or drawing.name.startswith(f"{k}_"))
