@@ -35,7 +35,8 @@ def build_tables(results: Results | None, merge: Merge = "all") -> dict[str, pd.
     several have trials for; whatever it says, a row is of one setting and names its trials.
     """
     measured = Measured(results, merge)
-    return {table.name: table.build(measured) for table in tables()}
+    made = ((table, table.build(measured)) for table in tables())
+    return {table.name: frame for table, frame in made if table.always or len(frame)}
 
 
 def study_tables(results: Results | None) -> dict[str, pd.DataFrame]:

@@ -89,6 +89,7 @@ class Table:
         build: Makes it, `columns`.
         show: Its form for people, of its caption and rows.
         place: Its place among the tables; equal ones stand by name.
+        always: Whether it is there without a row too.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Table:
     build: Callable[[Measured], pd.DataFrame]
     show: Callable[[str, list[dict[str, Any]]], Display]
     place: int = 9
+    always: bool = True
 
 
 def without(shown: Display, nothing: Mapping[str, str] | None = None) -> Display:

@@ -50,4 +50,5 @@ def show_rescues(caption: str, rows: list[dict[str, Any]]) -> Display:
     return Display(caption, header, [("", body)], notes if rows else [])
 
 
-TABLES = (Table("rescues", "Trials that ended badly, and their rescues", RESCUE_COLUMNS, _build, show_rescues, 8),)
+_CAPTION = "Trials that ended badly, and their rescues"
+TABLES = (Table("rescues", _CAPTION, RESCUE_COLUMNS, _build, show_rescues, 8, always=False),)

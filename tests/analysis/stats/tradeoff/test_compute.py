@@ -24,6 +24,7 @@ def test_ledger_accounts_for_every_second(make_results, row):
         "useful": 6.0,
         "diverged": 6.0,
         "collapsed": 6.0,
+        "rescues": 0.0,
         "failed": 6.0,
         "open": 6.0,
         "evaluation": 8.0,
