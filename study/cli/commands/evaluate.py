@@ -35,7 +35,7 @@ class Evaluate:
       mebm evaluate results/quickstart -p small-buffer -p small-fresh
       mebm evaluate results/NAME --model best -p fresh-10k --metrics fid,kid
       mebm evaluate results/NAME/models/t0003.pt -p hybrid --outside cifar100
-      mebm evaluate results/NAME --model best -p hybrid --attack linf:8/255 --attack l2:0.5
+      mebm evaluate results/NAME -p hybrid --attack linf:8/255 --attack l2:0.5
     """
 
     path: Path | str = argument(type=PLACE, metavar="CHECKPOINT|STUDY")

@@ -23,7 +23,7 @@ class Replay:
     Examples:
       mebm replay results/NAME --policy asha.yaml --policy tight.yaml
       mebm replay results/NAME --set pruning=asha --set pruning.reduction=2
-      mebm replay results/NAME --set divergence.gap_limit=1 --orders 500 --out replay.parquet
+      mebm replay results/NAME --set divergence.gap_limit=1 --out replay.parquet
     """
 
     folder: Path | str = argument(type=PLACE, metavar="STUDY")
