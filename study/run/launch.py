@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analysis.results.messages import plural
 from study.config.errors import UserError, one_line
 from study.config.fields import read_trial
 from study.config.script import AUTO, refuse_missing_script
@@ -271,19 +272,20 @@ def describe(study: StudyConfig, source: str) -> list[str]:
     if not study.is_script:
         check_memory(study)
     space, seeds, r = study.space, study.seeds, study.resources
+    settings = plural(space.settings, "setting")
     memory = "" if r.memory_gb is None else f", {r.memory_gb:g} GB of memory at most"
     lines = [
         f"study       {study.name} ({source})",
         f"asks        {study.description or '-'}",
-        f"trials      {study.planned_trials} = {space.settings} settings x {len(seeds)} seeds {list(seeds)}",
+        f"trials      {study.planned_trials} = {settings} x {plural(len(seeds), 'seed')} {list(seeds)}",
         f"different   {space.different}",
         f"sampler     {study.search.sampler}",
         f"objectives  {', '.join(map(_objective, study.objectives))}",
         *_methods(study),
-        f"resources   {_amount(r.cpus)} CPUs, {_amount(r.gpus)} GPUs{memory} per trial",
+        f"resources   {_amount(r.cpus, 'CPU')}, {_amount(r.gpus, 'GPU')}{memory} per trial",
     ]
     if (rescue := study.rescue) is not None:
-        back = f"at least {rescue.rewind} epochs before the alarm"
+        back = f"at least {rescue.rewind} epoch{'s' * (rescue.rewind != 1)} before the alarm"
         if isinstance(rescue.rewind, str):
             leads = ", ".join(f"{lead} with norm {norm}" for norm, lead in LEADS.items())
             back = f"the last healthy state, before the alarm by the detector's lead ({leads})"
@@ -312,8 +314,8 @@ _NAMED = 20
 """Values of a field that `--dry-run` names; the others it counts."""
 
 
-def _amount(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:g}"
+def _amount(value: float | str, word: str) -> str:
+    return f"{value} {word}s" if isinstance(value, str) else f"{value:g} {word}{'s' * (value != 1)}"
 
 
 def _methods(study: StudyConfig) -> list[str]:

@@ -108,7 +108,7 @@ def test_folders_that_are_no_studies_are_named(mebm, tmp_path):
 
 def test_a_dry_run_shows_the_study_and_writes_nothing(mebm, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name, trials in (("quickstart", "20 = 20 settings x 1 seeds"), ("table1", "25 = 5 settings x 5 seeds")):
+    for name, trials in (("quickstart", "20 = 20 settings x 1 seed"), ("table1", "25 = 5 settings x 5 seeds")):
         code, out, err = mebm("sweep", name, "--dry-run")
         assert (code, err) == (0, "")
         assert trials in out

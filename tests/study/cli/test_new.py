@@ -25,7 +25,7 @@ def test_its_tests_pass_and_its_study_is_one(tmp_path: Path, monkeypatch: pytest
     )
     assert ended.returncode == 0 and "4 passed" in ended.stdout, ended.stdout + ended.stderr
     result = CliRunner().invoke(cli, ["sweep", "my_ebm.yaml", "--dry-run"])
-    assert result.exit_code == 0 and "4 settings x 1 seeds" in result.output, result.output
+    assert result.exit_code == 0 and "4 settings x 1 seed" in result.output, result.output
 
     again = CliRunner().invoke(cli, ["new", "method", "my_ebm"])
     assert isinstance(again.exception, UserError) and "is there already" in str(again.exception)

@@ -227,7 +227,7 @@ def test_more_memory_than_the_machine_has_is_a_mistake_before_anything_starts(
 def test_a_dry_run_tells_of_the_limit(mebm: Any) -> None:
     code, out, _ = mebm("sweep", "quickstart", "--dry-run", "--set", "resources.memory_gb=1.5")
     assert code == 0
-    assert "1 CPUs, 0 GPUs, 1.5 GB of memory at most per trial" in out
+    assert "1 CPU, 0 GPUs, 1.5 GB of memory at most per trial" in out
 
 
 def test_a_container_has_the_memory_it_is_allowed(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_a_study_without_a_file(here: Path, run_mebm: Run) -> None:
 def test_choices_alone_are_the_grid(here: Path, run_mebm: Run) -> None:
     words = ("--script", "train.py", "-s", "sampling_steps=1,2", "-s", "step_size=1,2,5", "--objective", "fid:maximize")
     out = dry(run_mebm, *words)
-    assert "6 = 6 settings x 1 seeds" in out and "sampler     grid" in out and "objectives  maximize fid" in out
+    assert "6 = 6 settings x 1 seed" in out and "sampler     grid" in out and "objectives  maximize fid" in out
     assert "step_size: 1.0, 2.0, 5.0" in out
     assert "3 = 3 settings" in dry(run_mebm, *words, "--trials", 3)
     assert "1 = 1 settings" in dry(run_mebm, "--script", "train.py")
