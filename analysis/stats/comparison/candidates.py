@@ -157,7 +157,8 @@ def one_protocol(trials: Sequence[Trial], metric: Metric) -> tuple[list[Trial], 
     protocol = counted.most_common(1)[0][0]
     kept = [t for t in trials if t[best] is None or t[column] == protocol]
     left = len(trials) - len(kept)
-    return kept, [f"{left} trials were scored under another protocol than {protocol} and are left out"]
+    were = "trial was" if left == 1 else "trials were"
+    return kept, [f"{left} {were} scored under another protocol than {protocol} and left out"]
 
 
 def candidate_of(

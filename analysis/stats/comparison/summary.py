@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from analysis.results.labels import symbol
 from analysis.results.load import Results
 from analysis.results.parquet import records
-from analysis.stats.comparison.candidates import Candidate
+from analysis.stats.comparison.candidates import Candidate, one_protocol
 from analysis.stats.comparison.recommend import of_setting, recommend
 from analysis.stats.sensitivity.claims import Claim, Claims, claims
 from analysis.stats.survival.rates import Rate, rate
@@ -96,6 +96,8 @@ class Best(Quality):
     """The same trials scored on fresh chains from p0, which do not flatter small K, where that was measured too."""
     fresh_winner: str
     """The setting that fresh chains put first, in words, where it is another one."""
+    notes: tuple[str, ...] = ()
+    """What it was not compared with."""
 
 
 @dataclass(frozen=True)
@@ -214,6 +216,7 @@ def _best(
             safe=found.safe,
             fresh=fresh,
             fresh_winner=found.fresh_text() if found.disagrees else "",
+            notes=tuple(one_protocol([t for t in started if t["dataset"] == dataset], found.metric)[1]),
         ),
         "",
         front,
@@ -243,4 +246,4 @@ def best_text(best: Best) -> str:
 def _remarks(best: Best) -> list[str]:
     """What to know of the best setting beside its numbers: its survival where unproven, the runner-up, fresh chains."""
     unproven = f"survival not shown: {best.survives:.0%} of new trainings are expected to survive"
-    return [f"  {said}" for said in ("" if best.safe else unproven, best.lead, best.fresh_winner) if said]
+    return [f"  {said}" for said in ("" if best.safe else unproven, best.lead, best.fresh_winner, *best.notes) if said]

@@ -166,7 +166,7 @@ def test_one_data_set_one_protocol(make_results, trials):
     mixed = [*trials("a", [1.0, 1.0]), *(t | {"fd_buffer_protocol": "q"} for t in trials("b", [0.1]))]
     found = recommend(make_results(mixed))
     assert found.best.setting_id == "a"
-    assert any("1 trials were scored under another protocol than p" in w for w in found.warnings)
+    assert any("1 trial was scored under another protocol than p and left out" in w for w in found.warnings)
 
 
 def test_as_plain_values(make_results, trials):

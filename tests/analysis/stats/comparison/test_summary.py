@@ -150,3 +150,11 @@ def test_many_no_and_unfinished_studies(synthetic, study, row):
 
 def test_duration():
     assert [duration(s) for s in (0.0, 9.96, 61, 600, 7200)] == ["0.0 s", "10.0 s", "61 s", "10.0 min", "2.0 h"]
+
+
+def test_trials_of_another_protocol_are_counted_beside_the_best(make_results, row):
+    trials = [row(f"a{i}", setting_id="a", fd_buffer_best=2.0, seed=i) for i in range(2)]
+    other = row("b0", setting_id="b", fd_buffer_best=1.0) | {"fd_buffer_protocol": "q"}
+    lines = summarise(make_results([*trials, other])).lines()
+    (best,) = (i for i, line in enumerate(lines) if line.startswith("best setting"))
+    assert any("1 trial was scored under another protocol" in line and "left out" in line for line in lines[best + 1 :])
