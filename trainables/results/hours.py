@@ -59,7 +59,8 @@ class Hours:
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         names = {"repeated": "replayed_and_lost", "saved": "saved_by_early_stop"}
-        hours = {names.get(kind, kind): getattr(self, kind) for kind in (*_SPENT, "saved")}
+        told = [kind for kind in (*_SPENT, "saved") if kind != "rescues" or self.rescues]
+        hours = {names.get(kind, kind): getattr(self, kind) for kind in told}
         return {"unit": "GPU-hours" if self.gpu else "trial-hours", **hours}
 
     def text(self) -> str:
