@@ -70,7 +70,7 @@ def test_columns_and_types(quick: Quick, digits: ImageData, method: str) -> None
     known = set(TRIAL_TYPES) - set(SETTING_NAMES) | {"iterations_per_epoch"}
     studys = STUDYS_OWN | {
         "setting_id", "seed", "config", "seconds", "replayed_seconds", "lost_seconds", "gpus", "attempts", "started_at",
-        "ended_at",
+        "ended_at", "rescue", "rescue_of", "rescues", "rescued", "rescue_seconds",
     }  # fmt: skip
     assert set(reports[-1].trial) == known - studys
     metrics = {"m-ebm": {"fd_buffer", "fd_fresh"}, "softmax": {"accuracy"}}.get(
