@@ -117,8 +117,14 @@ _METRICS = {"inception_score": "isc", "fid": "fid"}
 def _of_images(
     scores: Sequence[Mapping[str, Any]], names: Sequence[str], published: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """A row of image sets that another program made: mean and spread over sets, under the protocol with the most."""
-    protocols = Counter((s["protocol"], s["protocol_digest"]) for s in scores if s["value"] is not None)
+    """A row of image sets that another program made: mean and spread over sets, under the protocol with the most sets.
+
+    Numbers that the table does not have, such as distances on features of somebody's own, do not count.
+    """
+    shown = {_METRICS[name] for name in names if name in _METRICS}
+    scores = [s for s in scores if s["metric"] in shown]
+    sets = {(s["protocol"], s["protocol_digest"], s["digest"]) for s in scores if s["value"] is not None}
+    protocols = Counter((protocol, digest) for protocol, digest, _ in sorted(sets))
     if not protocols:
         return _nothing((), names) | {"comparable_reason": "images were scored, but no number of this table was had"}
     (protocol, digest), _ = protocols.most_common(1)[0]

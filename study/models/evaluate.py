@@ -15,6 +15,7 @@ from torch import Tensor
 
 from analysis.results.load import read_evaluations
 from analysis.results.parquet import records, typed_frame, write_parquet
+from analysis.stats.survival.rates import wilson
 from study.config.errors import UserError, nearest, one_line, shown
 from study.models.protocols import Asked, asked, check_protocols
 from study.record.journal import utc_now
@@ -332,7 +333,8 @@ class _Scorer:
                 yield row | {"samples": 0, "remark": f"{self.saved.config.method} has no trained class head to attack"}
                 continue
             share, count = robust_accuracy(self.saved, data.test_images, data.test_labels, attack, norm_mode=norm_mode)
-            bounds = _bounds(share, (share * (1 - share) / count) ** 0.5)
+            interval = wilson(round(share * count), count)
+            bounds = {"se": (share * (1 - share) / count) ** 0.5, "low": interval.low, "high": interval.high}
             yield row | {"samples": count, "value": share, "reference": f"test-{count}-{attack.text}"} | bounds
 
 

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from analysis.results.load import read_evaluations
 from analysis.results.parquet import records, typed_frame, write_parquet
 from analysis.results.versions import VERSION_KEY
+from analysis.stats.survival.rates import wilson
 from study.cli.main import cli
 from study.config.errors import UserError, parse_choices
 from study.display.console import StudyConsole
@@ -173,6 +174,11 @@ def test_accuracy_under_attack_is_a_row_of_hybrid(folders: dict[str, Path], tmp_
     linf, l2 = rows["robust_accuracy_linf_0.0313725"], rows["robust_accuracy_l2_0.5"]
     assert linf["reference"] == "test-100-pgd-linf-0.0313725-5x0.0156863-restarts1" and linf["samples"] == 100
     assert l2["samples"] == 360 and l2["value"] <= rows["accuracy"]["value"] and l2["low"] <= l2["value"] <= l2["high"]
+    told_far = ("-p", "hybrid", "--attack", "linf:1,steps=5,images=100", "--json")
+    none = run(folders["m-jem"], *told_far, "--out", tmp_path / "n.parquet")
+    (far,) = (r for r in json.loads(none.stdout)["rows"] if r["metric"].startswith("robust"))
+    bounds = wilson(round(100 * far["value"]), 100)
+    assert (far["low"], far["high"]) == pytest.approx((bounds.low, bounds.high)) and far["high"] > far["value"]
     energy = run(folders["m-ebm"], *told, "--out", tmp_path / "e.parquet")
     remarks = [r["remark"] for r in json.loads(energy.stdout)["rows"]]
     assert remarks == ["m-ebm has no trained class head to attack"] * 2

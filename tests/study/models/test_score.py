@@ -137,6 +137,9 @@ def test_image_sets_fill_their_row_and_no_other(tmp_path: Path) -> None:
         _rows("DDPM", "cccc", 50.0, protocol="fresh-10k", protocol_digest="x"),
         _rows("SNGAN", "dddd", 20.0, dataset="cifar100", departures="900 images in place of 50,000", data_source="folder:x#1"),
         _rows("nobody's", "eeee", 1.0),
+        # Features of somebody's own give many numbers, none of them this table's.
+        *(_rows("DDPM", "aaaa", 1.0, protocol="fresh-50k@n.py:f-0", protocol_digest="y", metric=m)
+          for m in ("fd", "mmd", "kid", "kid_sd", "precision", "recall")),
     ]  # fmt: skip
     (tmp_path / "scores").mkdir()
     write_parquet(typed_frame(rows, SCORE_COLUMNS), SCORE_COLUMNS, tmp_path / "scores" / "scores.parquet")
