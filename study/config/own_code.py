@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from study.config.errors import UserError, shown
@@ -83,26 +84,44 @@ def _kind(key: object, above: str | None) -> str | None:
     return _KINDS.get(str(key).rpartition(".")[2], above)
 
 
+def _named(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Kind and text of all in a study's mapping that may name code."""
+
+    def look(value: Any, kind: str | None) -> Iterator[tuple[str, str]]:
+        if isinstance(value, Mapping):
+            for k, v in value.items():
+                yield from look(v, _kind(k, kind))
+        elif isinstance(value, list | tuple):
+            for v in value:
+                yield from look(v, kind)
+        elif kind is not None and isinstance(value, str):
+            yield kind, value
+
+    for part in () if _is_script(values) else _PARTS:
+        yield from look(values.get(part), None)
+
+
 def code_names(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Kind and name of all that a study's mapping takes from others' code: references and plug-ins, once each."""
     seen: dict[tuple[str, str], None] = {}
-
-    def look(value: Any, kind: str | None) -> None:
-        if isinstance(value, Mapping):
-            for k, v in value.items():
-                look(v, _kind(k, kind))
-        elif isinstance(value, list | tuple):
-            for v in value:
-                look(v, kind)
-        elif kind == _PROTOCOL:
-            if isinstance(value, str) and is_reference(extractor := parts_of(value)[1]):
+    for kind, name in _named(values):
+        if kind == _PROTOCOL:
+            if is_reference(extractor := parts_of(name)[1]):
                 seen["extractor", extractor] = None
-        elif kind is not None and isinstance(value, str) and (is_reference(value) or value in registered(kind)):
-            seen[kind, value] = None
-
-    for part in () if _is_script(values) else _PARTS:
-        look(values.get(part), None)
+        elif is_reference(name) or name in registered(kind):
+            seen[kind, name] = None
     yield from seen
+
+
+def extractor_files(values: Mapping[str, Any]) -> dict[str, str]:
+    """Hashes of the TorchScript and weights files of a study's extractors, by path; one that is gone has none."""
+    found: dict[str, str] = {}
+    for kind, name in _named(values):
+        for place in parts_of(name)[1:] if kind == _PROTOCOL else ():
+            if place and not is_reference(place):
+                with suppress(OSError, ValueError):
+                    found[place] = file_hash(named_file(place))[:12]
+    return found
 
 
 def packages(values: Mapping[str, Any]) -> dict[str, str]:

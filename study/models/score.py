@@ -64,7 +64,8 @@ def score(
         out: the file of rows.
 
     Raises:
-        UserError: images that cannot be read or have another size than the reference's, or one set given twice.
+        UserError: images that cannot be read or have another size than the reference's, one set given twice, or an
+            extractor of the user's own that fails.
     """
     kept = records(read_scores(out)) if out.is_file() else []
     where, scored = resolve_device(device), list[Row]()
@@ -82,7 +83,10 @@ def score(
             rows = [r for r in kept if _identity(r) == identity and r["value"] is not None]
             if not wanted <= {r["metric"] for r in rows}:
                 started = time.perf_counter()
-                rows = list(scorer.rows(told))
+                try:
+                    rows = list(scorer.rows(told))
+                except ValueError as error:  # such as what an extractor of the user's own raises
+                    raise UserError(one_line(error)) from error
                 common = {"seconds": time.perf_counter() - started, "device": where.type, "created_at": utc_now()}
                 common |= dict(zip(_IDENTITY, identity, strict=True)) | {"source": _last(path)}
                 rows = [{c.name: (common | row).get(c.name) for c in SCORE_COLUMNS} for row in rows]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from study.config.errors import UserError
-from study.config.own_code import code_names, packages
+from study.config.own_code import code_names, extractor_files, packages
 from trainables.plugins.bundle import Bundle, read_bundle
 from trainables.plugins.copies import Index, hash_of, pack, print_hash, read_copy, read_index, write_copies
 from trainables.plugins.reference import find, split, use
@@ -66,14 +66,15 @@ def _copy(folder: Path, name: str, said: Mapping[str, Any]) -> Bundle:
 
 
 def code_prints(folder: Path, values: Mapping[str, Any]) -> dict[str, str]:
-    """What a study's own code is now, for its journal: a hash per file of a copy, a print per package."""
+    """What a study's own code is now, for its journal: hashes of copies and extractors' files, prints of packages."""
     found: dict[str, str] = {}
     index = _index(folder)
     for name, said in index.items():
         if "hash" in said:
             for file, code in dict(said["files"]).items():
                 found[name if file == said["entry"] else f"{file} (of {name})"] = str(code)
-    return found | {n: text for n, text in packages(values).items() if "hash" not in index.get(n, {})}
+    found |= {n: text for n, text in packages(values).items() if "hash" not in index.get(n, {})}
+    return found | extractor_files(values)
 
 
 def changed_code(folder: Path, values: Mapping[str, Any]) -> list[str]:

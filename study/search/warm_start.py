@@ -7,6 +7,7 @@ never taken where the objective was scored under another protocol: such numbers 
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -66,8 +67,14 @@ def collect(study: StudyConfig, protocols: Mapping[str, str] | None = None) -> W
 
 
 def own_protocols(study: StudyConfig) -> dict[str, str]:
-    """How the ids of a built-in study's protocols begin, by metric; what follows is how many samples there were."""
+    """How the ids of a built-in study's protocols begin, by metric; what follows is how many samples there were.
+
+    UserError: an extractor of the user's own cannot be loaded.
+    """
     from trainables.data.subset import training_images
+    from trainables.evaluation.inception import NoFeaturesError
+    from trainables.evaluation.inception_scores import loaded
+    from trainables.evaluation.own_features import own_extractor
     from trainables.evaluation.scores import protocols_for
     from trainables.evaluation.small_features import small_extractor
 
@@ -79,6 +86,11 @@ def own_protocols(study: StudyConfig) -> dict[str, str]:
     made_by = trial.method_args.made_by(trial.evaluation.fresh_steps)
     found: dict[str, str] = {}
     for protocol in protocols_for(trial, data.shape):
+        if protocol.extractor is not None:
+            try:
+                protocol = loaded(protocol, own_extractor(protocol.extractor))
+            except (ValueError, NoFeaturesError) as error:
+                raise UserError(one_line(error)) from error
         length = f"-{made_by}" if protocol.source == "fresh" else ""
         for metric in METRIC_BY_NAME.values():
             if metric.source != protocol.source or metric.features not in ("", protocol.features):
@@ -218,7 +230,7 @@ class _Reader:
                             f"{metric} was scored under another protocol ({key} {text(there)} there, {text(here)} here)"
                         )
             there, begins = row.get(f"{metric}_protocol"), self.protocols.get(metric)
-            if there is not None and begins is not None and not f"{there}-".startswith(f"{begins}-"):
+            if there is not None and begins is not None and not re.fullmatch(rf"{re.escape(begins)}(-n\d+)?", there):
                 return f"{metric} was scored under another protocol ({shown(there)} there, {begins} here)"
         return None
 

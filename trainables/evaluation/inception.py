@@ -36,7 +36,7 @@ _PER_COPY = 2000
 
 
 class NoFeaturesError(RuntimeError):
-    """Inception's features are not to be had: no weights, or no memory for one image. The message is one line."""
+    """Features are not to be had: no weights, no memory for one image, no finite ones of the reference. One line."""
 
 
 @dataclass(frozen=True)

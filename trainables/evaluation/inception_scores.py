@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,11 +21,12 @@ from trainables.config.protocols import Protocol, Reference
 from trainables.data.cache import cache_dir, cache_lock, made_once
 from trainables.data.datasets import ImageData
 from trainables.evaluation.frechet import DISTANCES, MAX_DISTANCES, MIN_SAMPLES, FrechetToReference, Statistics
-from trainables.evaluation.inception import Features, Inception, inception
+from trainables.evaluation.inception import Features, Inception, NoFeaturesError, inception
 from trainables.evaluation.mmd import mmd, row_means, unit
 from trainables.evaluation.neighbours import density_and_coverage, memorisation
 from trainables.results.files import write_text
 
+_T = TypeVar("_T")
 SCORES = ("fid", "isc", "kid", "mmd", "precision", "recall", "density", "coverage", "memorisation")
 _KID = {"kid_subsets": 100, "verbose": False}
 KID_SUBSET_SIZE = 1000
@@ -91,6 +92,11 @@ class ReferenceCache:
             DISTANCES.clear()
         return FrechetToReference(self.statistics()).measure(pool)
 
+    def mmd(self, pool: Tensor) -> tuple[float, float]:
+        """`mmd` of features (n, d) to those of these images; on the CPU where the device's memory is short."""
+        within = self.kernel_mean()
+        return self._where_it_fits(lambda device: mmd(pool.to(device), self.pool().to(device), within))
+
     def pool(self) -> Tensor:
         """Features for KID, precision and recall: float32 (n, 2048)."""
         return torch.from_numpy(self._kept("features", lambda: {"pool": self._features().pool.numpy()})["pool"])
@@ -98,17 +104,30 @@ class ReferenceCache:
     def kernel_mean(self) -> float:
         """MMD's mean kernel within these images."""
 
-        def compute() -> Statistics:
-            x = unit(self.pool().to(self.device))
+        def mean(device: torch.device) -> Statistics:
+            x = unit(self.pool().to(device))
             return {"mean": row_means(x, x).mean().cpu().numpy()}
 
-        return float(self._kept("kernel", compute)["mean"])
+        return float(self._kept("kernel", lambda: self._where_it_fits(mean))["mean"])
+
+    def _where_it_fits(self, compute: Callable[[torch.device], _T]) -> _T:
+        try:
+            return compute(self.device)
+        except torch.OutOfMemoryError:
+            DISTANCES.clear()
+        return compute(torch.device("cpu"))
 
     def _features(self) -> Features:
         if self._taken is None:  # statistics and features may both be missing
             p = self._protocol
             images = reference_images(self._data, p.reference, p.reference_count, p.seed)
-            self._taken = self._network.features(images, self.device)
+            if not len(images):
+                raise NoFeaturesError(f"{self._data.name} has no images ({p.reference}) to compare with")
+            taken = self._network.features(images, self.device)
+            if not bool(taken.pool.isfinite().all()):
+                what = f"{self._network.what}'s features of the reference images ({p.reference})"
+                raise NoFeaturesError(f"{what} are not finite")
+            self._taken = taken
         return self._taken
 
     def _kept(self, kind: str, compute: Callable[[], Statistics]) -> Statistics:
@@ -118,6 +137,8 @@ class ReferenceCache:
                     content = {name: file[name] for name in file.files if name != "checksum"}
                     if str(file["checksum"]) != _checksum(content):
                         raise ValueError("its content is not what was written")
+                    if not all(np.isfinite(array).all() for array in content.values()):
+                        raise ValueError("it is not finite, as older versions kept it")
             except Exception:
                 self.poisoned = True
                 raise
@@ -160,7 +181,8 @@ def inception_scores(
 ) -> InceptionScores:
     """Score uint8 images (N, C, H, W), chosen and rounded as the protocol says, by their `features`, if taken already.
 
-    `network` is another than Inception; its Frechet distance is called `fd`. NoFeaturesError: no weights, or no memory.
+    `network` is another than Inception; its Frechet distance is called `fd`. NoFeaturesError: no weights, no memory, or
+    features of the reference images that are not finite.
     """
     network = network or inception(protocol.resize)
     cache = ReferenceCache(data, protocol, network, device)
@@ -171,15 +193,21 @@ def inception_scores(
             cache.id,
             f"no {'FD' if protocol.extractor else 'FID'}: {len(images)} image(s) left to score",
         )
-    values, errors = _measured(features or network.features(images, device), cache, protocol, wanted)
-    finite = {name: float(value) for name, value in values.items() if np.isfinite(value)}
     remarks = []
+    if "memorisation" in wanted and not len(data.test_images):
+        wanted = [name for name in wanted if name != "memorisation"]
+        remarks.append("no memorisation: no test images")
+    found = features or network.features(images, device)
+    usable = bool(found.pool.isfinite().all())
+    # Compared with NaN, nothing is nearer: metrics of neighbours would be finite.
+    values, errors = _measured(found, cache, protocol, wanted) if usable else ({}, {})
+    finite = {name: float(value) for name, value in values.items() if np.isfinite(value)}
     if missing := [name for name in wanted if name not in finite]:
         short = {"fid": "FID", "isc": "IS", "kid": "KID", "fd": "FD", "mmd": "MMD"}
         names = " and ".join(short.get(name, name) for name in missing)
         why = (
             "the features are not finite"
-            if protocol.extractor
+            if protocol.extractor or not usable
             else "torch-fidelity gave NaN (do the weights hold the classifier?)"
         )
         remarks.append(f"no {names}: {why}")
@@ -218,8 +246,7 @@ def _measured(
         result = kid_features_to_metric(found.pool, pool, **_KID, **options)
         values |= {n: result[f"kernel_inception_distance_{k}"] for n, k in (("kid", "mean"), ("kid_sd", "std"))}
     if "mmd" in wanted:
-        on_device = (found.pool.to(cache.device), cache.pool().to(cache.device))
-        values["mmd"], errors["mmd"] = mmd(*on_device, cache.kernel_mean())
+        values["mmd"], errors["mmd"] = cache.mmd(found.pool)
     if "precision" in wanted or "recall" in wanted:
         result = prc_features_to_metric(found.pool, cache.pool(), **_PRC)
         values |= {name: float(result[name]) for name in ("precision", "recall") if name in wanted}

@@ -60,6 +60,12 @@ class Samples:
         """Name of the protocol, and how fresh samples were made."""
         return f"{self.protocol.name}-{self.made_by}" if self.protocol.source == "fresh" else self.protocol.name
 
+    @property
+    def counted_id(self) -> str:
+        """`protocol_id`, and how many images there are where the protocol asks for another number."""
+        count, asked = len(self.images), self.protocol.count
+        return self.protocol_id if asked in (None, count) else f"{self.protocol_id}-n{count}"
+
 
 @dataclass(frozen=True)
 class Trained:

@@ -103,6 +103,30 @@ def test_what_is_wrong_is_one_line(make, said: str, tmp_path: Path, run_mebm) ->
     assert code == 2 and said in err and err.count("\n") == 1 and not out.exists(), err
 
 
+def test_an_extractor_that_fails_is_one_line(forms: dict[str, Path], tmp_path: Path, monkeypatch, run_mebm) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MEBM_CACHE", str(tmp_path / "cache"))
+    Path("nets.py").write_text(
+        "def fails():\n    return lambda images: images.no_such()\n"
+        "def flat():\n    return lambda images: images.float()\n"
+        "def late():\n"  # the 120 samples come first, 50 at a time, and then the reference
+        "    seen = []\n"
+        "    def features(images):\n"
+        "        seen.append(len(images))\n"
+        "        return images.float().mean(2)[:, 0] * (1 if sum(seen) <= 120 else float('nan'))\n"
+        "    return features\n"
+    )
+    for name, said in (("fails", "no_such"), ("flat", "gives (50, 3, 8, 8) of 50 images, expected")):
+        told = ("-p", f"fresh-10k@nets.py:{name}", "--as", "toy", "--reference", "digits", "--out", tmp_path / "o")
+        code, _, err = run_mebm("score", forms["a.npz"], *told)
+        assert code == 2 and said in err and err.count("\n") == 1, err
+    told = ("-p", "fresh-10k@nets.py:late", "--as", "toy", "--reference", "digits", "--out", tmp_path / "o")
+    code, out, err = run_mebm("score", forms["a.npz"], *told, "--json")
+    assert code == 0, err
+    said = "the extractor's features of the reference images (train) are not finite"
+    assert {r["remark"] for r in json.loads(out)["rows"]} == {"no fd: " + said, "no mmd: " + said}
+
+
 def test_options_are_checked(forms: dict[str, Path], run_mebm) -> None:
     base = ("score", forms["a.npz"], "--reference", "digits")
     for more, said in (

@@ -223,6 +223,51 @@ def test_the_studys_own_protocol_begins_as_its_trials_record_it():
     assert found["fd_fresh"] == PROTOCOL.replace("-buffer-n1000", "-fresh-20steps")
 
 
+def test_an_extractor_is_compared_by_its_code_and_weights(tmp_path, monkeypatch):
+    import torch
+
+    from study.config.own_code import short_names
+    from study.search.warm_start import own_protocols
+    from trainables.evaluation.own_features import own_extractor
+    from trainables.plugins.reference import allow, use
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nets.py").write_text(
+        "import torch\n\n\ndef pixels(weights):\n    factor = torch.load(weights, weights_only=True)\n"
+        "    return lambda images: images[:, 0].flatten(1).float() * factor\n"
+    )
+    torch.save(torch.tensor(2.0), "two.pth")
+    allow(tmp_path)
+    try:
+        named = {"trial": {"evaluation": {"protocols": ["small-buffer@nets.py:pixels@two.pth"]}}}
+        trial = short_names(named, "study.yaml")["trial"]
+        objective = "extractor_fd_buffer"
+        identity = own_extractor(f"nets.py:pixels@{tmp_path / 'two.pth'}").id
+        old = Recorded(tmp_path / "old", make_study(name="old", trial=trial, objectives=[objective]))
+        recorded = f"small-buffer@{identity}"
+        told = {f"{objective}_best": 1.0, f"{objective}_protocol": recorded}
+        old.add("completed", point(3), [1.0], **told)
+        old.add("completed", point(4), [1.0], **told | {f"{objective}_protocol": f"{recorded}-n500"})
+        study = make_study(trial=trial, objectives=[objective], search={"from": [old.done()]})
+        assert own_protocols(study)[objective] == recorded
+        assert len(collect(study, own_protocols(study)).trials) == 2
+        torch.save(torch.tensor(3.0), "two.pth")
+        use(None)
+        allow(tmp_path)
+        with pytest.raises(UserError, match="scored under another protocol") as error:
+            collect(study, own_protocols(study))
+        assert recorded in str(error.value) and "\n" not in str(error.value)
+    finally:
+        use(tmp_path / "elsewhere")
+        use(None)
+
+
+def test_a_protocol_whose_name_begins_like_another_is_another(earlier):
+    study = make_study(search={"from": [earlier]})
+    with pytest.raises(UserError, match="scored under another protocol"):
+        collect(study, {"fd_buffer": PROTOCOL.removesuffix("-buffer-n1000")})
+
+
 def test_the_sampler_models_at_once(earlier, tmp_path):
     """With the earlier trials it has what it needs for a model: no random settings first."""
     search = {"startup_trials": 4, "trials": 3}

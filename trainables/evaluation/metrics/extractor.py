@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from trainables.results.metric import of_samples
@@ -25,7 +26,7 @@ def measure(samples: Samples) -> Scores:
         found = own_scores(samples.images, samples.data, samples.device, protocol, network)
     except NoFeaturesError as error:
         return Scores({}, samples.protocol_id, f"no FD: {error}")
-    identity = f"{protocol.name}-{samples.made_by}" if source == "fresh" else protocol.name
+    identity = replace(samples, protocol=protocol).counted_id
     values = {f"extractor_{name}_{source}": value for name, value in found.values.items()}
     errors = {f"extractor_{name}_{source}": error for name, error in found.errors.items()}
     return Scores(values, identity, found.remark, errors)

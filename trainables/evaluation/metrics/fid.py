@@ -24,7 +24,7 @@ def measure(samples: Samples) -> Scores:
         return Scores({}, samples.protocol_id, f"no FID: {error}")
     values = {f"{name}_{source}": found.values[name] for name in ("fid", "isc") if name in found.values}
     errors = {f"{name}_{source}": error for name, error in found.errors.items()}
-    return Scores(values, samples.protocol_id, found.remark, errors)
+    return Scores(values, samples.counted_id, found.remark, errors)
 
 
 _FID, _ISC = "Frechet inception distance of {}", "inception score of {}"
