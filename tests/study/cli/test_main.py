@@ -24,7 +24,7 @@ SHARED = Path(__file__).resolve().parents[4] / "shared"
 SMALL = ("--set", "epochs=2", "--set", "iterations_per_epoch=8", "--set", "evaluation.fresh_steps=2")
 COMMANDS = (
     "sweep", "resume", "plan", "status", "train", "methods", "tables", "report", "figures", "diagnose", "score", "evaluate", "sample", "bench",
-    "compare", "detector", "replay", "recommend", "import", "serve", "configs", "show", "init", "fields", "new",
+    "compare", "detector", "replay", "scale", "recommend", "import", "serve", "configs", "show", "init", "fields", "new",
 )  # fmt: skip
 
 
