@@ -74,7 +74,7 @@ def _caption(found: Scaling) -> str:
 
 def draw_scaling(found: Scaling) -> go.Figure:
     """The figure, without the colours of a page."""
-    rows, predictions = records(found.boundaries), [p for p in records(found.predictions) if p["size"] is not None]
+    rows, predictions = records(found.boundaries), [p for p in records(found.predictions) if p["predicted"] is not None]
     sizes = [r["size"] for r in rows] + [p["size"] for p in predictions]
     ends = [v for r in rows for v in (r["low"], r["high"], r["boundary"]) if v is not None]
     ends += [v for r in rows if r["trials"] for v in (r["tried_low"], r["tried_high"])]
@@ -103,6 +103,8 @@ def _add_law(figure: go.Figure, found: Scaling, along: Any) -> None:
     law = found.law
     assert law is not None
     middle = np.array([law(float(size)) for size in along])
+    held = np.abs(middle[:, 0]) + Z * middle[:, 1] < 300  # by a float
+    along, middle = along[held], middle[held]
     low, high = (10 ** (middle[:, 0] + sign * Z * middle[:, 1]) for sign in (-1, 1))
     band = {"fill": "toself", "fillcolor": transparent(PURPLE, 0.14), "line": {"width": 0}, "hoverinfo": "skip"}
     figure.add_scatter(

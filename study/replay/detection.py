@@ -25,8 +25,8 @@ class End:
         outcome: None where the recording ends before the trial does: what follows is not known.
         iteration: of the verdict of a bad end, else None.
         iterations: done by then, and `seconds` spent.
-        reproduced: False where the recorded rule, over these signals, does not give the recorded end (a second
-            network's step, which leaves no signal), or no signals were kept: the recorded end stands.
+        reproduced: False where the rule changed and the recorded end stands, as no signals were kept, or the recorded
+            rule, over these signals, does not give the recorded end (a second network's step, which leaves no signal).
     """
 
     outcome: Outcome | None
@@ -46,7 +46,7 @@ def end_of(trajectory: Trajectory, rule: DivergenceConfig | None, recording: Rec
     if rule is None or rule == trajectory.divergence:
         return _recorded(trajectory)
     if recording is None or _lacks(recording, rule):
-        return _recorded(trajectory, reproduced=not trajectory.judged_by_signals)
+        return _recorded(trajectory, reproduced=False)
     found = latched(rule, recording)
     if found is not None:
         at = found.iteration

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ class Replayed:
 
     Attributes:
         summaries: one of each of `policies`, in their order.
-        rows: a trial in one order under one policy each, `REPLAY_COLUMNS`.
+        rows: a trial in one order under one policy each, `REPLAY_COLUMNS`; none where they were not kept.
         unit: of the hours: GPU-hours, trial-hours, or iterations where no times were recorded.
         notes: what could not be replayed, a line each.
     """
@@ -74,7 +74,9 @@ class Replayed:
                 p.divergence for p in self.policies if p.name == summary.policy
             ):
                 alarms = int(summary.numbers["false_alarms"].value or 0)
-                lines.append(f"{summary.policy}: {wilson(alarms, summary.completed_recorded).of('false alarms')}")
+                share = wilson(alarms, summary.completed_recorded).of("false alarms")
+                none = "false alarms: -, as the detector saw no completed trial to its end"
+                lines.append(f"{summary.policy}: {share if summary.completed_recorded else none}")
         return [*lines, *self.notes]
 
 
@@ -120,35 +122,61 @@ _LABELS = (
 
 
 def replay(
-    recorded: Recorded, policies: Sequence[Policy], *, orders: int = 100, seed: int = 0, share: float = 0.1
+    recorded: Recorded,
+    policies: Sequence[Policy],
+    *,
+    orders: int = 100,
+    seed: int = 0,
+    share: float = 0.1,
+    keep_rows: bool = True,
 ) -> Replayed:
     """Replay each policy in the recorded order and in `orders` drawn ones, the same for all.
 
     Args:
         share: of the completed trials, the best by their recorded score, whose pruning is wrong.
+        keep_rows: False keeps the numbers of every order alone; the rows take about 1 kB each.
     """
     detected = any(p.divergence for p in policies)
     recordings = signals_of(read_recordings(recorded.results)[0], recorded.study) if detected else {}
-    drawn = [_permuted(recorded.trajectories, seed, number) for number in range(1, orders + 1)]
     notes: list[str] = []
-    summaries, rows = [], []
+    summaries: list[PolicySummary] = []
+    rows: list[dict[str, Any]] = []
+    gpu = False
     for policy in policies:
         trials = [t for t in recorded.trajectories if policy.seeds is None or t.seed in policy.seeds]
+        gpu = gpu or any(t.gpus for t in trials)
         ends = {t.trial_id: end_of(t, policy.rule(t), recordings.get(t.trial_id)) for t in trials}
+        if policy.divergence:  # a trial whose rule cannot be read has none that could change
+            ends |= {t.trial_id: replace(ends[t.trial_id], reproduced=False) for t in trials if t.divergence is None}
         told = _recorded_columns(recorded, trials, policy, share)
-        found = []
-        for number, order in enumerate([recorded.trajectories, *drawn]):
-            courses = [Course(t, ends[t.trial_id]) for t in _first_ones(order, policy) if t.trial_id in ends]
-            played = simulate(courses, policy.rules)
-            found.append([_row(recorded, policy, number, i, p, told) for i, p in enumerate(played)])
-        summaries.append(summarise(policy.name, found, policy.sign))
-        rows += [row for order_rows in found for row in order_rows]
+        played = _orders(recorded, policy, ends, told, range(orders + 1), seed, rows if keep_rows else None)
+        summaries.append(summarise(policy.name, played, policy.sign, bounded=policy.rules.bounded))
         notes += _notes(recorded, policy, ends, summaries[-1])
-    unit = "iterations" if not recorded.timed else "GPU-hours" if any(r["gpus"] for r in rows) else "trial-hours"
+    unit = "iterations" if not recorded.timed else "GPU-hours" if gpu else "trial-hours"
     metrics = list(dict.fromkeys(p.metric for p in policies))
     return Replayed(
         recorded.study, ", ".join(metrics), unit, tuple(policies), tuple(summaries), rows, tuple(dict.fromkeys(notes))
     )
+
+
+def _orders(
+    recorded: Recorded,
+    policy: Policy,
+    ends: Mapping[str, End],
+    told: Mapping[str, dict[str, Any]],
+    numbers: Sequence[int],
+    seed: int,
+    kept: list[dict[str, Any]] | None,
+) -> Iterator[list[dict[str, Any]]]:
+    """The rows of one order after the other, 0 the recorded one; they are added to `kept` too."""
+    trials = recorded.trajectories
+    for number in numbers:
+        order = _first_ones(_permuted(trials, seed, number) if number else trials, policy)
+        played = simulate([Course(t, ends[t.trial_id]) for t in order if t.trial_id in ends], policy.rules)
+        rows = [_row(recorded, policy, number, i, p, told) for i, p in enumerate(played)]
+        if kept is not None:
+            kept += rows
+        yield rows
 
 
 def _permuted(trials: Sequence[Trajectory], seed: int, number: int) -> list[Trajectory]:
@@ -241,9 +269,15 @@ def _notes(recorded: Recorded, policy: Policy, ends: Mapping[str, End], summary:
         bound = "nobody knows how much more it takes"
         if summary.numbers["hours_most"].value is not None:
             bound = "it takes at most the time of 'at most', where each trains on to its plan"
+        bound += ", and the best is at least as good, unless its own trial is one of them and ends badly"
+        if not policy.rules.bounded:
+            bound = (
+                "with a budget in hours or pruning, how they go on changes the course of others, so neither time nor "
+                "the best is bounded"
+            )
         notes.append(
             f"{policy.name}: recordings that end before the policy would have ended them: {censored}; time and the "
-            f"best are of what was recorded: {bound}, and the best is at least as good"
+            f"best are of what was recorded: {bound}"
         )
     metric = policy.rules.metric
     if policy.rules.pruning.rule != "none" and metric is not None and not _can_prune(recorded, metric):

@@ -38,6 +38,12 @@ class Rules:
     budget: BudgetConfig
     at_once: int
 
+    @property
+    def bounded(self) -> bool:
+        """Whether a trial that goes on after its recording takes nothing from another: neither time nor a place."""
+        limits = self.budget
+        return self.pruning.rule == "none" and limits.hours is None and limits.gpu_hours is None
+
 
 @dataclass(frozen=True)
 class Course:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -13,16 +13,17 @@ from pydantic import ValidationError
 
 from analysis.detector.replay import Recording
 from analysis.results.load import Results, current_epochs
-from analysis.results.messages import printable
+from analysis.results.messages import plural, printable
 from analysis.results.own import BUILT_IN, kind_of
 from analysis.results.parquet import records
+from analysis.stats.comparison.candidates import one_protocol
 from analysis.stats.trials.trial import ENDED_BADLY, Trial, configuration
 from study.config.errors import UserError
 from study.record.journal_reader import JournalReader
 from trainables.config.parts import DivergenceConfig
 from trainables.results.bounded import parse_json
 from trainables.results.layout import JOURNAL
-from trainables.results.schema import Cause, Outcome
+from trainables.results.schema import Cause, Metric, Outcome
 
 IMPORTED = "imported"
 
@@ -52,7 +53,7 @@ class Trajectory:
         epochs: in its whole budget, which pruning needs to know.
         seconds: from its start to its end, set-up included, work that was lost not. Of recordings without times, its
             iterations: they order events and are no time.
-        pace: seconds per iteration.
+        pace: seconds per iteration, evaluation included.
         divergence: the rule that judged it; None: of a script, which judges itself.
         config: its settings by dotted names.
         row: its columns of `trials.parquet`.
@@ -132,27 +133,41 @@ def read_recorded(results: Results) -> Recorded:
         results.note(f"{left} trials never began or failed with an error, which says nothing of them; left out")
     kinds = {kind_of(t["config"]) for t in rows}
     kind = kinds.pop() if len(kinds) == 1 else BUILT_IN
-    epochs = _epochs(results)
+    epochs = _epochs(results, rows)
     spacing = _spacing(epochs.values()) if kind == IMPORTED else None
     found = [t for row in rows if (t := _trajectory(results, row, epochs[row["trial_id"]], spacing)) is not None]
     if not found:
         raise UserError(f"{study}: no trial has recorded an epoch or an iteration")
+    timed = any(t.row["train_seconds"] for t in found)
+    if timed and (without := [t for t in found if t.iterations and t.row["train_seconds"] is None]):
+        results.note(f"{plural(len(without), 'trial')} trained, but nobody recorded for how long; left out")
+        found = [t for t in found if not t.iterations or t.row["train_seconds"] is not None]
     if spacing is not None:
         longest = max(r.epoch for t in found for r in t.reports) if any(t.reports for t in found) else 0
         found = [replace(t, epochs=max(t.epochs, longest + (t.planned is None))) for t in found]
     started, at_once = _starts(results, study, rows)
     found.sort(key=lambda t: started[t.trial_id])
-    timed = any(t.row.get("train_seconds") for t in found)
     return Recorded(study, tuple(found), timed, at_once, kind, results.manifests[study], results)
 
 
-def _epochs(results: Results) -> dict[str, list[dict[str, Any]]]:
+def _others(results: Results, metric: Metric, trials: Sequence[Trial]) -> frozenset[str]:
+    """Trials that were scored under another protocol than most: such scores have no common order."""
+    kept, notes = one_protocol(trials, metric)
+    for note in notes:
+        results.note(f"{metric.name}: {note}")
+    return frozenset(t["trial_id"] for t in trials) - {t["trial_id"] for t in kept}
+
+
+def _epochs(results: Results, trials: Sequence[Trial]) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = defaultdict(list)
     frame = current_epochs(results.epochs)
     names = ["trial_id", "epoch", "iteration", "seconds", "train_seconds", "evaluation_seconds"]
     metrics = [m.name for m in results.metrics(directed=True)]
+    others = {m.name: _others(results, m, trials) for m in results.metrics(directed=True)}
     for row in records(frame[[*names, *(n for n in metrics if n in frame)]]):
-        row["values"] = {n: float(row[n]) for n in metrics if row.get(n) is not None}
+        row["values"] = {
+            n: float(row[n]) for n in metrics if row.get(n) is not None and row["trial_id"] not in others[n]
+        }
         found[row["trial_id"]].append(row)
     return found
 
@@ -200,7 +215,7 @@ def _trajectory(
         planned=planned,
         epochs=in_all,
         seconds=max([spent if timed else float(iterations), *(r.seconds for r in reports)]),
-        pace=row["seconds_per_iteration"],
+        pace=(spent - start) / iterations if timed and iterations else None,
         gpus=row["gpus"] or 0.0,
         divergence=_divergence(results, row),
         config=configuration(row["config"]),

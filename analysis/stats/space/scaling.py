@@ -64,7 +64,7 @@ LAW_COLUMNS: tuple[Column, ...] = (
     Column("misfit_p", "float64", "p value that the boundaries lie on the law (chi-squared); null: two sizes"),
     Column("enlarged", "float64", "factor by which scatter about the law enlarges its errors; 1: not at all"),
     Column("size", "float64", "a size that the law was not fitted to; null: none was asked for"),
-    Column("predicted", "float64", "boundary by the law there"),
+    Column("predicted", "float64", "boundary by the law there; null: too far from the sizes fitted for a number"),
     Column("predicted_low", "float64", "lower end of its 95% interval"),
     Column("predicted_high", "float64", "upper end of it"),
     Column("constant", "float64", "boundary of the largest size fitted: the prediction without a law"),
@@ -154,15 +154,19 @@ class Scaling:
         else:
             fits = "the sizes do not lie on a power law" if law.misfit_p < 0.05 else "no misfit shown"
             tested = f"{fits} (p = {law.misfit_p:.2g})"
+        scale = law(1.0)[0]
+        factor = f"10^{scale:.0f}" if _power(scale) is None else f"{10**scale:.3g}"
         moves = "" if low > 0 or high < 0 else ", so none that differs from 0 is shown"
         return (
-            f"law over {law.sizes} sizes: boundary in {name} = {10 ** law(1.0)[0]:.3g} x size^{b:.2f}, exponent "
+            f"law over {law.sizes} sizes: boundary in {name} = {factor} x size^{b:.2f}, exponent "
             f"{low:.2f} to {high:.2f} at 95%{moves}; {tested}"
         )
 
     def prediction_text(self, p: dict[str, Any]) -> str:
         """A prediction in words, with what was measured there."""
-        interval = f"{p['predicted']:.3g}, {p['predicted_low']:.3g} to {p['predicted_high']:.3g} at 95%"
+        interval = "no number, as it is too far from the sizes that the law is fitted to"
+        if p["predicted"] is not None:
+            interval = f"{p['predicted']:.3g}, {p['predicted_low']:.3g} to {p['predicted_high']:.3g} at 95%"
         text = f"predicted at {p['size']:g}: {interval}"
         row = next((r for r in records(self.boundaries) if r["size"] == p["size"]), None)
         if row is None:
@@ -319,20 +323,27 @@ def _row(c: _Counted, side: Side | None) -> dict[str, Any]:
 
 
 def _power(log: float | None) -> float | None:
-    return None if log is None else 10**log
+    """A number from its logarithm; None where there is none, or no float holds it."""
+    return None if log is None or abs(log) > _MOST else 10**log
+
+
+_MOST = 300.0
+"""Floats go to 10^308."""
 
 
 def _prediction(found: Growth, law: Law, rows: Sequence[dict[str, Any]], size: float | None) -> dict[str, Any]:
     b, error = law.exponent
     largest = next(r for r in rows if r["size"] == law.largest)
     row: dict[str, Any] = {"axis": found.axis, "field": found.field, "sizes": law.sizes, "smallest": law.smallest}
-    row |= {"largest": law.largest, "factor": 10 ** law(1.0)[0], "exponent": b, "exponent_low": b - Z * error}
+    row |= {"largest": law.largest, "factor": _power(law(1.0)[0]), "exponent": b, "exponent_low": b - Z * error}
     row |= {"exponent_high": b + Z * error, "misfit_p": law.misfit_p, "enlarged": law.enlarged}
     if size is None:
         return row
     at, spread = law(size)
     ends = at - Z * spread, at + Z * spread
-    row |= {"size": size, "predicted": 10**at, "predicted_low": 10 ** ends[0], "predicted_high": 10 ** ends[1]}
+    row |= {"size": size}
+    if max(map(abs, ends)) <= _MOST:
+        row |= {"predicted": 10**at, "predicted_low": 10 ** ends[0], "predicted_high": 10 ** ends[1]}
     row |= {"constant": largest["boundary"]}
     there = next((r for r in rows if r["size"] == size), None)
     if there is None:
@@ -341,7 +352,7 @@ def _prediction(found: Growth, law: Law, rows: Sequence[dict[str, Any]], size: f
     row |= {"measured": measured, "measured_low": low, "measured_high": high}
     if measured is not None:
         difference = math.log10(measured) - at
-        row |= {"ratio": 10**difference, "constant_ratio": measured / largest["boundary"]}
+        row |= {"ratio": _power(difference), "constant_ratio": measured / largest["boundary"]}
         row["agrees"] = abs(difference) <= Z * math.hypot(spread, there["log10_error"])
     elif low is not None or high is not None:  # one end alone is known: it contradicts what lies wholly beyond it
         row["agrees"] = (low is None or ends[1] >= math.log10(low)) and (high is None or ends[0] <= math.log10(high))

@@ -76,10 +76,12 @@ class PolicySummary:
 
     Attributes:
         numbers: `hours` (GPU-hours, or hours of trials where none has a GPU; None without recorded times) and
-            `hours_most` (if every trial of unknown end trains on to its plan), `wall_hours`, `iterations`, `best`,
+            `hours_most` (if every trial of unknown end trains on to its plan; None if that would change the course of
+            others), `wall_hours`, `iterations`, `best`,
             `best_rank` (place of that trial among all by their recorded best, from 1), `lead` (median iterations that
             bad ends come earlier), and counts of trials.
-        completed_recorded: trials whose recording completed, which false alarms are a share of.
+        completed_recorded: trials whose recording completed, and which the policy's detector saw to their end: false
+            alarms are a share of these, and None where there are none.
     """
 
     policy: str
@@ -118,15 +120,18 @@ def stop_verdict(row: Row) -> str | None:
     return None
 
 
-def numbers_of(rows: Sequence[Row], sign: int) -> dict[str, float | None]:
-    """The numbers of one order; `sign` times a score is to be small."""
+def numbers_of(rows: Sequence[Row], sign: int, *, bounded: bool = True) -> dict[str, float | None]:
+    """The numbers of one order; `sign` times a score is to be small.
+
+    `bounded`: no trial of unknown end would change the course of another.
+    """
     started = [r for r in rows if r["outcome"] != Outcome.PENDING]
     gpu = any(r["gpus"] for r in rows)
     timed = all(r["seconds"] is not None for r in started)
     seconds = sum(r["seconds"] * (r["gpus"] if gpu else 1.0) for r in started) if timed else None
     unknown = [r for r in started if r["censored"]]
     more: float | None = None
-    if all(r["seconds_left"] is not None for r in unknown):
+    if not unknown or (bounded and all(r["seconds_left"] is not None for r in unknown)):
         more = sum(r["seconds_left"] * (r["gpus"] if gpu else 1.0) for r in unknown)
     scored = [r for r in started if r["best"] is not None and r["outcome"] not in ENDED_BADLY]
     found = min(scored, key=lambda r: sign * r["best"], default=None)
@@ -156,7 +161,14 @@ def numbers_of(rows: Sequence[Row], sign: int) -> dict[str, float | None]:
         "best_rank": None if found is None else found["recorded_rank"],
         "lead": float(np.median(leads)) if leads else None,
         **{name: float(counts[name]) for name in _COUNTS},
+        **({} if any(map(_judged, rows)) else {"false_alarms": None}),
     }
+
+
+def _judged(row: Row) -> bool:
+    """Whether a completed trial was replayed until its end or a verdict, so that it could be a false alarm."""
+    ended = row["outcome"] == Outcome.COMPLETED or row["outcome"] in ENDED_BADLY
+    return bool(row["recorded_outcome"] == Outcome.COMPLETED and row["reproduced"] and ended)
 
 
 def _both_bad(row: Row) -> bool:
@@ -164,13 +176,23 @@ def _both_bad(row: Row) -> bool:
     return bad and row["iteration"] is not None and row["recorded_iteration"] is not None
 
 
-def summarise(policy: str, orders: Iterable[Sequence[Row]], sign: int) -> PolicySummary:
-    """A policy's numbers in the recorded order, the first, with their intervals over the others."""
-    first, *drawn = orders
-    values, others = numbers_of(first, sign), [numbers_of(rows, sign) for rows in drawn]
-    completed = sum(row["recorded_outcome"] == Outcome.COMPLETED for row in first)
-    numbers = {name: Number(value, *_middle([o[name] for o in others])) for name, value in values.items()}
-    return PolicySummary(policy, numbers, len(drawn), completed)
+def summarise(policy: str, orders: Iterable[Sequence[Row]], sign: int, *, bounded: bool = True) -> PolicySummary:
+    """A policy's numbers in the recorded order, the first, with their intervals over the others.
+
+    Of an order only its numbers are kept. For `bounded` see `numbers_of`.
+    """
+    drawn = iter(orders)
+    first = next(drawn)
+    values, completed = numbers_of(first, sign, bounded=bounded), sum(map(_judged, first))
+    del first
+    others: dict[str, list[float | None]] = {name: [] for name in values}
+    counted = 0
+    for rows in drawn:
+        counted += 1
+        for name, value in numbers_of(rows, sign, bounded=bounded).items():
+            others[name].append(value)
+    numbers = {name: Number(value, *_middle(others[name])) for name, value in values.items()}
+    return PolicySummary(policy, numbers, counted, completed)
 
 
 def _middle(values: Sequence[float | None]) -> tuple[float | None, float | None]:

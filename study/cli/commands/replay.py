@@ -61,7 +61,8 @@ class Replay:
             twice = next(n for n in names if names.count(n) > 1)
             raise UserError(f"{twice!r} is the name of two policies; give one another name")
         note(f"replaying {len(policies)} policies in {self.orders + 1:,} orders")
-        found = replay(recorded, policies, orders=self.orders, seed=self.seed, share=self.share)
+        kept = self.out is not None
+        found = replay(recorded, policies, orders=self.orders, seed=self.seed, share=self.share, keep_rows=kept)
         if self.out is not None:
             write_parquet(found.rows, REPLAY_COLUMNS, self.out)
         show(self.as_json, found.to_dict, found.lines)

@@ -261,3 +261,26 @@ def test_the_tables_go_through_parquet(grown, tmp_path):
     for frame, columns in ((found.boundaries, BOUNDARY_COLUMNS), (found.predictions, LAW_COLUMNS)):
         write_parquet(frame, columns, tmp_path / "x.parquet")
         assert records(read_parquet(tmp_path / "x.parquet", columns, measured=True)) == records(frame)
+
+
+def test_a_prediction_that_no_float_holds_has_no_number_and_says_so(grown, tmp_path):
+    """Widths that are close and boundaries that are not make a law that goes beyond every number."""
+    found = scaling(grown((10000, 10100), boundary=lambda w: 0.1 if w == 10000 else 0.4), predict=(1e9, 10200))
+    near, far = records(found.predictions)
+    assert near["predicted"] > 0.4 and near["predicted_low"] < near["predicted"] < near["predicted_high"]
+    assert far["size"] == 1e9 and far["predicted"] is far["predicted_low"] is far["predicted_high"] is None
+    assert found.lines()[-1] == (
+        "predicted at 1e+09: no number, as it is too far from the sizes that the law is fitted to"
+    )
+    write_parquet(records(found.predictions), LAW_COLUMNS, tmp_path / "law.parquet")
+    from analysis.figures.scaling import draw_scaling
+
+    drawn = draw_scaling(found)
+    assert next(t for t in drawn.data if t.name == "predicted").x == (10200.0,)
+
+
+def test_a_law_whose_factor_no_float_holds_is_written_by_its_power(grown):
+    found = scaling(grown((10000, 10020), boundary=lambda w: 0.4 if w == 10000 else 0.1), predict=(10030,))
+    assert found.law is not None and found.law(1.0)[0] > 308
+    row = records(found.predictions)[0]
+    assert row["factor"] is None and row["predicted"] > 0 and " = 10^" in found.law_text()
