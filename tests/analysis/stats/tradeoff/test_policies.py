@@ -7,7 +7,7 @@ import pytest
 from analysis.stats.tradeoff.policies import Number, best_share, numbers_of, stop_verdict, summarise
 
 COMMON = {"gpus": 0.0, "seconds": 3600.0, "seconds_left": 0.0, "ended": 3600.0, "iterations": 100, "iteration": None,
-          "recorded_iteration": None, "best": None, "recorded_rank": None, "among_best": False, "censored": False}  # fmt: skip
+          "recorded_iteration": None, "best": None, "recorded_rank": None, "among_best": False, "censored": False, "reproduced": True}  # fmt: skip
 
 
 def row(outcome, recorded, **changes):
@@ -63,6 +63,13 @@ def test_hours_of_gpus_and_without_times():
     assert without["hours"] is None and without["hours_most"] is None and without["wall_hours"] is None
     unknown = numbers_of([r | {"seconds_left": None if r["censored"] else 0.0} for r in ROWS], 1)
     assert unknown["hours"] == 13 and unknown["hours_most"] is None
+    assert numbers_of(ROWS, 1, bounded=False)["hours_most"] is None, "the censored one would change what others do"
+
+
+def test_false_alarms_are_of_completed_trials_that_were_replayed():
+    assert numbers_of([r | {"reproduced": False} for r in ROWS], 1)["false_alarms"] is None
+    found = summarise("p", [ROWS], 1)
+    assert found.completed_recorded == 2, "neither pruned nor stopped ones, nor one that never starts"
 
 
 def test_the_best_share_has_at_least_one():
