@@ -179,6 +179,5 @@ def validate_study(values: dict[str, Any], source: str) -> StudyConfig:
         places = tuple(place if is_url(place) else str(Path(place).resolve()) for place in study.search.earlier)
         study = study.model_copy(update={"search": study.search.model_copy(update={"from": places})})
     study.__dict__["space"] = space
-    if wrong := check_rescue(study):
-        raise UserError(f"{source}: {wrong}")
+    check_rescue(study, source)
     return study

@@ -6,8 +6,9 @@ import math
 import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
 
+from study.config.errors import UserError, one_line, validation_error
 from study.config.search import Part, Scalar
 from study.config.space import any_value
 from trainables.config.trial import TrialConfig
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 CHANGEABLE = (
     "sampling_steps", "step_size", "inner_steps", "noise_std", "noise_placement", "gradient_clamp", "sample_clamp",
     "sampler_norm_mode", "reinit_probability", "input_noise", "label_noise", "l2_weight", "l2_form", "class_weight",
-    "kl_weight", "entropy_weight", "gradient_penalty", "learning_rate", "momentum", "betas", "weight_decay",
+    "kl_weight", "entropy_weight", "gradient_penalty", "learning_rate", "momentum", "weight_decay",
     "clip_norm", "clip_sigma", "sam_rho", "sam_adaptive", "warmup_iterations", "decay_factor", "precision", "seed",
 )  # fmt: skip
 """Fields that may change within a trial. The others decide what a checkpoint holds (network, norm, optimiser, data set,
@@ -51,6 +52,14 @@ class RescueConfig(Part):
     @classmethod
     def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(value))
+
+    @field_validator("rewind", mode="wrap")
+    @classmethod
+    def _state_or_epochs(cls, value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return validate(value)
+        except ValidationError:
+            raise ValueError("must be last-healthy, or a whole number of epochs from 1 to 1,000,000") from None
 
     @field_validator("change")
     @classmethod
@@ -97,22 +106,29 @@ def rescued_trial(rescue: RescueConfig, trial: TrialConfig, number: int, seed: i
         ValueError: a value that the field does not take, or none changes.
     """
     values: dict[str, Any] = trial.model_dump(mode="json")
+    _change(rescue, values)
+    if "seed" in rescue.change:
+        from trainables.training.device import derive_seed  # torch
+
+        values["seed"] = derive_seed(seed, f"rescue {number}") % 2**31
+    found = TrialConfig.model_validate(values)
+    if found == trial:
+        raise ValueError(f"{rescue.text()} changes nothing here: the trial would end as it did")
+    return found
+
+
+def _change(rescue: RescueConfig, values: dict[str, Any]) -> None:
+    """Change a trial's values once, all but its seed. ValueError: one that cannot be multiplied."""
     for name, how in rescue.change.items():
         factor, old = factor_of(name, how), values[name]
         if name == "seed":
-            from trainables.training.device import derive_seed  # torch
-
-            values[name] = derive_seed(seed, f"rescue {number}") % 2**31
-        elif factor is None:
+            continue
+        if factor is None:
             values[name] = how
         elif isinstance(old, bool) or not isinstance(old, int | float):
             raise ValueError(f"{name} is {old}, which cannot be multiplied by {factor:g}")
         else:
             values[name] = max(1, round(old * factor)) if isinstance(old, int) else old * factor
-    found = TrialConfig.model_validate(values)
-    if found == trial:
-        raise ValueError(f"{rescue.text()} changes nothing here: the trial would end as it did")
-    return found
 
 
 def _points(study: StudyConfig) -> list[dict[str, Any]]:
@@ -129,17 +145,41 @@ def _points(study: StudyConfig) -> list[dict[str, Any]]:
     return [*(some | dict(point) for point in space.start), *ends]
 
 
-def check_rescue(study: StudyConfig) -> str | None:
-    """What is wrong with a study's rescue, tried on a setting of every kind; None: nothing."""
+def _ends(rescue: RescueConfig, trial: TrialConfig, seed: int) -> None:
+    """Try the first and the last rescue of a trial: a value that is multiplied lies between those of the two.
+
+    Raises:
+        ValueError: one of them cannot be; the first that cannot may be another.
+    """
+    rescued_trial(rescue, trial, 1, seed)
+    values = trial.model_dump(mode="json")
+    for _ in range(rescue.most - 1):
+        _change(rescue, values)
+    rescued_trial(rescue, TrialConfig.model_validate(values), rescue.most, seed)
+
+
+def check_rescue(study: StudyConfig, source: str) -> None:
+    """Try a study's rescue on a setting of every kind. UserError: it cannot be."""
     rescue = study.rescue
     if rescue is None:
-        return None
+        return
+    seed = study.seeds[0]
     for point in _points(study):
-        trial = study.space.built_in(dict(point), study.seeds[0])
-        for number in range(1, rescue.most + 1):
-            try:
-                trial = rescued_trial(rescue, trial, number, study.seeds[0])
-            except ValueError as error:
-                what = " ".join(str(error).split())
-                return f"rescue.change: {'' if number == 1 else f'at rescue {number}: '}{what[:300]}"
-    return None
+        trial = study.space.built_in(dict(point), seed)
+        try:
+            _ends(rescue, trial, seed)
+        except (ValueError, OverflowError):
+            _refuse_first(rescue, trial, seed, source)
+
+
+def _refuse_first(rescue: RescueConfig, trial: TrialConfig, seed: int, source: str) -> None:
+    """Say which rescue of a trial is the first that cannot be, and why."""
+    for number in range(1, rescue.most + 1):
+        place = source if number == 1 else f"{source}: at rescue {number}"
+        try:
+            trial = rescued_trial(rescue, trial, number, seed)
+        except ValidationError as error:
+            what = validation_error(place, error, TrialConfig, "rescue.change")
+            raise UserError(f"{what}; expected such as x2, x0.5 or a value of the field") from error
+        except (ValueError, OverflowError) as error:
+            raise UserError(f"{place}: rescue.change: {one_line(error)[:300]}") from error

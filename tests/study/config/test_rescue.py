@@ -69,10 +69,13 @@ def test_the_study_goes_through_its_yaml(tiny, write_config):
         ({"change": {"sam_adaptive": "x2"}}, "sam_adaptive is False, which cannot be multiplied by 2"),
         ({"change": {"reinit_probability": "x10"}, "most": 3}, "at rescue 2: "),
         ({"change": {"sam_rho": "x2"}}, "changes nothing here: the trial would end as it did"),
+        ({"change": {"betas": "x2"}}, "betas cannot change within a trial"),
+        ({"change": {"learning_rate": "X0.5"}}, "study.yaml: rescue.change.learning_rate = 'X0.5': input should be a "),
+        ({"change": {"learning_rate": "X0.5"}}, "; expected such as x2, x0.5 or a value of the field"),
         ({"change": {}}, "rescue.change"),
         ({"on": []}, "rescue.on"),
         ({"on": ["failed"]}, "rescue.on"),
-        ({"rewind": 0}, "rescue.rewind"),
+        ({"rewind": 0}, "rescue.rewind = 0: must be last-healthy, or a whole number of epochs from 1"),
         ({"rewind": "first"}, "rescue.rewind"),
         ({"rewind": True}, "rescue.rewind"),
         ({"most": 0}, "rescue.most"),
@@ -90,6 +93,7 @@ def test_what_makes_no_sense_is_refused_in_one_line(tiny, rescue, words):
     assert text.startswith("study.yaml: ")
     assert "\n" not in text
     assert len(text) < 900
+    assert "pydantic" not in text and "validation error" not in text
 
 
 def test_a_hostile_name_is_cut_short(tiny):
@@ -104,6 +108,34 @@ def test_a_setting_of_the_space_that_cannot_be_changed_is_found(tiny):
     space = {"sampler": "random", "trials": 4, "space": {"reinit_probability": {"low": 0.05, "high": 0.9}}}
     with pytest.raises(UserError, match="reinit_probability"):
         validate_study(tiny | {"search": space, "rescue": {"change": {"reinit_probability": "x2"}, "most": 1}}, "s")
+
+
+def test_of_a_setting_the_first_and_the_last_rescue_are_tried(tiny, monkeypatch):
+    """A hundred rescues of many settings are checked without making a hundred trials of each."""
+    made = []
+    validate = TrialConfig.model_validate
+    monkeypatch.setattr(TrialConfig, "model_validate", lambda values: made.append(values) or validate(values))
+    grid = {"sampler": "grid", "grid": [{"learning_rate": [0.0001 * n for n in range(1, 51)]}]}
+    rescue = {"change": {"learning_rate": "x0.99"}, "most": 100}
+    study = validate_study(tiny | {"search": grid, "rescue": rescue}, "study.yaml")
+    assert len(made) < 10 * 50
+    last = min(values.get("learning_rate", 1.0) for values in made)
+    assert last == pytest.approx(0.0001 * 0.99**100), "the last rescue of the smallest rate is among them"
+    assert study.rescue.most == 100
+
+
+def test_a_late_rescue_that_cannot_be_is_named(tiny):
+    """17 x 0.97 is 16, and 16 x 0.97 is 16 again; of a probability the 59th is too large."""
+    with pytest.raises(UserError, match=r"s: at rescue 2: rescue\.change: .* changes nothing here"):
+        validate_study(
+            tiny | {"search": {"sampler": "grid", "grid": [{"sampling_steps": [17]}]}}
+            | {"rescue": {"change": {"sampling_steps": "x0.97"}, "most": 100}}, "s",
+        )  # fmt: skip
+    late = {"sampler": "grid", "grid": [{"reinit_probability": [0.01]}]}
+    change = {"change": {"reinit_probability": "x1.1", "seed": "new"}}
+    assert validate_study(tiny | {"search": late, "rescue": change | {"most": 48}}, "s").rescue.most == 48
+    with pytest.raises(UserError, match=r"s: at rescue 49: rescue\.change\.reinit_probability = 1\.06"):
+        validate_study(tiny | {"search": late, "rescue": change | {"most": 100}}, "s")
 
 
 def test_a_script_is_not_rescued(tmp_path):
