@@ -73,6 +73,11 @@ class Results:
     notes: list[str] = dataclasses.field(default_factory=list)
     _remotes: dict[str, Remote] = dataclasses.field(default_factory=dict, repr=False)
 
+    def origin(self, study: str) -> str:
+        """Where a study was read from, the same however it was named: its folder, or its place in a store."""
+        remote = self._remotes.get(study)
+        return str(remote.key) if remote else str(self.folders[study].resolve())
+
     @property
     def studies(self) -> list[str]:
         """Names of the studies, in the order they were given."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from study.config.errors import UserError, nearest, shown, validation_error
+from study.config.errors import UserError, nearest, one_line, shown, validation_error
 from study.config.fields import assign, is_script, parse_assignments, trial_model
 from study.config.own_code import short_names
 from study.config.own_names import methods_of, own_names, with_whole_names
@@ -155,6 +155,14 @@ def _with_own_ranges(values: dict[str, Any], source: str) -> dict[str, Any]:
     return {**values, "search": {**search, "space": {k: ranges[k] if k in wanted else v for k, v in space.items()}}}
 
 
+def _resolved(place: str, where: str) -> str:
+    """A path made absolute. UserError: it cannot be, as in a loop of links."""
+    try:
+        return str(Path(place).resolve())
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"{where}: {shown(place, 200)} cannot be followed ({one_line(error)})") from None
+
+
 def validate_study(values: dict[str, Any], source: str) -> StudyConfig:
     """A study from a raw mapping; every setting it can propose is a valid trial.
 
@@ -172,11 +180,11 @@ def validate_study(values: dict[str, Any], source: str) -> StudyConfig:
     space = build_space(study.trial, study.search, study.seeds[0], source)
     if isinstance(study.trial.get("data_dir"), str) and not is_script(study.trial):
         # Ray's workers have working directories of their own, so a path is made absolute where the user gave it.
-        resolved = {"data_dir": str(Path(study.trial["data_dir"]).resolve())}
+        resolved = {"data_dir": _resolved(study.trial["data_dir"], f"{source}: data_dir")}
         study = study.model_copy(update={"trial": {**study.trial, **resolved}})
         space = replace(space, base={**space.base, **resolved})
     if study.search.earlier:  # the same folders from wherever it is resumed
-        places = tuple(place if is_url(place) else str(Path(place).resolve()) for place in study.search.earlier)
+        places = tuple(p if is_url(p) else _resolved(p, f"{source}: search.from") for p in study.search.earlier)
         study = study.model_copy(update={"search": study.search.model_copy(update={"from": places})})
     study.__dict__["space"] = space
     check_rescue(study, source)

@@ -167,7 +167,7 @@ class _Run:
             tune_config=tune.TuneConfig(
                 search_alg=self.search,
                 scheduler=scheduler,
-                num_samples=self.remaining * (1 + (study.rescue.most if study.rescue else 0)),
+                num_samples=self.search.at_most() * (1 + (study.rescue.most if study.rescue else 0)),
                 max_concurrent_trials=self.at_once,
                 reuse_actors=study.run.reuse_workers,
                 trial_name_creator=lambda trial: str(trial.config["trial_id"]),

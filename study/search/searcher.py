@@ -93,7 +93,7 @@ class StudySearch(Searcher):
                 study,
                 already,
                 driver,
-                known=len(self._taken),
+                known=len(self._taken) - self._given_whole(),
                 earlier=earlier_trials(study, folder, self._optuna.sampler),
             ),
             self.space.distributions,
@@ -135,6 +135,13 @@ class StudySearch(Searcher):
             if "setting_id" in trial.user_attrs and not given_up and trial.number != but:
                 found.add(str(trial.user_attrs["setting_id"]))
         return found
+
+    def _given_whole(self) -> int:
+        """Starting points that were begun and name every field: the sampler proposed nothing of them."""
+        points = self.space.start[: self.space.settings]
+        whole = {number for number, point in enumerate(points) if point.keys() >= self.space.distributions.keys()}
+        trials = self._optuna.get_trials(deepcopy=False)
+        return len(whole & {t.user_attrs["setting"] for t in trials if "seed" in t.user_attrs})
 
     def _id_of(self, parameters: Mapping[str, Any]) -> str:
         return setting_id(self.space.trial(dict(parameters), self.study.seeds[0]), self._id_digits)
@@ -181,14 +188,18 @@ class StudySearch(Searcher):
         return len(self._live) + len(self._rescuing)
 
     def remaining(self) -> int:
-        """Trials still to be run: seeds of known settings, and settings not yet proposed."""
+        """Trials still to be run as matters stand: seeds of known settings, and settings not yet proposed."""
+        return self.at_most() - len(self._held())
+
+    def at_most(self) -> int:
+        """Trials that may still be run, with seeds that are held back: a later verdict can want those after all."""
         try:
             left = self._left()
         except AWAY:
             if self._known_left is None:
                 raise
             left = self._known_left  # the storage is away at the end of a run
-        return len(self._rescues) + len(self._queue) - len(self._held()) + left * len(self.study.seeds)
+        return len(self._rescues) + len(self._queue) + left * len(self.study.seeds)
 
     def _held(self) -> list[Replicate]:
         """Seeds of the queue that are not to be started, as matters stand: their setting is worse than the best.

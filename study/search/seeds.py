@@ -52,7 +52,8 @@ def threshold(seeds: int, alpha: float) -> float | None:
         least = np.minimum(least, _upper_tail(n)[sums])
     levels = np.unique(least)
     reached = [float(p) for p in levels if (least <= p).mean() <= alpha]
-    return max(reached, default=None)
+    # The smallest level of all, worse with every seed, has exactly this probability: no noise must decide on it.
+    return max(reached, default=2.0**-last)
 
 
 def _upper_tail(n: int) -> np.ndarray:

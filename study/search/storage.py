@@ -108,8 +108,8 @@ def make_sampler(
     """The sampler of a study, whose seed the stored trials shift, or a resumed study would propose its first again.
 
     So does the driver's name: those that share a storage propose different ones. A Sobol sequence is one for all, and
-    goes on at its point of number `known`, that of the settings so far: earlier ones are known. CMA-ES begins where the
-    `earlier` trials of other studies were good.
+    goes on at its point of number `known`, that of the settings that came from it: earlier ones are known. CMA-ES
+    begins where the `earlier` trials of other studies were good.
     """
     check_sampler(study)
     search = study.search

@@ -52,12 +52,20 @@ def collect(study: StudyConfig, protocols: Mapping[str, str] | None = None) -> W
     """
     sources: list[Source] = []
     trials: list[Taken] = []
+    read: dict[str, str] = {}
     for place in study.search.earlier:
         try:
             results = load(place)
         except (ResultsError, OSError) as error:
             raise UserError(f"search.from: {one_line(error)}") from error
         for name in results.studies:
+            folder = results.origin(name)
+            if folder in read:
+                places = f"{shown(read[folder], 200, quoted=False)} and {shown(place, 200, quoted=False)}"
+                raise UserError(
+                    f"search.from: {shown(name, quoted=False)} is in {places}; its trials would count twice"
+                )
+            read[folder] = place
             source, taken = _Reader(study, results, name, place, protocols or {}).read()
             sources.append(source)
             trials += taken

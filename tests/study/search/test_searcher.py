@@ -341,6 +341,26 @@ def test_a_sobol_sequence_goes_on_after_a_kill_as_if_there_had_been_none(tmp_pat
     assert len(values(calm)) == 16
 
 
+@pytest.mark.parametrize("killed_after", [1, 3, 5, 9])
+@pytest.mark.parametrize("rest", [{}, {"learning_rate": 0.01}])
+def test_a_sobol_sequence_leaves_no_point_out_for_starting_points(tmp_path, killed_after, rest):
+    start = [{"step_size": size, **rest} for size in (0.5, 1.0, 2.0)]
+    study = make_study(search={"sampler": "qmc", "trials": 8, "space": WIDE, "start": start})
+
+    def values(configs):
+        return {(c["values"].identity(), c["values"].seed) for c in configs}
+
+    calm = Driver(study, tmp_path / "calm").run_all()
+    cut = Driver(study, tmp_path / "cut")
+    before = [cut.propose() for _ in range(killed_after)]
+    for config in before:
+        cut.end(config)
+    cut.kill()
+    after = Driver(study, tmp_path / "cut").run_all()
+    assert values([*before, *after]) == values(calm)
+    assert len(values(calm)) == 16
+
+
 def test_a_sobol_sequence_fills_the_space(driver):
     """Of 16 points of two fields each sixteenth of either range has one, which 16 random points have once in 10^10."""
     study = make_study(search={"sampler": "qmc", "trials": 16, "space": WIDE}, seeds=[0])

@@ -27,7 +27,7 @@ GRID = {"sampler": "grid", "grid": [{"sampling_steps": [1, 2, 3], "step_size": 1
 
 
 def pruned_study(seeds=8, **changes):
-    return make_study(search=GRID, seeds=list(range(seeds)), pruning={"seeds": "wilcoxon"}, **changes)
+    return make_study(**{"search": GRID, "seeds": list(range(seeds)), "pruning": {"seeds": "wilcoxon"}, **changes})
 
 
 def run_grid(driver, quality, bad=lambda config: False):
@@ -96,6 +96,36 @@ def test_a_resumed_study_gives_up_the_same_seeds(tmp_path, killed_after):
     assert set_right(study, resumed.folder, resumed.ledger) is None
 
 
+@pytest.mark.parametrize("killed_after", [16, 17, 18, 19])
+def test_a_resumed_study_may_run_the_seeds_that_a_later_verdict_wants(tmp_path, killed_after):
+    """Seeds of K=2 and K=3 are held back until K=1, the best so far, diverges with its last seed."""
+
+    def end(driver, config):
+        trial = config["values"]
+        if (trial.sampling_steps, trial.seed) in ((1, 7), (2, 0), (2, 1)):
+            driver.end(config, outcome="diverged", cause="energy_gap", iteration=4, fd_buffer_best=0.001)
+        else:
+            driver.end(config, fd_buffer_best=trial.sampling_steps + noise(trial))
+
+    def run(driver, most=100):
+        number = 0
+        while number < most and isinstance(config := driver.propose(), dict):
+            end(driver, config)
+            number += 1
+        return number
+
+    study = pruned_study()
+    assert run(Driver(study, tmp_path / "calm")) == 24
+    cut = Driver(study, tmp_path / "cut")
+    run(cut, killed_after)
+    cut.kill()
+    resumed = Driver(study, tmp_path / "cut")
+    wanted = 24 - killed_after
+    assert resumed.search.remaining() < wanted <= resumed.search.at_most()
+    assert run(resumed) == wanted
+    assert resumed.search.at_most() == resumed.search.remaining() == 0
+
+
 def test_what_is_held_back_waits_for_the_trials_at_work(tmp_path):
     """The verdict can change while trials run, so the search is not over until they are."""
     driver = Driver(pruned_study(), tmp_path / "s")
@@ -120,6 +150,20 @@ def test_too_few_seeds_are_refused():
     assert pruned_study(seeds=5).pruning.seeds == "wilcoxon"
     assert threshold(4, 0.1) is None
     assert threshold(5, 0.1) is not None
+
+
+@pytest.mark.parametrize(("seeds", "alpha"), [(3, 0.25), (4, 0.125), (5, 0.0625), (6, 0.03125), (8, 2.0**-7)])
+def test_the_fewest_seeds_that_a_config_may_have_can_tell(seeds, alpha):
+    """One that is worse with every seed is given up at the first look that can tell, whatever was simulated."""
+    assert pruned_study(seeds, pruning={"seeds": "wilcoxon", "seeds_alpha": alpha}).pruning.seeds_alpha == alpha
+    assert threshold(seeds, alpha) is not None
+    looks = range(seeds - 1)
+    assert 1 in given_up(
+        {0: SeedResults(dict.fromkeys(looks, 0.0)), 1: SeedResults({s: 1.0 + s for s in looks})}, seeds, alpha
+    )
+    assert threshold(seeds, alpha * 0.99) is None
+    with pytest.raises(UserError, match="wilcoxon cannot tell settings apart"):
+        pruned_study(seeds, pruning={"seeds": "wilcoxon", "seeds_alpha": alpha * 0.99})
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 9])

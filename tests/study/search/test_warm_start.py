@@ -208,6 +208,23 @@ def test_scores_under_another_protocol_are_refused(tmp_path, there, here, object
     assert expected in str(error.value)
 
 
+def test_a_study_that_two_places_hold_is_refused(earlier, tmp_path):
+    """Its trials would count twice, for the sampler and for pruning."""
+    (tmp_path / "link").symlink_to(earlier)
+    for places in ([earlier, earlier], [str(tmp_path), earlier], [earlier, str(tmp_path / "link")]):
+        with pytest.raises(UserError, match=r"search\.from: old is in .* and .*; its trials would count twice"):
+            collect(make_study(search={"from": places}))
+
+
+def test_a_loop_of_links_is_refused_in_a_line(tmp_path):
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    for changes in ({"search": {"from": [str(loop)]}}, {"trial": {"data_dir": str(loop / "data")}}):
+        with pytest.raises(UserError, match=r"^test: .*loop.* cannot be followed") as error:
+            make_study(**changes)
+        assert "\n" not in str(error.value)
+
+
 def test_the_protocol_that_was_recorded_is_compared_with_the_studys_own(earlier):
     study = make_study(search={"from": [earlier]})
     assert len(collect(study, {"fd_buffer": PROTOCOL.removesuffix("-n1000")}).trials) == 4
