@@ -253,12 +253,12 @@ def _take_up(
 
 def _take_earlier(study: StudyConfig, folder: Path, console: StudyConsole, ledger: Ledger) -> None:
     """Take what a new study learns from of earlier ones into its folder; one that goes on has it already."""
-    from study.search.warm_start import collect, own_protocols, said
+    from study.search.warm_start import collect, own_images, own_protocols, said
 
     if ledger.runs:
         refuse_other_start(folder, ledger)
         return
-    found = collect(study, own_protocols(study))
+    found = collect(study, own_protocols(study), own_images(study))
     write_warm_start(folder, found)
     for line in said(found):
         console.line(f"from {line}")

@@ -41,11 +41,14 @@ _NAMED, _VALUES = 8, 3
 """Differing settings that a line names, and values of each."""
 
 
-def collect(study: StudyConfig, protocols: Mapping[str, str] | None = None) -> WarmStart:
+def collect(
+    study: StudyConfig, protocols: Mapping[str, str] | None = None, images: str | None = None
+) -> WarmStart:  # fmt: skip
     """What a study takes of the ones under `search.from`, read with the limits of any results.
 
     Args:
         protocols: how the study's own protocol ids begin, by metric, as far as they are known (`own_protocols`).
+        images: fingerprint of the study's own images, where it is known (`own_images`).
 
     Raises:
         UserError: a place holds no study; an objective was not measured there, or under another protocol; too many.
@@ -66,7 +69,7 @@ def collect(study: StudyConfig, protocols: Mapping[str, str] | None = None) -> W
                     f"search.from: {shown(name, quoted=False)} is in {places}; its trials would count twice"
                 )
             read[folder] = place
-            source, taken = _Reader(study, results, name, place, protocols or {}).read()
+            source, taken = _Reader(study, results, name, place, protocols or {}, images).read()
             sources.append(source)
             trials += taken
     if len(trials) > MAX_TAKEN:
@@ -88,8 +91,7 @@ def own_protocols(study: StudyConfig) -> dict[str, str]:
 
     if study.is_script:
         return {}
-    first = {name: any_value(d) for name, d in study.space.distributions.items()}
-    trial = study.space.built_in(first | dict(next(iter(study.space.start), {})), study.seeds[0])
+    trial = study.space.built_in(_some_values(study), study.seeds[0])
     data = training_images(trial)
     made_by = trial.method_args.made_by(trial.evaluation.fresh_steps)
     found: dict[str, str] = {}
@@ -108,13 +110,35 @@ def own_protocols(study: StudyConfig) -> dict[str, str]:
     return found
 
 
+def own_images(study: StudyConfig) -> str | None:
+    """Fingerprint of a built-in study's images; None of a script's, and where the search changes them."""
+    from trainables.data.subset import training_images
+
+    if study.is_script or any(key.split(".")[0] in _SCORED for key in study.space.distributions):
+        return None
+    return training_images(study.space.built_in(_some_values(study), study.seeds[0])).fingerprint
+
+
+def _some_values(study: StudyConfig) -> dict[str, Any]:
+    """Values of the searched fields, those of the first starting point where there is one."""
+    first = {name: any_value(d) for name, d in study.space.distributions.items()}
+    return first | dict(next(iter(study.space.start), {}))
+
+
 class _Reader:
     """Reads one earlier study for a new one."""
 
     def __init__(
-        self, study: StudyConfig, results: Results, name: str, place: str, protocols: Mapping[str, str]
+        self,
+        study: StudyConfig,
+        results: Results,
+        name: str,
+        place: str,
+        protocols: Mapping[str, str],
+        images: str | None,
     ) -> None:
-        self.study, self.results, self.name, self.place, self.protocols = study, results, name, place, protocols
+        self.study, self.results, self.name, self.place = study, results, name, place
+        self.protocols, self.images = protocols, images
         self.space, self.script = study.space, study.is_script
 
     @cached_property
@@ -237,6 +261,11 @@ class _Reader:
                         return (
                             f"{metric} was scored under another protocol ({key} {text(there)} there, {text(here)} here)"
                         )
+            images = (row.get("data_source") or "").rpartition("#")[2]
+            if images and self.images is not None and images != self.images:
+                return (
+                    f"{metric} was scored on another data set (images {shown(images)} there, {shown(self.images)} here)"
+                )
             there, begins = row.get(f"{metric}_protocol"), self.protocols.get(metric)
             if there is not None and begins is not None and not re.fullmatch(rf"{re.escape(begins)}(-n\d+)?", there):
                 return f"{metric} was scored under another protocol ({shown(there)} there, {begins} here)"

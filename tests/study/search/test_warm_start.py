@@ -23,7 +23,7 @@ from study.search.earlier_trials import EARLIER, STABLE
 from study.search.searcher import StudySearch
 from study.search.storage import open_storage
 from study.search.tell import reconcile, set_right
-from study.search.warm_start import collect, said
+from study.search.warm_start import collect, own_images, said
 from trainables.results.files import write_text
 from trainables.results.layout import STORAGE, WARM_START
 from trainables.results.schema import Outcome
@@ -214,6 +214,21 @@ def test_a_study_that_two_places_hold_is_refused(earlier, tmp_path):
     for places in ([earlier, earlier], [str(tmp_path), earlier], [earlier, str(tmp_path / "link")]):
         with pytest.raises(UserError, match=r"search\.from: old is in .* and .*; its trials would count twice"):
             collect(make_study(search={"from": places}))
+
+
+def test_scores_of_other_images_are_refused_though_the_configuration_is_the_same(tmp_path):
+    """A folder of images may hold others by now, and the ids of most protocols do not name the images."""
+    study = make_study()
+    images = own_images(study)
+    old = Recorded(tmp_path / "old", make_study(name="old"))
+    old.add("completed", point(3), [1.0], data_source=f"sklearn:digits#{images}")
+    old.add("completed", point(4), [1.0], data_source="folder:digits#0123456789abcdef")
+    study = make_study(search={"from": [old.done()]})
+    found = collect(study, images=images)
+    assert [t.trial_id for t in found.trials] == ["t0001"]
+    assert found.sources[0].other_protocol == 1
+    with pytest.raises(UserError, match=r"fd_buffer was scored on another data set .* 'fedcba98' here"):
+        collect(study, images="fedcba98")
 
 
 def test_a_loop_of_links_is_refused_in_a_line(tmp_path):
