@@ -28,18 +28,20 @@ class Step:
 
     Attributes:
         folder: its own; there where it has begun.
-        done: of its trials, those that are over; None where it has not begun.
+        done: of its trials, those that are over, and so are their rescues; None where it has not begun.
+        given_up: of its trials, those that are not run, as their setting is worse than the best.
     """
 
     size: float
     study: StudyConfig
     folder: Path
     done: int | None
+    given_up: int = 0
 
     @property
     def over(self) -> bool:
         """Whether all its trials are."""
-        return self.done is not None and self.done >= self.study.planned_trials
+        return self.done is not None and self.done >= self.study.planned_trials - self.given_up
 
     @property
     def state(self) -> str:
@@ -55,37 +57,44 @@ def steps(studies: Iterable[tuple[float, StudyConfig]], results: Path) -> list[S
     """
     if (results / STUDY_FILE).exists():
         raise UserError(f"{results}: is a study's own folder; choose another --results or --name")
-    return [Step(size, study, results / study.name, _done(study, results / study.name)) for size, study in studies]
+    return [Step(size, study, results / study.name, *_done(study, results / study.name)) for size, study in studies]
 
 
-def _done(study: StudyConfig, folder: Path) -> int | None:
-    """Trials of a study that are over; None where it has not begun."""
+def _done(study: StudyConfig, folder: Path) -> tuple[int | None, int]:
+    """Trials of a study that are over, None where it has not begun; and those that are given up."""
     from study.record.folder import change_since, load_folder
 
     if not folder.is_dir() or not (folder / STUDY_FILE).is_file():
-        return None  # `running.start` says what else is in its place
+        return None, 0  # `running.start` says what else is in its place
     # The command is given again as it was: seeds and trials that were added grow the study, as `mebm resume` does.
     there = load_folder(folder)
     if (difference := change_since(there.model_dump(mode="json"), study)) is not None:
         raise UserError(
             f"{folder}: holds another study of that name ({difference}); choose another --results or --name"
         )
-    return _finished(folder, again=there.budget != study.budget)
+    return _finished(study, folder, again=there.budget != study.budget)
 
 
-def _finished(folder: Path, *, again: bool) -> int:
-    """Trials that are over; `again`: there is another budget, with which those that the last one stopped go on."""
+def _finished(study: StudyConfig, folder: Path, *, again: bool) -> tuple[int, int]:
+    """Trials that are over, and those given up; `again`: with another budget those that the last one stopped go on."""
     from analysis.results.load import load
     from analysis.results.messages import ResultsError
     from study.record.journal import recorded_runs
+    from study.record.ledger import Ledger
+    from study.search.left import rest_of
 
     if not recorded_runs(folder):
-        return 0
+        return 0, 0
     try:
-        outcomes = load(folder).trials["outcome"].tolist()
-    except ResultsError:  # killed before its first trial, or damaged: `mebm resume` repairs it, or says why not
-        return 0
-    return sum(Outcome(o).finished and not (again and o == Outcome.STOPPED) for o in outcomes)
+        found = load(folder).trials.set_index("trial_id")["outcome"].to_dict()
+        looks = study.rescue is not None or study.pruning.seeds != "all"
+        rest = rest_of(study, Ledger(folder, study.name, writable=False)) if looks else None
+    except (ResultsError, UserError):  # killed before its first trial, or damaged: `mebm resume` repairs it or says why
+        return 0, 0
+    over = {t for t, o in found.items() if Outcome(o).finished and not (again and o == Outcome.STOPPED)}
+    if rest is None:
+        return len(over), 0
+    return len(over - rest.to_rescue - (rest.stopped if again else frozenset())), rest.given_up
 
 
 def run(step: Step, address: str | None, shown: StudyConsole) -> Ending | None:

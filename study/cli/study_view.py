@@ -58,14 +58,20 @@ class StudyView:
         self.place = str(folder) if url is None else shown(url)
         self._signature = self._sign()
         self._recorded = read_recorded(folder)
+        self._config: StudyConfig | None = None
         self.progress = self._plan()
         self.reader = JournalReader(folder, self.progress.name)
         self.running: bool | None = None
         self._trouble = ""
         self._grown_at: float | None = None
+        self._counted = -1  # events when it was last looked what is left besides trials
         self._published = not (folder / JOURNAL).exists() and (folder / TRIALS).is_file()
         if self._published:
             self.reader.trials |= _of_table(folder)
+            ids: dict[Any, int] = {}
+            self.reader.settings |= {
+                t: ids.setdefault(row.get("setting_id"), len(ids)) for t, row in self.reader.trials.items()
+            }
             self._doubts = [f"there is no {JOURNAL}: shown as {TRIALS} has it, and not to be resumed"]
             self._update()
             return
@@ -81,7 +87,8 @@ class StudyView:
 
     def _plan(self) -> StudyStatus:
         if (found := self._recorded) is None:
-            return StudyStatus.of(load_folder(self.folder))
+            self._config = load_folder(self.folder)
+            return StudyStatus.of(self._config)
         first: Mapping[str, Any] = found.objectives[0] if found.objectives else {}
         quality, direction = first.get("metric", ""), first.get("direction")
         known: Any = direction if direction in _WAYS else None
@@ -103,7 +110,7 @@ class StudyView:
             if signature not in (self._signature, None):  # the study grew
                 plan = self._plan()
                 self.progress.planned, self.progress.seeds = plan.planned, plan.seeds
-                self._signature = signature
+                self._signature, self._counted = signature, -1
         before = self.reader.events
         try:
             ended = self.reader.read_on()
@@ -128,6 +135,7 @@ class StudyView:
                     trial["outcome"] = Outcome.INTERRUPTED.value  # its driver is gone
         p, now = self.progress, time.monotonic()
         p.hold(trials)
+        self._count_rest()
         p.gaps = self.reader.gaps
         for trial in trials.values():
             p.learn(trial)
@@ -140,6 +148,21 @@ class StudyView:
         p.started = now - lasted - (self.age or 0.0) if self.reader.began else now
         p.going = bool(self.running)
         p.ended = None if p.going else p.started + lasted
+
+    def _count_rest(self) -> None:
+        """Rescues that are left, and seeds given up, of a study that has some; again when there is a new event."""
+        study = self._config
+        if study is None or (study.rescue is None and study.pruning.seeds == "all"):
+            return
+        if self._counted == self.reader.events:
+            return
+        from study.search.left import rest_of  # scipy, and a trial's settings
+
+        self._counted = self.reader.events
+        # Settings that cannot be read here, such as of code that nobody trusts, do not keep a study from being shown.
+        with suppress(UserError, OSError, ValueError, LookupError, TypeError, AssertionError):
+            rest = rest_of(study, self.reader)
+            self.progress.to_rescue, self.progress.given_up = len(rest.to_rescue | rest.stopped), rest.given_up
 
     @property
     def age(self) -> float | None:
@@ -172,7 +195,8 @@ class StudyView:
         if self.progress.complete and not (self.progress.rescuing and self.running):
             return True  # between a trial's end and its rescue nothing is open
         if self.running is None:  # a driver elsewhere that spent its budget leaves no trial open, and is gone
-            return self.progress.counts()[Outcome.STOPPED] > 0 and not self.reader.unfinished()
+            stopped = any(t["outcome"] == Outcome.STOPPED for t in self.reader.trials.values())
+            return stopped and not self.reader.unfinished()
         return not self.running
 
     def state(self) -> str:

@@ -167,6 +167,8 @@ class StudyStatus:
         done_before: trials an earlier run finished; they do not count for the speed.
         at_once: most trials that ran at the same time in this run.
         going: False where the study does not run, or nobody knows; no ETA is shown then.
+        given_up: planned seeds that are not run, as their setting is worse than the best.
+        to_rescue: trials whose rescue is due, was cut off, or was stopped by a budget.
     """
 
     def __init__(
@@ -189,6 +191,7 @@ class StudyStatus:
         self.trials: dict[str, dict[str, Any]] = {}
         self.rescues: dict[str, dict[str, Any]] = {}
         self.rescuing = False  # whether the study rescues trials
+        self.given_up = self.to_rescue = 0
         self.gaps: dict[str, float | None] = {}
         self._running: set[str] = set()
         self.started = time.monotonic()
@@ -253,9 +256,10 @@ class StudyStatus:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is left to do: all trials are over, and all rescues that have begun."""
+        """Whether nothing is left to do: all trials that are not given up are over, and all rescues."""
         rescues = list(self.rescues.values())
-        return self.done >= self.planned and all(Outcome(t["outcome"]).finished for t in rescues)
+        over = self.done >= self.planned - self.given_up and self.to_rescue == 0
+        return over and all(Outcome(t["outcome"]).finished for t in rescues)
 
     def hours(self) -> Hours:
         """Where the time of its trials and their rescues went."""
@@ -272,7 +276,7 @@ class StudyStatus:
         trials = self._all()
         for trial in trials:
             found[Outcome(trial["outcome"])] += 1
-        found[Outcome.PENDING] += max(0, self.planned - len(trials))
+        found[Outcome.PENDING] += max(0, self.planned - self.given_up - len(trials))
         return found
 
     def counted(self) -> str:
@@ -282,6 +286,10 @@ class StudyStatus:
         if rescues:
             saved = sum(t["outcome"] == Outcome.COMPLETED for t in rescues)
             found.append(f"{len(rescues)} rescue{'s' if len(rescues) > 1 else ''} ({saved} completed)")
+        if self.to_rescue and self.done >= self.planned - self.given_up:
+            found.append(f"{self.to_rescue} to be rescued")
+        if self.given_up:
+            found.append(f"{self.given_up} seed{'s' if self.given_up > 1 else ''} given up")
         return ", ".join(found)
 
     def left(self) -> Left | None:
@@ -290,10 +298,11 @@ class StudyStatus:
         At the rate, running trials count by their share of iterations, and as many diverge, early, as did so far.
         """
         done = self.done
-        if not self.going or done >= self.planned:
+        planned = self.planned - self.given_up
+        if not self.going or done >= planned:
             return None
         running = self._with(Outcome.RUNNING)
-        if running and done + len(running) >= self.planned:
+        if running and done + len(running) >= planned:
             times = [seconds for t in running if (seconds := _seconds_left(t)) is not None]
             if len(times) == len(running):
                 return Left(max(times), "the slowest of the last" if len(times) > 1 else "its last trial's pace")
@@ -304,12 +313,12 @@ class StudyStatus:
             return None
         at_once = "one at a time" if self.at_once < 2 else f"at {self.at_once} at once"
         counted = f"{ended} trial{'' if ended == 1 else 's'}" if ended else "running trials"
-        return Left(self.elapsed / (ended + part) * (self.planned - done - part), f"from {counted} {at_once}")
+        return Left(self.elapsed / (ended + part) * (planned - done - part), f"from {counted} {at_once}")
 
     def segments(self) -> list[str]:
         """How many trials stand how; time spent and left; hours by kind. Empty ones are left out."""
         left = self.left()
-        clock = duration(self.elapsed) + (" so far" if self.done < self.planned else "")
+        clock = duration(self.elapsed) + (" so far" if self.done < self.planned - self.given_up else "")
         clock += f", {left}" if left is not None else ""
         found = [
             f"{self.done}/{self.planned} trials: {self.counted()}",

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from study.config.fields import read_trial, setting_id
 from study.config.rescue import rescued_trial
 from study.config.study import StudyConfig
-from study.record.ledger import Ledger
+from study.record.state import StudyState
 from trainables.config.trial import TrialConfig
 
 
@@ -38,7 +38,7 @@ class Rescue(NamedTuple):
         }
 
 
-def rescue_of(study: StudyConfig, ledger: Ledger, trial_id: str) -> Rescue | None:
+def rescue_of(study: StudyConfig, ledger: StudyState, trial_id: str) -> Rescue | None:
     """The rescue that follows a trial; None where none does, or it has begun. ValueError: it cannot be changed so."""
     rescue, row = study.rescue, ledger.trials.get(trial_id)
     if rescue is None or row is None or row["outcome"] not in rescue.on:
@@ -53,7 +53,7 @@ def rescue_of(study: StudyConfig, ledger: Ledger, trial_id: str) -> Rescue | Non
     return Rescue(name, number, first, trial_id, changed, ledger.settings[trial_id])
 
 
-def open_rescues(study: StudyConfig, ledger: Ledger) -> list[Rescue]:
+def open_rescues(study: StudyConfig, ledger: StudyState) -> list[Rescue]:
     """Rescues that were cut off, then those that are to follow trials which have ended."""
     cut_off, new, unfinished = [], [], set(ledger.unfinished())
     for trial_id, row in ledger.trials.items():

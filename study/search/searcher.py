@@ -10,7 +10,7 @@ import logging
 import random
 import time
 import uuid
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,16 +21,16 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from study.config.fields import ID_DIGITS, OLD_ID_DIGITS, AnyTrial, setting_id
-from study.config.study import Objective, StudyConfig
+from study.config.study import StudyConfig
 from study.record.ledger import Ledger
 from study.search.distinct import TRIES, DistinctSampler
 from study.search.earlier_trials import earlier_trials
+from study.search.left import seed_results
 from study.search.memory_copy import MemoryCopy
 from study.search.rescue import open_rescues, rescue_of
-from study.search.seeds import SeedResults, given_up
+from study.search.seeds import given_up
 from study.search.storage import AWAY, make_sampler, open_both, shared_url, storage_error
 from study.search.tell import add_running, fail, tell
-from trainables.results.schema import Outcome
 
 log = logging.getLogger("mebm")
 
@@ -210,28 +210,13 @@ class StudySearch(Searcher):
             return []
         if self._given_up is None:
             before = getattr(self, "_said", {})
-            self._given_up = given_up(self._seed_results(), len(self.study.seeds), self.study.pruning.seeds_alpha)
+            self._given_up = given_up(
+                seed_results(self.study, self.ledger), len(self.study.seeds), self.study.pruning.seeds_alpha
+            )
             for number in self._given_up.keys() - before.keys():
                 log.info("setting %d gets no further seeds: %s", number, self._given_up[number])
             self._said = self._given_up
         return [r for r in self._queue if r.setting in self._given_up and self.ledger.outcome(self.trial_id(r)) is None]
-
-    def _seed_results(self) -> dict[int, SeedResults]:
-        """Scores of the metric that pruning looks at, and bad ends, by setting."""
-        scores: dict[int, dict[int, float]] = {}
-        bad: Counter[int] = Counter()
-        for name in self.ledger.searched:
-            row = self.ledger.trials[name]
-            number, outcome = self.ledger.settings[name], self.ledger.outcome(name)
-            scores.setdefault(number, {})
-            if outcome in (Outcome.DIVERGED, Outcome.COLLAPSED):
-                bad[number] += 1
-            elif outcome is Outcome.COMPLETED and self.study.pruning_metric is not None:
-                objective = Objective(metric=self.study.pruning_metric, direction=None).resolved(row)
-                if objective is not None and (value := row.get(objective.column)) is not None:
-                    sign = 1 if objective.resolved_direction == "minimize" else -1
-                    scores[number][row["seed"]] = sign * float(value)
-        return {number: SeedResults(found, bad[number]) for number, found in scores.items()}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         """The next trial's configuration, `FINISHED`, or None while the storage cannot be reached."""

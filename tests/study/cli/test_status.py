@@ -20,7 +20,7 @@ import pandas as pd
 import pytest
 
 from analysis.results.parquet import write_parquet
-from study.cli import study_view
+from study.cli import scaling, study_view
 from study.cli.study_view import StudyView
 from study.config.errors import UserError
 from study.config.load import validate_study
@@ -29,6 +29,7 @@ from study.record.folder import create_folder, driver_lock, load_folder, lock_he
 from study.record.journal import encode
 from study.record.journal_reader import JournalReader
 from study.record.ledger import Ledger
+from study.record.manifest import write_manifest
 from trainables.methods.presets import build_trial
 from trainables.results.layout import JOURNAL
 from trainables.results.schema import TRIAL_COLUMNS, Outcome
@@ -453,6 +454,80 @@ def test_on_a_terminal_the_table_lives_until_ctrl_c(folder, ledger):
     rows = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in re.split(r"[\r\n]+", text)]
     assert max(len(r) for r in rows if re.match(r"t000\d|trial", r)) <= 80
     assert set(folder.iterdir()) == {p for p in before if p.parent == folder} | {folder / ".driver.lock"}
+
+
+BAD_END = state("diverged", cause="energy_gap", iteration=7)
+
+
+def begun(values, tmp_path):
+    """A study, its folder, and what a driver writes with."""
+    study = validate_study(values, "s")
+    folder = create_folder(study, tmp_path)
+    writer = Ledger(folder, study.name)
+    writer.run({"host": HERE, "config": study.model_dump(mode="json")})
+    return study, folder, writer
+
+
+def start(study, writer, trial_id, setting, seed, **more):
+    point = dict(study.space.start[setting])
+    writer.start(trial_id, study.space.built_in(point, seed), f"{setting:04d}", 0.0, setting, more)
+
+
+def counted(study, folder, writer, *, again=False):
+    write_manifest(folder, study, next(iter(writer.trials.values())))
+    writer.snapshot(force=True)
+    return scaling._finished(study, folder, again=again)
+
+
+def test_a_study_is_complete_when_its_rescues_are_over(tiny, tmp_path, mebm):
+    rescue = {"change": {"sampling_steps": "x2", "seed": "new"}, "most": 1}
+    study, folder, writer = begun(tiny | {"rescue": rescue}, tmp_path)
+    for number in range(8):
+        start(study, writer, f"t{number + 1:04d}", number // 2, number % 2)
+        writer.report(f"t{number + 1:04d}", None, BAD_END if number < 2 else state("completed"))
+    again = f"not running; mebm resume {folder}\n"
+    out = mebm("status", folder)[1]
+    assert "8/8 trials over (6 completed, 2 diverged, 2 to be rescued); " in out and again in out
+    assert counted(study, folder, writer) == (6, 0)
+    start(study, writer, "t0001r1", 0, 0, rescue=1, rescue_of="t0001")
+    writer.report("t0001r1", None, BAD_END)  # the last that is allowed
+    start(study, writer, "t0002r1", 0, 1, rescue=1, rescue_of="t0002")
+    writer.end("t0002r1", Outcome.STOPPED, "budget.hours")
+    out = mebm("status", folder)[1]
+    assert "2 rescues (0 completed), 1 to be rescued); " in out and again in out
+    assert [counted(study, folder, writer, again=other) for other in (False, True)] == [(8, 0), (7, 0)]
+    writer.end("t0002r1", Outcome.INTERRUPTED, None)
+    assert again in mebm("status", folder)[1]
+    assert counted(study, folder, writer) == (7, 0)
+    start(study, writer, "t0002r1", 0, 1, rescue=1, rescue_of="t0002")
+    writer.report("t0002r1", None, state("completed"))
+    assert "8/8 trials over (6 completed, 2 diverged, 2 rescues (1 completed)); complete" in mebm("status", folder)[1]
+    assert counted(study, folder, writer) == (8, 0)
+    writer.close()
+
+
+def test_seeds_that_were_given_up_are_not_waited_for(tiny, tmp_path, mebm):
+    values = tiny | {
+        "seeds": list(range(10)),
+        "search": {"sampler": "grid", "grid": [{"sampling_steps": [1, 2]}]},
+        "pruning": {"seeds": "wilcoxon"},
+    }
+    study, folder, writer = begun(values, tmp_path)
+    metric = f"{study.pruning_metric}_best"
+    for setting in range(2):
+        for seed in range(10 - 2 * setting):
+            trial_id = f"t{10 * setting + seed + 1:04d}"
+            start(study, writer, trial_id, setting, seed)
+            score = 1.0 + 0.01 * seed + setting
+            writer.report(trial_id, None, state("completed", **{metric: score}))
+            if setting == 1 and seed == 0:
+                out = mebm("status", folder)[1]
+                assert "11/20 trials over (11 completed, 9 pending); not running; mebm resume" in out
+    assert "18/20 trials over (18 completed, 2 seeds given up); complete" in mebm("status", folder)[1]
+    found = counted(study, folder, writer)
+    step = scaling.Step(1.0, study, folder, *found)
+    assert found == (18, 2) and step.over and step.state == "done"
+    writer.close()
 
 
 def test_published_results_have_no_journal_and_are_shown_from_their_tables(mebm, tmp_path):
