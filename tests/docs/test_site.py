@@ -107,6 +107,21 @@ def test_the_table_of_cifar10_is_that_of_the_published_study() -> None:
     assert len(lines) == 2 and all(line in page for line in lines), lines
 
 
+def test_the_table_of_flat_optima_is_that_of_the_published_study() -> None:
+    trials = pd.read_parquet(ROOT / "results" / "published" / "digits_sam" / "trials.parquet")
+    rho = trials["config"].map(lambda text: json.loads(text).get("sam_rho") or 0)
+    lines = []
+    for steps, group in trials.groupby("sampling_steps"):
+        cells = []
+        for _, part in group.groupby(rho):
+            at = sorted(part["iteration"][part["outcome"] == "diverged"].astype(int))
+            span = "" if not at else f" ({at[0]})" if len(at) == 1 else f" ({at[0]}–{at[-1]})"
+            cells.append(f"{len(at)}{span}")
+        lines.append(f"| {steps} | {' | '.join(cells)} |")
+    page = (DOCS / "divergence.md").read_text(encoding="utf-8")
+    assert len(lines) == 2 and all(line in page for line in lines), lines
+
+
 def test_the_readme_is_short_and_shows_a_picture() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 130
