@@ -104,7 +104,7 @@ def test_choices_alone_are_the_grid(here: Path, run_mebm: Run) -> None:
     assert "6 = 6 settings x 1 seed" in out and "sampler     grid" in out and "objectives  maximize fid" in out
     assert "step_size: 1.0, 2.0, 5.0" in out
     assert "3 = 3 settings" in dry(run_mebm, *words, "--trials", 3)
-    assert "1 = 1 settings" in dry(run_mebm, "--script", "train.py")
+    assert "1 = 1 setting x 1 seed" in dry(run_mebm, "--script", "train.py")
 
 
 def test_s_changes_a_study_of_a_file(here: Path, run_mebm: Run) -> None:
