@@ -20,9 +20,9 @@ import torch
 
 from benchmarks.commands import write_found
 from study.cli.main import main
-from study.cli.options import PATH, command, device_option, json_option, option, out_option
+from study.cli.options import PATH, command, device_option, json_option, option, out_option, set_option
 from study.config.errors import UserError
-from study.config.fields import make_trial
+from study.config.fields import make_trial, set_fields
 from study.config.load import validate_study
 from study.config.study import StudyConfig
 from study.display import console
@@ -319,7 +319,7 @@ def run_suite(name: str, device: torch.device, fields: Mapping[str, Any]) -> tup
         starts = time_starts(fields, cpus=1, gpus=float(gpu))
         line = f"trials of one iteration, one after another: {', '.join(f'{seconds:.2f}' for seconds in starts)} s"
         return {"seconds": starts, "tenth_over_first_baseline": starts[9] / starts[0]}, [line]
-    config = make_trial({**fields, "sampling_steps": 2, "evaluation": {"protocols": "none"}}, "bench", "")
+    config = make_trial({"sampling_steps": 2, **fields, "evaluation": {"protocols": "none"}}, "bench", "")
     cores = len(os.sched_getaffinity(0))
     counts = (1, 2, 4, 8) if gpu else tuple(dict.fromkeys((1, cores)))
     found = time_packing(config, counts, seconds=20 if gpu else 8)
@@ -347,6 +347,7 @@ class Overhead:
     data_dir: Path | None = option("Folder of real images.", type=PATH)
     network: str | None = option("For --data-dir. Default: wrn-28-10, on a CPU wrn-10-1.", metavar="NAME")
     device: str = device_option("Where to train.")
+    assignments: tuple[str, ...] = set_option()
     out: Path = out_option("Folder of SUITE.json.", default=Path("results/bench"))
     as_json: bool = json_option()
 
@@ -361,6 +362,7 @@ class Overhead:
             network = self.network or ("wrn-28-10" if device.type == "cuda" else "wrn-10-1")
             fields = {"method": "m-ebm", "dataset": self.dataset, "data_dir": str(self.data_dir.resolve())}
             fields["network"] = network
+        fields = set_fields(fields, self.assignments)
         found = {}
         for name in dict.fromkeys(self.suites):
             measured, lines = run_suite(name, device, fields)

@@ -15,6 +15,7 @@ from benchmarks.overhead import overhead, run_suite, time_packing, time_wrapper
 from trainables.methods.presets import build_trial
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+_ROW = {"trials": 1, "threads": 1, "iterations_per_hour": 1.0, "ratio": 1.0}
 TRIAL = {"method": "m-ebm", "dataset": "digits", "network": "conv-4", "buffer_size": 200, "batch_size": 8}
 
 
@@ -76,3 +77,14 @@ def test_a_suite_is_written_with_where_it_was_measured(tmp_path: Path, monkeypat
     assert {"versions", "commit", "hardware"} <= written.keys()
     shown = json.loads(run_mebm("--out", tmp_path, "--json", command=overhead)[1])
     assert list(shown) == ["wrapper", "start", "packing"] and shown["packing"] == written
+
+
+def test_fields_of_what_is_trained_can_be_set(tmp_path: Path, monkeypatch, run_mebm) -> None:
+    tried = []
+    monkeypatch.setattr("benchmarks.overhead.time_packing", lambda config, *_, **how: tried.append(config) or [_ROW])
+    told = ("--suite", "packing", "--set", "network=conv-4", "--set", "sampling_steps=5", "--out", tmp_path)
+    code, out, _ = run_mebm(*told, command=overhead)
+    assert code == 0 and "1 trial(s) at once" in out
+    assert (tried[0].network, tried[0].sampling_steps) == ("conv-4", 5)
+    assert run_mebm("--suite", "packing", "--out", tmp_path, command=overhead)[0] == 0
+    assert tried[1].sampling_steps == 2
