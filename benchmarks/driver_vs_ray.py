@@ -50,7 +50,7 @@ _MARKS = 20
 _IDLE = frozenset({"study", "trial_id", "attempt", "reported_at"})
 DRIVERS = frozenset(
     {"study", "trial_id", "setting_id", "seed", "seconds", "replayed_seconds", "lost_seconds", "gpus", "attempts",
-     "started_at", "ended_at", "config", *SETTING_NAMES}
+     "started_at", "ended_at", "config", "rescue", "rescue_of", "rescues", "rescued", "rescue_seconds", *SETTING_NAMES}
 )  # fmt: skip
 """Columns that the driver fills in, not the trial."""
 _NONE = frozenset({"cause", "iteration", "alarm_iteration", "alarm_cause", "loss_limit_iteration", "message"})
