@@ -228,6 +228,7 @@ class _Run:
             for trial_id in cut:
                 self.callback.ended(trial_id)
             self.progress.hold(trials)
+            self.progress.given_up = self.search.seeds_given_up
             self.console.stop()
             for logger in self.loggers:
                 logger.close()

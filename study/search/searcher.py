@@ -201,6 +201,11 @@ class StudySearch(Searcher):
             left = self._known_left  # the storage is away at the end of a run
         return len(self._rescues) + len(self._queue) + left * len(self.study.seeds)
 
+    @property
+    def seeds_given_up(self) -> int:
+        """Seeds that are not to be started, as matters stand."""
+        return len(self._held())
+
     def _held(self) -> list[Replicate]:
         """Seeds of the queue that are not to be started, as matters stand: their setting is worse than the best.
 

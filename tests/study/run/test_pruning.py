@@ -330,3 +330,29 @@ def test_tables_report_and_status_of_a_study_that_pruned(pruned, mebm, tmp_path)
     cut = trials["trial_id"][trials["outcome"] == "pruned"]
     for trial_id in cut:
         assert not list((folder / "tune").glob(f"run-*/{trial_id}/checkpoint_*"))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_sweep_gives_up_the_seeds_of_a_setting_that_is_clearly_worse(mebm, tmp_path):
+    """A learning rate that learns nothing, through Ray: nothing is pending at the end, there and in `mebm status`."""
+    (tmp_path / "seeds.yaml").write_text(
+        "name: seeds\n"
+        "trial: {method: m-ebm, dataset: digits, network: conv-4, norm: none, batch_size: 16, buffer_size: 200,\n"
+        "        epochs: 1, iterations_per_epoch: 30, evaluation: {every: 1}}\n"
+        "search: {sampler: grid, grid: [{learning_rate: [0.05, 0.0000001]}]}\n"
+        "seeds: [0, 1, 2, 3, 4, 5, 6]\n"
+        "pruning: {seeds: wilcoxon, seeds_alpha: 0.2}\n"
+        "run: {max_concurrent: 1}\n"
+    )
+    code, out, err = mebm("sweep", tmp_path / "seeds.yaml", "--results", tmp_path)
+    assert code == 0, err
+    trials = pd.read_parquet(tmp_path / "seeds" / "trials.parquet")
+    assert set(trials["outcome"]) == {"completed"}
+    seeds = trials.groupby("learning_rate")["seed"].nunique()
+    assert seeds[0.05] == 7 > seeds[1e-7] >= 3
+    given_up = 7 - int(seeds[1e-7])
+    said = f"{len(trials)} completed, {given_up} seed{'s' * (given_up > 1)} given up"
+    assert f"{len(trials)}/14 trials: {said}; " in out
+    code, out, _ = mebm("status", tmp_path / "seeds")
+    assert code == 0 and f"({said}); complete" in out
