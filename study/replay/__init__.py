@@ -1,1 +1,1 @@
-"""Recorded studies under other policies: what another detector, pruning rule or budget would have done."""
+"""Recorded studies under other policies: what another detector, pruning rule, rescue or budget would have done."""

@@ -14,6 +14,7 @@ from analysis.results.own import BUILT_IN
 from study.config.errors import UserError, nearest, shown, validation_error
 from study.config.fields import assign, parse_assignments
 from study.config.load import read_config
+from study.config.rescue import RescueConfig
 from study.config.script import AUTO
 from study.config.search import Count, Part, Scalar, SearchConfig
 from study.config.study import COST_METRICS, BudgetConfig, Objective, PruningConfig, RunConfig, StudyConfig
@@ -26,11 +27,12 @@ from trainables.results.schema import METRIC_BY_NAME
 
 RECORDED = "recorded"
 """Name of the policy that changes nothing."""
-_CHANGED = ("trial.divergence", "search.start", "seeds", "objectives", "budget", "pruning", "run.max_concurrent")
+_CHANGED = (
+    "trial.divergence", "search.start", "seeds", "objectives", "budget", "pruning", "rescue", "run.max_concurrent",
+)  # fmt: skip
 _NO_REPLAY = {
     "budget.deadline": "is a date, and a replay has none; give hours",
     "pruning.seeds": "cannot be replayed: which seeds run is the search's decision, not a trial's course",
-    "rescue": "cannot be replayed: what a trial does after a change of its settings was never recorded",
     "trial.divergence.collapse_ratio": "judges a trial's last samples; a replay keeps that verdict",
 }
 _PARTS: dict[str, type[BaseModel]] = {"trial": TrialConfig, "search": SearchConfig, "run": RunConfig}
@@ -62,6 +64,8 @@ class PolicyConfig(Part):
     """The first one is what the best is the best of; null: the study's."""
     budget: BudgetConfig = Field(default_factory=BudgetConfig)
     pruning: PruningConfig = Field(default_factory=PruningConfig)
+    rescue: RescueConfig | None = None
+    """Which of the recorded rescues take place: on, most; null: none."""
     run: _Run = Field(default_factory=_Run)
 
 
@@ -74,6 +78,7 @@ class Policy:
         metric: what the best is the best of, and the column of its values; `sign` times a value is to be small.
         first: trials that run first, by the order of `search.start`.
         seeds: of the trials that take part; None: all.
+        rescue: which of the recorded rescues take place.
     """
 
     name: str
@@ -83,6 +88,7 @@ class Policy:
     sign: int
     first: tuple[str, ...] = ()
     seeds: frozenset[int] | None = None
+    rescue: RescueConfig | None = None
 
     def rule(self, trajectory: Trajectory) -> DivergenceConfig | None:
         """The detector of a trial; None where the recorded end stands."""
@@ -115,6 +121,7 @@ def make_policy(
         told[key] = {k: v for k, v in merged.items() if k != "deadline"} if isinstance(merged, Mapping) else merged
     for key, name in (("search", "start"), ("trial", "divergence")):
         told[key] = {name: _part(given, key)[name]} if name in _part(given, key) else {}
+    told["rescue"] = _rescue(given, study, source)
     told["run"] = {
         "max_concurrent": _part(given, "run").get("max_concurrent", _part(study, "run").get("max_concurrent"))
     }
@@ -130,6 +137,32 @@ def at(values: Any, key: str) -> Any:
     for name in key.split("."):
         values = values.get(name) if isinstance(values, Mapping) else None
     return values
+
+
+def _rescue(given: Mapping[str, Any], study: Mapping[str, Any], source: str) -> Any:
+    """A policy's rescue on top of the recorded one; only what leaves out recorded rescues has a known course."""
+    told, there = given.get("rescue", study.get("rescue")), study.get("rescue")
+    if told is None:
+        return None
+    if not isinstance(there, Mapping):
+        raise UserError(
+            f"{source}: rescue: none was recorded, and what a trial does after a change of its settings is known from "
+            "its recording alone; a study with rescue tells what fewer rescues do"
+        )
+    if not isinstance(told, Mapping):
+        return told
+    merged = {**there, **told}
+    with suppress(ValidationError):
+        policy, recorded = RescueConfig.model_validate(merged), RescueConfig.model_validate(there)
+        for name in ("rewind", "change"):
+            _refuse_other(f"rescue.{name}", getattr(policy, name), getattr(recorded, name), source)
+        if other := [end for end in policy.on if end not in recorded.on]:
+            raise UserError(f"{source}: rescue.on: no rescue of a trial that {other[0]} was recorded")
+        if policy.most > recorded.most:
+            raise UserError(
+                f"{source}: rescue.most: must be at most {recorded.most}, as recorded, but is {policy.most}"
+            )
+    return merged
 
 
 def _part(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -224,7 +257,7 @@ def _checked(policy: PolicyConfig, recorded: Recorded, source: str) -> Policy:
     sign = 1 if objective.resolved_direction == "minimize" else -1
     first = _first(policy.search.start, trials, source)
     name = shown(policy.name or Path(source).stem, quoted=False)
-    return Policy(name, rules, divergence, objective.metric, sign, first, seeds)
+    return Policy(name, rules, divergence, objective.metric, sign, first, seeds, policy.rescue)
 
 
 def _divergence(given: Any, trials: tuple[Trajectory, ...], source: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import numpy as np
 from analysis.detector.replay import recorded as read_recordings
 from analysis.stats.survival.rates import wilson
 from analysis.stats.tradeoff.policies import PolicySummary, best_share, summarise
+from analysis.stats.trials.trial import ENDED_BADLY
 from study.replay.detection import End, end_of
 from study.replay.policy import Policy, at
 from study.replay.simulate import Course, Played, simulate
@@ -99,6 +100,7 @@ _WIDTH = 106
 _LABELS = (
     ("hours", "{unit}", 2),
     ("hours_most", "  at most", 2),
+    ("rescue_hours", "  for rescues", 2),
     ("wall_hours", "{hours} from start to end", 2),
     ("iterations", "iterations", 0),
     ("best", "best {metric}", 3),
@@ -111,6 +113,9 @@ _LABELS = (
     ("missed", "  recorded as such, here completed", 0),
     ("false_alarms", "  false alarms", 0),
     ("alarms_unknown", "  of unknown further course", 0),
+    ("rescues", "rescues", 0),
+    ("rescued", "  trials that reached the end by one", 0),
+    ("rescues_unknown", "  of unknown course", 0),
     ("pruned", "pruned", 0),
     ("pruned_wrong", "  wrongly (among the best)", 0),
     ("pruned_right", "  rightly", 0),
@@ -143,7 +148,8 @@ def replay(
     rows: list[dict[str, Any]] = []
     gpu = False
     for policy in policies:
-        trials = [t for t in recorded.trajectories if policy.seeds is None or t.seed in policy.seeds]
+        first = [t for t in recorded.trajectories if policy.seeds is None or t.seed in policy.seeds]
+        trials = [run for t in first for run in (t, *t.rescues)]
         gpu = gpu or any(t.gpus for t in trials)
         ends = {t.trial_id: end_of(t, policy.rule(t), recordings.get(t.trial_id)) for t in trials}
         if policy.divergence:  # a trial whose rule cannot be read has none that could change
@@ -172,11 +178,24 @@ def _orders(
     trials = recorded.trajectories
     for number in numbers:
         order = _first_ones(_permuted(trials, seed, number) if number else trials, policy)
-        played = simulate([Course(t, ends[t.trial_id]) for t in order if t.trial_id in ends], policy.rules)
+        played = simulate([_course((t, *t.rescues), ends, policy) for t in order if t.trial_id in ends], policy.rules)
         rows = [_row(recorded, policy, number, i, p, told) for i, p in enumerate(played)]
         if kept is not None:
             kept += rows
         yield rows
+
+
+def _course(runs: Sequence[Trajectory], ends: Mapping[str, End], policy: Policy, number: int = 0) -> Course:
+    """The course of a trial, the first of `runs`, with those of its recorded rescues, as far as the policy has them.
+
+    A rescue goes on from where its trial ended, so it is known only where the policy ends the trial as recorded.
+    """
+    run, end, rescue = runs[0], ends[runs[0].trial_id], policy.rescue
+    if rescue is None or number >= rescue.most or end.outcome is None or end.outcome.value not in rescue.on:
+        return Course(run, end)
+    if len(runs) == 1 or (end.outcome, end.iteration) != (run.outcome, run.iteration):
+        return Course(run, end, rescue_unknown=True)
+    return Course(run, end, _course(runs[1:], ends, policy, number + 1))
 
 
 def _permuted(trials: Sequence[Trajectory], seed: int, number: int) -> list[Trajectory]:
@@ -210,9 +229,10 @@ def _recorded_columns(
         for t in trials
     }
     best = {trial_id: policy.sign * min(policy.sign * v for v in values) for trial_id, values in seen.items() if values}
-    sound = {t.trial_id: best[t.trial_id] for t in trials if t.trial_id in best and not t.ended_badly}
     completed = {
-        t.trial_id: sound[t.trial_id] for t in trials if t.trial_id in sound and t.outcome is Outcome.COMPLETED
+        t.trial_id: best[t.trial_id]
+        for t in trials
+        if t.trial_id in best and t.outcome is Outcome.COMPLETED and t.row["rescue"] is None
     }
     among = best_share(completed, share, policy.sign)
     ranks = {trial_id: i for i, trial_id in enumerate(sorted(best, key=lambda k: policy.sign * best[k]), start=1)}
@@ -222,6 +242,9 @@ def _recorded_columns(
             "trial_id": t.trial_id,
             "setting_id": t.setting,
             "seed": t.seed,
+            "rescue": t.row["rescue"],
+            "rescue_of": t.row["rescue_of"],
+            "begun": t.begun,
             "gpus": t.gpus,
             "recorded_outcome": t.outcome.value,
             "recorded_iteration": t.iteration
@@ -243,7 +266,7 @@ def _row(
     return told[trial.trial_id] | {
         "policy": policy.name,
         "order": order,
-        "position": position,
+        "position": None if trial.row["rescue"] else position,
         "outcome": None if played.outcome is None else played.outcome.value,
         "cause": played.cause,
         "iteration": played.iteration,
@@ -256,6 +279,7 @@ def _row(
         "best": played.best(policy.metric, policy.sign) if started else None,
         "censored": played.censored,
         "reproduced": played.course.end.reproduced,
+        "rescue_unknown": played.course.rescue_unknown and played.outcome in ENDED_BADLY,
     }
 
 
@@ -279,6 +303,11 @@ def _notes(recorded: Recorded, policy: Policy, ends: Mapping[str, End], summary:
             f"{policy.name}: recordings that end before the policy would have ended them: {censored}; time and the "
             f"best are of what was recorded: {bound}"
         )
+    if lost := int(summary.numbers["rescues_unknown"].value or 0):
+        notes.append(
+            f"{policy.name}: rescues that were not recorded, or not from where the policy ends their trial: {lost}; "
+            "what they take and reach is not counted"
+        )
     metric = policy.rules.metric
     if policy.rules.pruning.rule != "none" and metric is not None and not _can_prune(recorded, metric):
         notes.append(f"{policy.name}: {metric} was scored at the last epoch alone, so nothing can be pruned by it")
@@ -291,7 +320,6 @@ def _notes(recorded: Recorded, policy: Policy, ends: Mapping[str, End], summary:
 
 
 _LEFT_OUT = {
-    "rescue": "rescues are left out: every trial ends at its first bad end, as the study was without them",
     "pruning.seeds": "seeds that the study gave up were never recorded; a policy has those that ran",
     "search.from": "the curves of earlier studies, from which pruning learnt, are left out",
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import math
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -47,10 +48,17 @@ class Rules:
 
 @dataclass(frozen=True)
 class Course:
-    """A trial as it runs under a policy's detector: the reports it makes, and its end where nothing else ends it."""
+    """A trial as it runs under a policy's detector: the reports it makes, and its end where nothing else ends it.
+
+    Attributes:
+        rescue: what follows a bad end.
+        rescue_unknown: the policy rescues it there, and no such rescue was recorded.
+    """
 
     trajectory: Trajectory
     end: End
+    rescue: Course | None = None
+    rescue_unknown: bool = False
 
     @cached_property
     def reports(self) -> tuple[Report, ...]:
@@ -119,10 +127,12 @@ class _Curve(LearningCurve):
 
 @dataclass
 class _Run:
-    """A study's trials while they run. `now` is in seconds since its start."""
+    """A study's trials while they run, and the rescues that have begun. `now` is in seconds since its start."""
 
     rules: Rules
     waiting: list[Played]
+    to_rescue: deque[Played] = field(default_factory=deque)
+    rescues: list[Played] = field(default_factory=list)
     now: float = 0.0
     started: int = 0
     running: dict[str, Played] = field(default_factory=dict)
@@ -141,13 +151,22 @@ class _Run:
 
     def fill(self) -> None:
         """Start trials while there is room and budget."""
-        while self.waiting and len(self.running) < self.rules.at_once and not self.budget.full(self.spent(self.now)):
-            played = self.waiting.pop()
+        while len(self.running) < self.rules.at_once and (played := self.next()) is not None:
             played.began, played.outcome = self.now, None
-            self.started += 1
             self.running[played.course.trajectory.trial_id] = played
-            self.curves[played.course.trajectory.trial_id] = _Curve({}, -1)
             self.plan(played)
+
+    def next(self) -> Played | None:
+        """Rescues before further trials, which also a number of trials limits; only trials prune each other."""
+        if self.to_rescue and not self.budget.spent_on(self.spent(self.now)):
+            self.rescues.append(self.to_rescue.popleft())
+            return self.rescues[-1]
+        if not self.waiting or self.budget.full(self.spent(self.now)):
+            return None
+        self.started += 1
+        played = self.waiting.pop()
+        self.curves[played.course.trajectory.trial_id] = _Curve({}, -1)
+        return played
 
     def plan(self, played: Played) -> None:
         """Queue a trial's next report, or its end behind the last one."""
@@ -163,8 +182,10 @@ class _Run:
         self.gpu_seconds += seconds * trial.gpus
         if outcome in (Outcome.DIVERGED, Outcome.COLLAPSED):
             played.cause, played.iteration = played.course.end.cause, played.course.end.iteration
-            known = self.curves[trial.trial_id]
-            self.curves[trial.trial_id] = _Curve(known.values, known.epoch, ended_badly=True)
+            if (known := self.curves.get(trial.trial_id)) is not None:
+                self.curves[trial.trial_id] = _Curve(known.values, known.epoch, ended_badly=True)
+            if played.course.rescue is not None:
+                self.to_rescue.append(Played(played.course.rescue))
 
     def report(self, played: Played) -> None:
         """A trial reports an epoch: it goes on, or ends by the budget or by pruning."""
@@ -173,23 +194,32 @@ class _Run:
         played.epoch = report.epoch
         last = played.reported == len(played.course.reports)
         at_end = last and report.iteration >= played.course.end.iterations and played.course.end.outcome is not None
-        known, metric = self.curves[trial.trial_id], self.rules.metric
-        values = {e: v for e, v in known.values.items() if e < report.epoch}
-        if metric is not None and report.epoch > 0 and metric in report.values:
-            values[report.epoch] = report.values[metric]
-        mine = self.curves[trial.trial_id] = _Curve(values, report.epoch)
+        self.extend(trial.trial_id, report)
         if at_end:  # a trial that is over is not judged
             self.plan(played)
             return
         gpus = sum(p.course.trajectory.gpus for p in self.running.values())
         if self.budget.spent_on(self.spent(self.now), gpus, report.next_seconds):
             self.finish(played, Outcome.STOPPED, report.iteration, report.seconds)
-        elif metric is not None and metric in report.values and self.pruned(trial, mine):
+        elif self.pruned(trial, report):
             self.finish(played, Outcome.PRUNED, report.iteration, report.seconds)
         else:
             self.plan(played)
 
-    def pruned(self, trial: Trajectory, mine: _Curve) -> bool:
+    def extend(self, trial_id: str, report: Report) -> None:
+        """Add a report to a trial's learning curve; rescues have none."""
+        if (known := self.curves.get(trial_id)) is None:
+            return
+        metric = self.rules.metric
+        values = {e: v for e, v in known.values.items() if e < report.epoch}
+        if metric is not None and report.epoch > 0 and metric in report.values:
+            values[report.epoch] = report.values[metric]
+        self.curves[trial_id] = _Curve(values, report.epoch)
+
+    def pruned(self, trial: Trajectory, report: Report) -> bool:
+        mine = self.curves.get(trial.trial_id)
+        if mine is None or self.rules.metric is None or self.rules.metric not in report.values:
+            return False
         others = [curve for trial_id, curve in self.curves.items() if trial_id != trial.trial_id]
         return verdict(self.rules.pruning, self.rules.direction, mine, others, trial.epochs) is not None
 
@@ -206,6 +236,7 @@ class _Run:
             done = played.course.reports[played.reported - 1].iteration if played.reported else 0
             self.finish(played, Outcome.STOPPED, done, self.now - (played.began or 0.0))
         self.waiting.clear()
+        self.to_rescue.clear()
         return True
 
     def play(self) -> None:
@@ -226,7 +257,8 @@ class _Run:
 
 
 def simulate(courses: Sequence[Course], rules: Rules) -> list[Played]:
-    """Run the trials in this order; how each fared, in the same order."""
+    """Run the trials in this order; how each fared, in the same order, and then the rescues that began."""
     every = [Played(course) for course in courses]
-    _Run(rules, list(every)).play()
-    return every
+    run = _Run(rules, list(every))
+    run.play()
+    return every + run.rescues

@@ -6,9 +6,10 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import count, pairwise, takewhile
 from typing import Any
 
+import pandas as pd
 from pydantic import ValidationError
 
 from analysis.detector.replay import Recording
@@ -57,6 +58,8 @@ class Trajectory:
         divergence: the rule that judged it; None: of a script, which judges itself.
         config: its settings by dotted names.
         row: its columns of `trials.parquet`.
+        begun: iteration that it went on from: of a rescue that of its healthy state, else 0.
+        rescues: what was recorded of its rescues, in their order, each a trajectory.
     """
 
     trial_id: str
@@ -75,6 +78,8 @@ class Trajectory:
     divergence: DivergenceConfig | None
     config: Mapping[str, Any]
     row: Trial
+    begun: int = 0
+    rescues: tuple[Trajectory, ...] = ()
 
     @property
     def ended_badly(self) -> bool:
@@ -94,7 +99,7 @@ class Trajectory:
     def seconds_at(self, iteration: int) -> float:
         """When it had done so many iterations; between two reports time is shared out evenly."""
         before = max((r for r in self.reports if r.iteration <= iteration), key=lambda r: r.iteration, default=None)
-        at, seconds = (before.iteration, before.seconds) if before else (0, 0.0)
+        at, seconds = (before.iteration, before.seconds) if before else (self.begun, 0.0)
         after = next((r for r in self.reports if r.iteration > iteration), None)
         end, until = (after.iteration, after.seconds) if after else (self.iterations, self.seconds)
         return seconds + (until - seconds) * (iteration - at) / (end - at) if end > at else seconds
@@ -105,6 +110,7 @@ class Recorded:
     """The trials of a study in the order in which they started.
 
     Attributes:
+        trajectories: of the trials of the search; those of rescues are in theirs.
         timed: whether times were recorded; an import has none.
         at_once: most trials that ran at the same time.
         recordings: signals by trial id, read when they are asked for; none of trials whose signals were not kept.
@@ -128,6 +134,7 @@ def read_recorded(results: Results) -> Recorded:
     if len(results.studies) != 1:
         raise UserError(f"one study is replayed at a time, but there are {', '.join(map(repr, results.studies))}")
     study = results.studies[0]
+    results = with_rescues(results)
     rows = [t for t in records(results.trials) if t["outcome"] not in (Outcome.PENDING, Outcome.FAILED)]
     if left := len(results.trials) - len(rows):
         results.note(f"{left} trials never began or failed with an error, which says nothing of them; left out")
@@ -147,7 +154,31 @@ def read_recorded(results: Results) -> Recorded:
         found = [replace(t, epochs=max(t.epochs, longest + (t.planned is None))) for t in found]
     started, at_once = _starts(results, study, rows)
     found.sort(key=lambda t: started[t.trial_id])
-    return Recorded(study, tuple(found), timed, at_once, kind, results.manifests[study], results)
+    return Recorded(study, _rescued(found), timed, at_once, kind, results.manifests[study], results)
+
+
+def with_rescues(results: Results) -> Results:
+    """The same results with every rescue among the trials."""
+    if not len(results.rescues):
+        return results
+    return replace(
+        results,
+        trials=pd.concat([results.trials, results.rescues], ignore_index=True),
+        epochs=pd.concat([results.epochs, results.rescue_epochs], ignore_index=True),
+    )
+
+
+def _rescued(found: Sequence[Trajectory]) -> tuple[Trajectory, ...]:
+    """The trials of the search, each with its rescues up to the first that was not recorded."""
+    by_number: dict[str, dict[int, Trajectory]] = defaultdict(dict)
+    for t in found:
+        if t.row["rescue"] is not None:
+            by_number[t.row["rescue_of"]][t.row["rescue"]] = t
+    return tuple(
+        replace(t, rescues=tuple(takewhile(bool, map(by_number[t.trial_id].get, count(1)))))  # type: ignore[arg-type]
+        for t in found
+        if t.row["rescue"] is None
+    )
 
 
 def _others(results: Results, metric: Metric, trials: Sequence[Trial]) -> frozenset[str]:
@@ -194,6 +225,7 @@ def _trajectory(
         length = (e["train_seconds"] or 0.0) + (e["evaluation_seconds"] or 0.0) if e["epoch"] else 0.0
         number = e["epoch"] if spacing is None else round(e["iteration"] / spacing)
         reports.append(Report(number, e["iteration"], at, length, e["values"]))
+    begun = row["rescue_from"] or 0
     spent = start + (row["train_seconds"] or 0.0) + (row["evaluation_seconds"] or 0.0)
     planned = row["iterations_planned"]
     if spacing is None and reports and planned:
@@ -215,11 +247,12 @@ def _trajectory(
         planned=planned,
         epochs=in_all,
         seconds=max([spent if timed else float(iterations), *(r.seconds for r in reports)]),
-        pace=(spent - start) / iterations if timed and iterations else None,
+        pace=(spent - start) / (iterations - begun) if timed and iterations > begun else None,
         gpus=row["gpus"] or 0.0,
         divergence=_divergence(results, row),
         config=configuration(row["config"]),
         row=row,
+        begun=begun,
     )
 
 

@@ -21,11 +21,14 @@ Row = Mapping[str, Any]
 REPLAY_COLUMNS: tuple[Column, ...] = (
     Column("policy", "string", "name of the policy"),
     Column("order", "int64", "which order of the trials: 0 is the recorded one, the others were drawn"),
-    Column("position", "int64", "place of the trial in that order, from 0"),
+    Column("position", "int64", "place of the trial in that order, from 0; null for a rescue"),
     Column("study", "string", "name of the study"),
     Column("trial_id", "string", "the trial; unique in its study"),
     Column("setting_id", "string", "equal for trials that differ in their seed alone"),
     Column("seed", "int64", "seed of the trial"),
+    Column("rescue", "int64", "which rescue of its trial it is, from 1; null for a trial of the search"),
+    Column("rescue_of", "string", "the trial that it rescues"),
+    Column("begun", "int64", "iteration it begins at: of a rescue that of the healthy state it goes on from, else 0"),
     Column("outcome", "string", "one of Outcome; pending: it never starts; null: its recording ends before it does"),
     Column("cause", "string", "one of Cause: why it diverges or collapses; null otherwise"),
     Column("iteration", "int64", "iteration at which it diverges or collapses; null otherwise"),
@@ -41,15 +44,19 @@ REPLAY_COLUMNS: tuple[Column, ...] = (
     Column("best", "float64", "its best score by then, of the metric that the policy goes by"),
     Column("censored", "bool", "true where its recording ends before the policy would have ended it"),
     Column("reproduced", "bool", "false where a changed detector could not be replayed: the recorded end stands"),
+    Column(
+        "rescue_unknown", "bool", "true where the policy rescues it after its end, and nobody recorded such a rescue"
+    ),
     Column("recorded_outcome", "string", "how it ended when it was recorded"),
     Column("recorded_iteration", "int64", "iteration at which it diverged or collapsed then"),
     Column("recorded_best", "float64", "its best score then"),
-    Column("recorded_rank", "int64", "place of that among all trials, from 1"),
+    Column("recorded_rank", "int64", "place of that among all trials and rescues, from 1"),
     Column("among_best", "bool", "true of the best share of the completed trials, whose pruning is wrong"),
 )
 _COUNTS = (
     "never_started", "completed", "ended_badly", "stopped", "pruned", "pruned_right", "pruned_wrong", "pruned_unknown",
     "caught_earlier", "caught_same", "caught_later", "missed", "false_alarms", "alarms_unknown", "censored",
+    "rescues", "rescued", "rescues_unknown",
 )  # fmt: skip
 
 
@@ -77,9 +84,10 @@ class PolicySummary:
     Attributes:
         numbers: `hours` (GPU-hours, or hours of trials where none has a GPU; None without recorded times) and
             `hours_most` (if every trial of unknown end trains on to its plan; None if that would change the course of
-            others), `wall_hours`, `iterations`, `best`,
-            `best_rank` (place of that trial among all by their recorded best, from 1), `lead` (median iterations that
-            bad ends come earlier), and counts of trials.
+            others, or a rescue is not known), `rescue_hours` (of these for rescues), `wall_hours`, `iterations`,
+            `best`, `best_rank` (place of that run among all by their recorded best, from 1), `lead` (median iterations
+            that bad ends come earlier), `rescues` and `rescued` (trials that reached the end by one), and counts of
+            trials.
         completed_recorded: trials whose recording completed, and which the policy's detector saw to their end: false
             alarms are a share of these, and None where there are none.
     """
@@ -125,20 +133,26 @@ def numbers_of(rows: Sequence[Row], sign: int, *, bounded: bool = True) -> dict[
 
     `bounded`: no trial of unknown end would change the course of another.
     """
-    started = [r for r in rows if r["outcome"] != Outcome.PENDING]
+    runs = [r for r in rows if r["outcome"] != Outcome.PENDING]
+    started = [r for r in runs if r["rescue"] is None]
+    rescues = [r for r in runs if r["rescue"] is not None]
     gpu = any(r["gpus"] for r in rows)
-    timed = all(r["seconds"] is not None for r in started)
-    seconds = sum(r["seconds"] * (r["gpus"] if gpu else 1.0) for r in started) if timed else None
-    unknown = [r for r in started if r["censored"]]
+    timed = all(r["seconds"] is not None for r in runs)
+
+    def hours(of: Sequence[Row], column: str = "seconds") -> float:
+        return float(sum(r[column] * (r["gpus"] if gpu else 1.0) for r in of)) / 3600
+
+    unknown = [r for r in runs if r["censored"]]
+    lost = [r for r in runs if r["rescue_unknown"]]
     more: float | None = None
-    if not unknown or (bounded and all(r["seconds_left"] is not None for r in unknown)):
-        more = sum(r["seconds_left"] * (r["gpus"] if gpu else 1.0) for r in unknown)
-    scored = [r for r in started if r["best"] is not None and r["outcome"] not in ENDED_BADLY]
+    if not (unknown or lost) or (bounded and not lost and all(r["seconds_left"] is not None for r in unknown)):
+        more = hours(unknown, "seconds_left")
+    scored = [r for r in runs if r["best"] is not None and r["outcome"] not in ENDED_BADLY]
     found = min(scored, key=lambda r: sign * r["best"], default=None)
     leads = [r["recorded_iteration"] - r["iteration"] for r in started if _both_bad(r)]
     verdicts = [(r["outcome"], stop_verdict(r)) for r in started]
     counts = {
-        "never_started": len(rows) - len(started),
+        "never_started": len(rows) - len(runs),
         "completed": sum(r["outcome"] == Outcome.COMPLETED for r in started),
         "ended_badly": sum(r["outcome"] in ENDED_BADLY for r in started),
         "stopped": sum(r["outcome"] == Outcome.STOPPED for r in started),
@@ -151,24 +165,28 @@ def numbers_of(rows: Sequence[Row], sign: int, *, bounded: bool = True) -> dict[
         "false_alarms": sum(v == "wrong" and o in ENDED_BADLY for o, v in verdicts),
         "alarms_unknown": sum(v == "unknown" and o in ENDED_BADLY for o, v in verdicts),
         "censored": len(unknown),
+        "rescues": len(rescues),
+        "rescued": sum(r["outcome"] == Outcome.COMPLETED for r in rescues),
+        "rescues_unknown": len(lost),
     }
     return {
-        "hours": None if seconds is None else seconds / 3600,
-        "hours_most": None if seconds is None or more is None else (seconds + more) / 3600,
-        "wall_hours": None if not timed else max((r["ended"] for r in started), default=0.0) / 3600,
-        "iterations": float(sum(r["iterations"] for r in started)),
+        "hours": hours(runs) if timed else None,
+        "hours_most": hours(runs) + more if timed and more is not None else None,
+        "rescue_hours": hours(rescues) if timed else None,
+        "wall_hours": None if not timed else max((r["ended"] for r in runs), default=0.0) / 3600,
+        "iterations": float(sum(max(0, r["iterations"] - r["begun"]) for r in runs)),
         "best": None if found is None else found["best"],
         "best_rank": None if found is None else found["recorded_rank"],
         "lead": float(np.median(leads)) if leads else None,
         **{name: float(counts[name]) for name in _COUNTS},
-        **({} if any(map(_judged, rows)) else {"false_alarms": None}),
+        **({} if any(map(_judged, started)) else {"false_alarms": None}),
     }
 
 
 def _judged(row: Row) -> bool:
     """Whether a completed trial was replayed until its end or a verdict, so that it could be a false alarm."""
     ended = row["outcome"] == Outcome.COMPLETED or row["outcome"] in ENDED_BADLY
-    return bool(row["recorded_outcome"] == Outcome.COMPLETED and row["reproduced"] and ended)
+    return bool(row["rescue"] is None and row["recorded_outcome"] == Outcome.COMPLETED and row["reproduced"] and ended)
 
 
 def _both_bad(row: Row) -> bool:

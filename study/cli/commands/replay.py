@@ -14,10 +14,10 @@ from trainables.results.progress import note
 
 @dataclass(frozen=True)
 class Replay:
-    """What would another detector, pruning rule, budget or order have done with the trials of STUDY?
+    """What would another detector, pruning rule, rescue, budget or order have done with the trials of STUDY?
 
-    A policy is a part of a study's configuration: trial.divergence, pruning, budget, seeds, search.start, objectives,
-    run.max_concurrent; what it leaves out is as recorded. Nothing is trained.
+    A policy is a part of a study's configuration: trial.divergence, pruning, rescue, budget, seeds, search.start,
+    objectives, run.max_concurrent; what it leaves out is as recorded. Nothing is trained.
 
     \b
     Examples:

@@ -208,7 +208,7 @@ def test_one_score_per_trial_prunes_nothing_and_says_so(recorded):
         ({"budget": {"trials": 0}}, "budget.trials"),
         ({"budget": 3}, "budget"),
         ({"budget": {"deadline": "2030-01-01"}}, "budget.deadline: is a date"),
-        ({"rescue": {"most": 3}}, "rescue: cannot be replayed"),
+        ({"rescue": {"most": 3}}, "rescue: none was recorded"),
         ({"trial": {"divergence": {"gap_limt": 1}}}, "trial.divergence.gap_limt: unknown key; did you mean gap_limit?"),
         ({"trial": {"divergence": {"gap_limit": -1}}}, "trial.divergence.gap_limit"),
         ({"trial": {"divergence": [1]}}, "trial.divergence"),

@@ -7,7 +7,8 @@ import pytest
 from analysis.stats.tradeoff.policies import Number, best_share, numbers_of, stop_verdict, summarise
 
 COMMON = {"gpus": 0.0, "seconds": 3600.0, "seconds_left": 0.0, "ended": 3600.0, "iterations": 100, "iteration": None,
-          "recorded_iteration": None, "best": None, "recorded_rank": None, "among_best": False, "censored": False, "reproduced": True}  # fmt: skip
+          "recorded_iteration": None, "best": None, "recorded_rank": None, "among_best": False, "censored": False, "reproduced": True,
+          "rescue": None, "begun": 0, "rescue_unknown": False}  # fmt: skip
 
 
 def row(outcome, recorded, **changes):
@@ -51,6 +52,21 @@ def test_numbers_by_hand():
     assert [found[k] for k in ("completed", "ended_badly", "stopped", "censored")] == [2, 5, 1, 1]
     kinds = ("never_started", "completed", "ended_badly", "stopped", "pruned", "censored")
     assert sum(found[k] for k in kinds) == len(ROWS), "no trial is lost or counted twice"
+
+
+def test_rescues_are_counted_apart_and_cost_their_own_iterations():
+    rescues = [
+        row("diverged", "diverged", rescue=1, iterations=90, begun=40, seconds=1800.0),
+        row("completed", "completed", rescue=2, iterations=100, begun=40, ended=9000.0, best=1.5, recorded_rank=1),
+    ]
+    plain, found = numbers_of(ROWS, 1), numbers_of([*ROWS, *rescues], 1)
+    changed = {name: value for name, value in found.items() if value != plain[name]}
+    assert changed == {
+        "hours": 14.5, "hours_most": 15.0, "rescue_hours": 1.5, "wall_hours": 2.5, "iterations": 1410.0,
+        "best": 1.5, "rescues": 2.0, "rescued": 1.0,
+    }  # fmt: skip
+    lost = numbers_of([*ROWS, row("diverged", "diverged", iteration=9, recorded_iteration=9, rescue_unknown=True)], 1)
+    assert lost["rescues_unknown"] == 1 and lost["hours_most"] is None, "nobody knows what that rescue takes"
 
 
 def test_a_metric_to_maximise():
