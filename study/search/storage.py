@@ -6,7 +6,7 @@ import importlib.util
 import time
 import warnings
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 from study.config.addresses import filled
 from study.config.errors import UserError, one_line
 from study.config.study import StudyConfig
-from study.search.earlier_trials import earlier_trials
+from study.search.earlier_trials import EARLIER, earlier_trials
 from study.search.optuna_private import NumberedSobol
 from trainables.results.credentials import redacted
 from trainables.results.layout import STORAGE
@@ -40,6 +40,8 @@ _CMA_TRIALS = 10
 """Earlier trials from which CMA-ES can begin: it takes the best tenth."""
 _TABLE_TRIES, _TABLE_SECONDS = 10, 0.5
 """Times and pauses of opening a shared storage whose tables another driver is making."""
+_MAKER_SECONDS = 5.0
+"""Without a new trial for so long, the driver that makes a shared study is taken to be dead."""
 
 
 def storage_url(folder: Path) -> str:
@@ -162,10 +164,45 @@ def open_both(study: StudyConfig, folder: Path, started: Collection[int] = ()) -
     if there != directions:
         raise UserError(f"{study.name}: its Optuna storage has the directions {there}, the study {directions}")
     opened.sampler = make_sampler(study, len(opened.get_trials(deepcopy=False)))
-    if fresh:
-        opened.add_trials(earlier_trials(study, folder, opened.sampler))
-        for number, point in enumerate(study.space.start[: study.space.settings]):
-            if number not in started:
-                opened.enqueue_trial(dict(point), user_attrs={"setting": number})
+    beginning = (
+        earlier_trials(study, folder, opened.sampler),
+        {
+            number: dict(point)
+            for number, point in enumerate(study.space.start[: study.space.settings])
+            if number not in started
+        },
+    )
+    if fresh or _left_half_made(opened, *beginning, patience=0 if shared_url(study) is None else _MAKER_SECONDS):
+        earlier, points = _missing(opened, *beginning)
+        opened.add_trials(earlier)
+        for number, point in points.items():
+            opened.enqueue_trial(point, user_attrs={"setting": number})
         opened.sampler = make_sampler(study, len(opened.get_trials(deepcopy=False)))
     return opened, storage
+
+
+def _missing(
+    opened: optuna.Study, earlier: Sequence[FrozenTrial], points: Mapping[int, dict[str, Any]]
+) -> tuple[list[FrozenTrial], dict[int, dict[str, Any]]]:
+    """Of what a study begins with, the earlier trials and the starting points that its storage has not."""
+    there = [t.user_attrs for t in opened.get_trials(deepcopy=False)]
+    taken, queued = {t.get(EARLIER) for t in there}, {t.get("setting") for t in there}
+    trials = [t for t in earlier if t.user_attrs[EARLIER] not in taken]
+    return trials, {number: point for number, point in points.items() if number not in queued}
+
+
+def _left_half_made(
+    opened: optuna.Study, earlier: Sequence[FrozenTrial], points: Mapping[int, dict[str, Any]], patience: float
+) -> bool:
+    """Whether its maker died while it entered what the study begins with: nothing more comes, and no trial began."""
+    before, until = -1, 0.0
+    while any(_missing(opened, earlier, points)):
+        trials = opened.get_trials(deepcopy=False)
+        if any(t.state is not TrialState.WAITING and EARLIER not in t.user_attrs for t in trials):
+            return False
+        if len(trials) != before:
+            before, until = len(trials), time.monotonic() + patience
+        elif time.monotonic() >= until:
+            return True
+        time.sleep(min(patience, _TABLE_SECONDS))
+    return False

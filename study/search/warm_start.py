@@ -11,7 +11,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from optuna.distributions import CategoricalDistribution, IntDistribution
 
@@ -41,13 +41,20 @@ _NAMED, _VALUES = 8, 3
 """Differing settings that a line names, and values of each."""
 
 
+class Scored(NamedTuple):
+    """How a study scores a metric: how the protocol's id begins, and how many images it asks for; None: all."""
+
+    begins: str
+    asked: int | None = None
+
+
 def collect(
-    study: StudyConfig, protocols: Mapping[str, str] | None = None, images: str | None = None
+    study: StudyConfig, protocols: Mapping[str, Scored] | None = None, images: str | None = None
 ) -> WarmStart:  # fmt: skip
     """What a study takes of the ones under `search.from`, read with the limits of any results.
 
     Args:
-        protocols: how the study's own protocol ids begin, by metric, as far as they are known (`own_protocols`).
+        protocols: the study's own, by metric, as far as they are known (`own_protocols`).
         images: fingerprint of the study's own images, where it is known (`own_images`).
 
     Raises:
@@ -77,8 +84,8 @@ def collect(
     return WarmStart(tuple(sources), tuple(trials))
 
 
-def own_protocols(study: StudyConfig) -> dict[str, str]:
-    """How the ids of a built-in study's protocols begin, by metric; what follows is how many samples there were.
+def own_protocols(study: StudyConfig) -> dict[str, Scored]:
+    """The protocols of a built-in study by metric; what follows the beginning of an id is how many samples there were.
 
     UserError: an extractor of the user's own cannot be loaded.
     """
@@ -94,7 +101,7 @@ def own_protocols(study: StudyConfig) -> dict[str, str]:
     trial = study.space.built_in(_some_values(study), study.seeds[0])
     data = training_images(trial)
     made_by = trial.method_args.made_by(trial.evaluation.fresh_steps)
-    found: dict[str, str] = {}
+    found: dict[str, Scored] = {}
     for protocol in protocols_for(trial, data.shape):
         if protocol.extractor is not None:
             try:
@@ -106,7 +113,7 @@ def own_protocols(study: StudyConfig) -> dict[str, str]:
             if metric.source != protocol.source or metric.features not in ("", protocol.features):
                 continue
             name = f"{small_extractor(data).id}-{protocol.source}" if metric.features == "small" else protocol.name
-            found.setdefault(metric.name, f"{name}{length}")
+            found.setdefault(metric.name, Scored(f"{name}{length}", protocol.count))
     return found
 
 
@@ -134,7 +141,7 @@ class _Reader:
         results: Results,
         name: str,
         place: str,
-        protocols: Mapping[str, str],
+        protocols: Mapping[str, Scored],
         images: str | None,
     ) -> None:
         self.study, self.results, self.name, self.place = study, results, name, place
@@ -266,9 +273,16 @@ class _Reader:
                 return (
                     f"{metric} was scored on another data set (images {shown(images)} there, {shown(self.images)} here)"
                 )
-            there, begins = row.get(f"{metric}_protocol"), self.protocols.get(metric)
-            if there is not None and begins is not None and not re.fullmatch(rf"{re.escape(begins)}(-n\d+)?", there):
-                return f"{metric} was scored under another protocol ({shown(there)} there, {begins} here)"
+            there, own = row.get(f"{metric}_protocol"), self.protocols.get(metric)
+            if there is None or own is None:
+                continue
+            if not (number := re.fullmatch(rf"{re.escape(own.begins)}(?:-n(\d+))?", there)):
+                return f"{metric} was scored under another protocol ({shown(there)} there, {own.begins} here)"
+            if "buffer_size" in taken.differs and "buffer" in metric:  # a smaller buffer has fewer images to score
+                size = taken.differs["buffer_size"][1]
+                count, asked = int(number[1] or own.asked or 0), min(size, own.asked or size)
+                if count and count != asked:
+                    return f"{metric} was scored under another protocol ({count:,} images there, {asked:,} here)"
         return None
 
     def _with_values(self, found: Sequence[tuple[dict[str, Any], Taken]]) -> list[Taken]:

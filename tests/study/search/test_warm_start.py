@@ -23,7 +23,7 @@ from study.search.earlier_trials import EARLIER, STABLE
 from study.search.searcher import StudySearch
 from study.search.storage import open_storage
 from study.search.tell import reconcile, set_right
-from study.search.warm_start import collect, own_images, said
+from study.search.warm_start import Scored, collect, own_images, said
 from trainables.results.files import write_text
 from trainables.results.layout import STORAGE, WARM_START
 from trainables.results.schema import Outcome
@@ -242,17 +242,17 @@ def test_a_loop_of_links_is_refused_in_a_line(tmp_path):
 
 def test_the_protocol_that_was_recorded_is_compared_with_the_studys_own(earlier):
     study = make_study(search={"from": [earlier]})
-    assert len(collect(study, {"fd_buffer": PROTOCOL.removesuffix("-n1000")}).trials) == 4
+    assert len(collect(study, {"fd_buffer": Scored(PROTOCOL.removesuffix("-n1000"))}).trials) == 4
     with pytest.raises(UserError, match="small-v1-digits-e04c266c-buffer-n1000' there, small-v2-digits here"):
-        collect(study, {"fd_buffer": "small-v2-digits"})
+        collect(study, {"fd_buffer": Scored("small-v2-digits")})
 
 
 def test_the_studys_own_protocol_begins_as_its_trials_record_it():
     from study.search.warm_start import own_protocols
 
     found = own_protocols(make_study())
-    assert f"{found['fd_buffer']}-n1000" == PROTOCOL
-    assert found["fd_fresh"] == PROTOCOL.replace("-buffer-n1000", "-fresh-20steps")
+    assert found["fd_buffer"] == Scored(PROTOCOL.removesuffix("-n1000"), 1000)
+    assert found["fd_fresh"] == Scored(PROTOCOL.replace("-buffer-n1000", "-fresh-20steps"), 1000)
 
 
 def test_an_extractor_is_compared_by_its_code_and_weights(tmp_path, monkeypatch):
@@ -281,7 +281,7 @@ def test_an_extractor_is_compared_by_its_code_and_weights(tmp_path, monkeypatch)
         old.add("completed", point(3), [1.0], **told)
         old.add("completed", point(4), [1.0], **told | {f"{objective}_protocol": f"{recorded}-n500"})
         study = make_study(trial=trial, objectives=[objective], search={"from": [old.done()]})
-        assert own_protocols(study)[objective] == recorded
+        assert own_protocols(study)[objective].begins == recorded
         assert len(collect(study, own_protocols(study)).trials) == 2
         torch.save(torch.tensor(3.0), "two.pth")
         use(None)
@@ -294,10 +294,27 @@ def test_an_extractor_is_compared_by_its_code_and_weights(tmp_path, monkeypatch)
         use(None)
 
 
+@pytest.mark.parametrize(
+    ("there", "images", "here", "taken"),
+    [(500, 500, 2000, False), (2000, 1000, 500, False), (2000, 1000, 3000, True), (1000, 1000, 2000, True)],
+)
+def test_scores_of_a_smaller_buffer_are_of_fewer_images(tmp_path, there, images, here, taken):
+    old = Recorded(tmp_path / "old", make_study(name="old", trial={"buffer_size": there}))
+    old.add("completed", point(4), [1.0], fd_buffer_protocol=PROTOCOL.replace("n1000", f"n{images}"))
+    study = make_study(trial={"buffer_size": here}, search={"from": [old.done()]})
+    protocols = {"fd_buffer": Scored(PROTOCOL.removesuffix("-n1000"), 1000)}
+    if taken:
+        assert len(collect(study, protocols).trials) == 1
+        return
+    said = f"{images:,} images there, {min(here, 1000):,} here"
+    with pytest.raises(UserError, match=f"fd_buffer was scored under another protocol .{said}.; such scores do not"):
+        collect(study, protocols)
+
+
 def test_a_protocol_whose_name_begins_like_another_is_another(earlier):
     study = make_study(search={"from": [earlier]})
     with pytest.raises(UserError, match="scored under another protocol"):
-        collect(study, {"fd_buffer": PROTOCOL.removesuffix("-buffer-n1000")})
+        collect(study, {"fd_buffer": Scored(PROTOCOL.removesuffix("-buffer-n1000"))})
 
 
 def test_the_sampler_models_at_once(earlier, tmp_path):
@@ -476,3 +493,50 @@ def test_pruning_knows_their_curves(tmp_path, rule, reason, same_length):
         assert policy.ending["t0001"] == (Outcome.PRUNED, reason)
     assert len(read_warm_start(run.folder).trials) == 4
     assert not pd.read_parquet(f"{old.folder}/trials.parquet").empty
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("had", [0, 2, 5])
+def test_a_maker_that_dies_while_it_fills_the_storage_loses_nothing(earlier, tmp_path, monkeypatch, shared, had):
+    """KilledError after it had entered `had` of four earlier trials and three starting points."""
+    import optuna
+
+    from study.search import storage
+
+    monkeypatch.setattr(storage, "_MAKER_SECONDS", 0.2)
+    search = {"from": [earlier], "start": [{"sampling_steps": k} for k in (2, 3, 4)]}
+    if shared:
+        search["storage"] = f"sqlite:///{tmp_path}/shared.db"
+    study = make_study(search=search)
+    write_warm_start(tmp_path, collect(study))
+
+    class KilledError(Exception):
+        pass
+
+    entered, add_trial = iter(range(had)), optuna.Study.add_trial
+
+    def add(self, trial):  # which enters the starting points, too
+        if next(entered, None) is None:
+            raise KilledError
+        add_trial(self, trial)
+
+    monkeypatch.setattr(optuna.Study, "add_trial", add)
+    with pytest.raises(KilledError):
+        open_storage(study, tmp_path)
+    entered = iter(range(100))
+    there = open_storage(study, tmp_path).get_trials()
+    assert [t.user_attrs.get(EARLIER, t.user_attrs.get("setting")) for t in there] == [
+        *("old/t0001", "old/t0002", "old/t0003", "old/t0004"), 0, 1, 2,
+    ]  # fmt: skip
+    assert len(open_storage(study, tmp_path).get_trials()) == 7
+
+
+def test_a_storage_in_use_gets_nothing_again(earlier, tmp_path):
+    """A starting point that is gone from a study whose trials run is no sign of a maker that died."""
+    study = make_study(search={"start": [{"sampling_steps": 3}]})
+    opened = open_storage(study, tmp_path)
+    opened.ask()
+    opened.ask()
+    assert (
+        len(open_storage(make_study(search={"start": [{"sampling_steps": k} for k in (3, 4)]}), tmp_path).trials) == 2
+    )
