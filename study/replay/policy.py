@@ -155,7 +155,11 @@ def _rescue(given: Mapping[str, Any], study: Mapping[str, Any], source: str) -> 
     with suppress(ValidationError):
         policy, recorded = RescueConfig.model_validate(merged), RescueConfig.model_validate(there)
         for name in ("rewind", "change"):
-            _refuse_other(f"rescue.{name}", getattr(policy, name), getattr(recorded, name), source)
+            if (value := getattr(policy, name)) != (known := getattr(recorded, name)):
+                raise UserError(
+                    f"{source}: rescue.{name}: must be {shown(known, quoted=False)}, as recorded, but is "
+                    f"{shown(value, quoted=False)}"
+                )
         if other := [end for end in policy.on if end not in recorded.on]:
             raise UserError(f"{source}: rescue.on: no rescue of a trial that {other[0]} was recorded")
         if policy.most > recorded.most:

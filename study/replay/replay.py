@@ -12,7 +12,6 @@ import numpy as np
 from analysis.detector.replay import recorded as read_recordings
 from analysis.stats.survival.rates import wilson
 from analysis.stats.tradeoff.policies import PolicySummary, best_share, summarise
-from analysis.stats.trials.trial import ENDED_BADLY
 from study.replay.detection import End, end_of
 from study.replay.policy import Policy, at
 from study.replay.simulate import Course, Played, simulate
@@ -62,7 +61,7 @@ class Replayed:
             texts = [s.numbers[name].text(digits, factor) for s in self.summaries]
             if name == "hours_most" and texts == table[-1][1:]:
                 continue
-            if any(text not in ("-", "0", "0.0") for text in texts):
+            if any(s.numbers[name].known_to_be_more for s in self.summaries):
                 said = {"unit": self.unit.replace("hours", unit), "metric": self.metric, "hours": unit}
                 table.append([label.format(**said), *texts])
         lines = _in_columns(table)
@@ -115,7 +114,8 @@ _LABELS = (
     ("alarms_unknown", "  of unknown further course", 0),
     ("rescues", "rescues", 0),
     ("rescued", "  trials that reached the end by one", 0),
-    ("rescues_unknown", "  of unknown course", 0),
+    ("rescues_stopped", "  stopped by the budget", 0),
+    ("rescues_unknown", "  not recorded", 0),
     ("pruned", "pruned", 0),
     ("pruned_wrong", "  wrongly (among the best)", 0),
     ("pruned_right", "  rightly", 0),
@@ -142,7 +142,8 @@ def replay(
         keep_rows: False keeps the numbers of every order alone; the rows take about 1 kB each.
     """
     detected = any(p.divergence for p in policies)
-    recordings = signals_of(read_recordings(recorded.results)[0], recorded.study) if detected else {}
+    read = read_recordings(recorded.results)[0] if detected else []
+    recordings = signals_of(read, recorded.study, recorded.trajectories)
     notes: list[str] = []
     summaries: list[PolicySummary] = []
     rows: list[dict[str, Any]] = []
@@ -154,7 +155,7 @@ def replay(
         ends = {t.trial_id: end_of(t, policy.rule(t), recordings.get(t.trial_id)) for t in trials}
         if policy.divergence:  # a trial whose rule cannot be read has none that could change
             ends |= {t.trial_id: replace(ends[t.trial_id], reproduced=False) for t in trials if t.divergence is None}
-        told = _recorded_columns(recorded, trials, policy, share)
+        told = _recorded_columns(recorded, policy, share)
         played = _orders(recorded, policy, ends, told, range(orders + 1), seed, rows if keep_rows else None)
         summaries.append(summarise(policy.name, played, policy.sign, bounded=policy.rules.bounded))
         notes += _notes(recorded, policy, ends, summaries[-1])
@@ -191,9 +192,12 @@ def _course(runs: Sequence[Trajectory], ends: Mapping[str, End], policy: Policy,
     A rescue goes on from where its trial ended, so it is known only where the policy ends the trial as recorded.
     """
     run, end, rescue = runs[0], ends[runs[0].trial_id], policy.rescue
-    if rescue is None or number >= rescue.most or end.outcome is None or end.outcome.value not in rescue.on:
+    if rescue is None or number >= rescue.most or (end.outcome is not None and end.outcome.value not in rescue.on):
         return Course(run, end)
-    if len(runs) == 1 or (end.outcome, end.iteration) != (run.outcome, run.iteration):
+    same = (end.outcome, end.iteration) == (run.outcome, run.iteration)
+    if same and run.rescue_failed:
+        return Course(run, end)
+    if len(runs) == 1 or not same:
         return Course(run, end, rescue_unknown=True)
     return Course(run, end, _course(runs[1:], ends, policy, number + 1))
 
@@ -220,10 +224,9 @@ def _first_ones(trials: Sequence[Trajectory], policy: Policy) -> list[Trajectory
     return sorted(trials, key=lambda t: place.get(t.trial_id, len(place)))
 
 
-def _recorded_columns(
-    recorded: Recorded, trials: Sequence[Trajectory], policy: Policy, share: float
-) -> dict[str, dict[str, Any]]:
-    """What the rows say of every trial's recording."""
+def _recorded_columns(recorded: Recorded, policy: Policy, share: float) -> dict[str, dict[str, Any]]:
+    """What the rows say of every trial's recording, and every rescue's."""
+    trials = [run for t in recorded.trajectories for run in (t, *t.rescues)]
     seen = {
         t.trial_id: [r.values[policy.metric] for r in t.reports if r.epoch and policy.metric in r.values]
         for t in trials
@@ -279,7 +282,7 @@ def _row(
         "best": played.best(policy.metric, policy.sign) if started else None,
         "censored": played.censored,
         "reproduced": played.course.end.reproduced,
-        "rescue_unknown": played.course.rescue_unknown and played.outcome in ENDED_BADLY,
+        "rescue_unknown": played.rescue_unknown,
     }
 
 
@@ -304,9 +307,10 @@ def _notes(recorded: Recorded, policy: Policy, ends: Mapping[str, End], summary:
             f"best are of what was recorded: {bound}"
         )
     if lost := int(summary.numbers["rescues_unknown"].value or 0):
+        more = "" if policy.rules.bounded else ", and with a budget in hours or pruning it changes the course of others"
         notes.append(
             f"{policy.name}: rescues that were not recorded, or not from where the policy ends their trial: {lost}; "
-            "what they take and reach is not counted"
+            f"what they take and reach is not counted{more}"
         )
     metric = policy.rules.metric
     if policy.rules.pruning.rule != "none" and metric is not None and not _can_prune(recorded, metric):

@@ -52,7 +52,7 @@ class Course:
 
     Attributes:
         rescue: what follows a bad end.
-        rescue_unknown: the policy rescues it there, and no such rescue was recorded.
+        rescue_unknown: the policy rescues it there, and no such rescue was recorded; or may, after its recording ends.
     """
 
     trajectory: Trajectory
@@ -77,6 +77,7 @@ class Played:
         outcome: pending: it never started. None: its recording ends before the policy would have ended it.
         iterations, seconds: until its end; `epoch` is the last it finished, -1 before the first report.
         began: seconds after the study's start.
+        rescue_unknown: the policy rescues it, or may, and nobody knows what that takes and reaches.
     """
 
     course: Course
@@ -88,6 +89,7 @@ class Played:
     epoch: int = -1
     began: float | None = None
     reported: int = 0
+    rescue_unknown: bool = False
 
     @property
     def censored(self) -> bool:
@@ -158,9 +160,12 @@ class _Run:
 
     def next(self) -> Played | None:
         """Rescues before further trials, which also a number of trials limits; only trials prune each other."""
-        if self.to_rescue and not self.budget.spent_on(self.spent(self.now)):
-            self.rescues.append(self.to_rescue.popleft())
-            return self.rescues[-1]
+        while self.to_rescue and not self.budget.spent_on(self.spent(self.now)):
+            ended = self.to_rescue.popleft()
+            if ended.course.rescue is not None:
+                self.rescues.append(Played(ended.course.rescue))
+                return self.rescues[-1]
+            ended.rescue_unknown = True
         if not self.waiting or self.budget.full(self.spent(self.now)):
             return None
         self.started += 1
@@ -184,8 +189,10 @@ class _Run:
             played.cause, played.iteration = played.course.end.cause, played.course.end.iteration
             if (known := self.curves.get(trial.trial_id)) is not None:
                 self.curves[trial.trial_id] = _Curve(known.values, known.epoch, ended_badly=True)
-            if played.course.rescue is not None:
-                self.to_rescue.append(Played(played.course.rescue))
+            if played.course.rescue is not None or played.course.rescue_unknown:
+                self.to_rescue.append(played)
+        elif outcome is None:
+            played.rescue_unknown = played.course.rescue_unknown
 
     def report(self, played: Played) -> None:
         """A trial reports an epoch: it goes on, or ends by the budget or by pruning."""
@@ -233,10 +240,10 @@ class _Run:
             moments.append(self.now + (limits.gpu_hours - self.spent(self.now).gpu_hours) * 3600 / gpus)
         self.now = max(self.now, min(until, *moments))
         for played in list(self.running.values()):
-            done = played.course.reports[played.reported - 1].iteration if played.reported else 0
+            course = played.course
+            done = course.reports[played.reported - 1].iteration if played.reported else course.trajectory.begun
             self.finish(played, Outcome.STOPPED, done, self.now - (played.began or 0.0))
         self.waiting.clear()
-        self.to_rescue.clear()
         return True
 
     def play(self) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, pairwise, takewhile
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from pydantic import ValidationError
 
@@ -60,6 +61,7 @@ class Trajectory:
         row: its columns of `trials.parquet`.
         begun: iteration that it went on from: of a rescue that of its healthy state, else 0.
         rescues: what was recorded of its rescues, in their order, each a trajectory.
+        rescue_failed: its rescue failed with an error: no other follows, and what it took is left out.
     """
 
     trial_id: str
@@ -80,6 +82,7 @@ class Trajectory:
     row: Trial
     begun: int = 0
     rescues: tuple[Trajectory, ...] = ()
+    rescue_failed: bool = False
 
     @property
     def ended_badly(self) -> bool:
@@ -154,7 +157,8 @@ def read_recorded(results: Results) -> Recorded:
         found = [replace(t, epochs=max(t.epochs, longest + (t.planned is None))) for t in found]
     started, at_once = _starts(results, study, rows)
     found.sort(key=lambda t: started[t.trial_id])
-    return Recorded(study, _rescued(found), timed, at_once, kind, results.manifests[study], results)
+    failed = {(t["rescue_of"], t["rescue"]) for t in records(results.trials) if t["outcome"] == Outcome.FAILED}
+    return Recorded(study, _rescued(found, failed), timed, at_once, kind, results.manifests[study], results)
 
 
 def with_rescues(results: Results) -> Results:
@@ -168,17 +172,19 @@ def with_rescues(results: Results) -> Results:
     )
 
 
-def _rescued(found: Sequence[Trajectory]) -> tuple[Trajectory, ...]:
-    """The trials of the search, each with its rescues up to the first that was not recorded."""
-    by_number: dict[str, dict[int, Trajectory]] = defaultdict(dict)
-    for t in found:
-        if t.row["rescue"] is not None:
-            by_number[t.row["rescue_of"]][t.row["rescue"]] = t
-    return tuple(
-        replace(t, rescues=tuple(takewhile(bool, map(by_number[t.trial_id].get, count(1)))))  # type: ignore[arg-type]
-        for t in found
-        if t.row["rescue"] is None
-    )
+def _rescued(found: Sequence[Trajectory], failed: Collection[tuple[str, int]]) -> tuple[Trajectory, ...]:
+    """The trials of the search, each with its rescues up to the first that was not recorded, or `failed`."""
+    rescues = {(t.row["rescue_of"], t.row["rescue"]): t for t in found if t.row["rescue"] is not None}
+    trials = []
+    for trial in found:
+        if trial.row["rescue"] is not None:
+            continue
+        name = trial.trial_id
+        runs = [trial, *(rescues[name, i] for i in takewhile(lambda i: (name, i) in rescues, count(1)))]  # noqa: B023
+        if (name, len(runs)) in failed:
+            runs[-1] = replace(runs[-1], rescue_failed=True)
+        trials.append(replace(runs[0], rescues=tuple(runs[1:])))
+    return tuple(trials)
 
 
 def _others(results: Results, metric: Metric, trials: Sequence[Trial]) -> frozenset[str]:
@@ -288,6 +294,21 @@ def _starts(results: Results, study: str, rows: list[dict[str, Any]]) -> tuple[d
     return order, max([1, *overlaps])
 
 
-def signals_of(recordings: Iterable[Recording], study: str) -> dict[str, Recording]:
-    """Recordings by the ids of their trials."""
-    return {r.run.removeprefix(f"{study}/"): r for r in recordings}
+def signals_of(recordings: Iterable[Recording], study: str, trials: Iterable[Trajectory] = ()) -> dict[str, Recording]:
+    """Recordings by the ids of their trials; of their rescues with what came before the healthy state.
+
+    The detector goes on with what it had seen until then.
+    """
+    found = {r.run.removeprefix(f"{study}/"): r for r in recordings}
+    for trial in trials:
+        for before, after in pairwise((trial, *trial.rescues)):
+            if after.begun and before.trial_id in found and after.trial_id in found:
+                found[after.trial_id] = _continued(found[before.trial_id], found[after.trial_id], after.begun)
+    return found
+
+
+def _continued(before: Recording, after: Recording, begun: int) -> Recording:
+    kept = before.signals["iteration"] < begun
+    names = after.signals.keys() & before.signals.keys()
+    signals = {n: np.concatenate([before.signals[n][kept], after.signals[n]]) for n in after.signals if n in names}
+    return replace(after, signals=signals)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import time
+import uuid
 import warnings
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,9 @@ _CMA_TRIALS = 10
 """Earlier trials from which CMA-ES can begin: it takes the best tenth."""
 _TABLE_TRIES, _TABLE_SECONDS = 10, 0.5
 """Times and pauses of opening a shared storage whose tables another driver is making."""
+_MAKER = "maker"
+"""Attribute of a shared study: which driver enters what it begins with."""
+_CLAIM_SECONDS = 1.0
 _MAKER_SECONDS = 5.0
 """Without a new trial for so long, the driver that makes a shared study is taken to be dead."""
 
@@ -172,13 +177,37 @@ def open_both(study: StudyConfig, folder: Path, started: Collection[int] = ()) -
             if number not in started
         },
     )
-    if fresh or _left_half_made(opened, *beginning, patience=0 if shared_url(study) is None else _MAKER_SECONDS):
-        earlier, points = _missing(opened, *beginning)
-        opened.add_trials(earlier)
-        for number, point in points.items():
-            opened.enqueue_trial(point, user_attrs={"setting": number})
-        opened.sampler = make_sampler(study, len(opened.get_trials(deepcopy=False)))
+    shared = shared_url(study) is not None
+    while fresh or _left_half_made(opened, *beginning, patience=_MAKER_SECONDS if shared else 0):
+        if _fill(opened, *beginning, shared=shared, fresh=fresh):
+            opened.sampler = make_sampler(study, len(opened.get_trials(deepcopy=False)))
+            break
+        fresh = False
     return opened, storage
+
+
+def _fill(
+    opened: optuna.Study,
+    earlier: Sequence[FrozenTrial],
+    points: Mapping[int, dict[str, Any]],
+    *,
+    shared: bool,
+    fresh: bool,
+) -> bool:
+    """Enter what a study begins with and its storage has not; False where another driver has taken that over."""
+    me = uuid.uuid4().hex
+    if shared:
+        opened.set_user_attr(_MAKER, me)
+        if not fresh:  # others may have waited as long; the last one that said so does it
+            time.sleep(_CLAIM_SECONDS)
+    trials, queued = _missing(opened, earlier, points)
+    entries: list[Callable[[], None]] = [partial(opened.add_trial, trial) for trial in trials]
+    entries += [partial(opened.enqueue_trial, p, user_attrs={"setting": number}) for number, p in queued.items()]
+    for enter in entries:
+        if shared and opened.user_attrs.get(_MAKER) != me:
+            return False
+        enter()
+    return True
 
 
 def _missing(

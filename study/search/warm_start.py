@@ -279,10 +279,12 @@ class _Reader:
             if not (number := re.fullmatch(rf"{re.escape(own.begins)}(?:-n(\d+))?", there)):
                 return f"{metric} was scored under another protocol ({shown(there)} there, {own.begins} here)"
             if "buffer_size" in taken.differs and "buffer" in metric:  # a smaller buffer has fewer images to score
-                size = taken.differs["buffer_size"][1]
-                count, asked = int(number[1] or own.asked or 0), min(size, own.asked or size)
-                if count and count != asked:
-                    return f"{metric} was scored under another protocol ({count:,} images there, {asked:,} here)"
+                sizes = [min(size, own.asked or size) for size in taken.differs["buffer_size"]]
+                count = int(number[1] or sizes[0])
+                if count < sizes[0]:  # one that was not full yet, and would not be here
+                    sizes[1] = min(sizes[1], count)
+                if count != sizes[1]:
+                    return f"{metric} was scored under another protocol ({count:,} images there, {sizes[1]:,} here)"
         return None
 
     def _with_values(self, found: Sequence[tuple[dict[str, Any], Taken]]) -> list[Taken]:

@@ -45,7 +45,9 @@ REPLAY_COLUMNS: tuple[Column, ...] = (
     Column("censored", "bool", "true where its recording ends before the policy would have ended it"),
     Column("reproduced", "bool", "false where a changed detector could not be replayed: the recorded end stands"),
     Column(
-        "rescue_unknown", "bool", "true where the policy rescues it after its end, and nobody recorded such a rescue"
+        "rescue_unknown",
+        "bool",
+        "true where the policy rescues it after its end, or may, and no such rescue was recorded",
     ),
     Column("recorded_outcome", "string", "how it ended when it was recorded"),
     Column("recorded_iteration", "int64", "iteration at which it diverged or collapsed then"),
@@ -56,7 +58,7 @@ REPLAY_COLUMNS: tuple[Column, ...] = (
 _COUNTS = (
     "never_started", "completed", "ended_badly", "stopped", "pruned", "pruned_right", "pruned_wrong", "pruned_unknown",
     "caught_earlier", "caught_same", "caught_later", "missed", "false_alarms", "alarms_unknown", "censored",
-    "rescues", "rescued", "rescues_unknown",
+    "rescues", "rescued", "rescues_stopped", "rescues_unknown",
 )  # fmt: skip
 
 
@@ -67,6 +69,11 @@ class Number:
     value: float | None
     low: float | None
     high: float | None
+
+    @property
+    def known_to_be_more(self) -> bool:
+        """Whether it is another number than 0 in some order."""
+        return any(value not in (None, 0) for value in (self.value, self.low, self.high))
 
     def text(self, digits: int, factor: float = 1.0) -> str:
         """`12.4 [11.0, 13.1]`, all times `factor`; without an interval where every order gives the same."""
@@ -143,7 +150,7 @@ def numbers_of(rows: Sequence[Row], sign: int, *, bounded: bool = True) -> dict[
         return float(sum(r[column] * (r["gpus"] if gpu else 1.0) for r in of)) / 3600
 
     unknown = [r for r in runs if r["censored"]]
-    lost = [r for r in runs if r["rescue_unknown"]]
+    lost = any(r["rescue_unknown"] for r in runs)
     more: float | None = None
     if not (unknown or lost) or (bounded and not lost and all(r["seconds_left"] is not None for r in unknown)):
         more = hours(unknown, "seconds_left")
@@ -167,7 +174,8 @@ def numbers_of(rows: Sequence[Row], sign: int, *, bounded: bool = True) -> dict[
         "censored": len(unknown),
         "rescues": len(rescues),
         "rescued": sum(r["outcome"] == Outcome.COMPLETED for r in rescues),
-        "rescues_unknown": len(lost),
+        "rescues_stopped": sum(r["outcome"] == Outcome.STOPPED for r in rescues),
+        "rescues_unknown": sum(r["rescue_unknown"] and not r["censored"] for r in runs),
     }
     return {
         "hours": hours(runs) if timed else None,

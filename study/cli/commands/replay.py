@@ -40,7 +40,7 @@ class Replay:
         type=click.FloatRange(0, 1, min_open=True),
         default=0.1,
     )
-    out: Path | None = out_option("Parquet file of rows, one per policy, order and trial.", metavar="FILE")
+    out: Path | None = out_option("Parquet file of rows, one per policy, order and trial or rescue.", metavar="FILE")
     as_json: bool = json_option()
 
     def __call__(self) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from analysis.detector.replay import recorded as read_recordings
 from analysis.results.load import load
 from analysis.stats.survival.rescues import rescues
 from study.config.errors import UserError
+from study.replay.detection import latched
 from study.replay.policy import make_policy
 from study.replay.replay import replay
-from study.replay.trajectory import read_recorded
+from study.replay.trajectory import read_recorded, signals_of, with_rescues
+from trainables.config.parts import DivergenceConfig
 
 PUBLISHED = Path(__file__).resolve().parents[3] / "results/published/digits_rescue"
 TRIAL = {
@@ -91,6 +95,8 @@ def test_a_number_of_trials_does_not_limit_rescues_and_hours_do(recorded):
     half = played(recorded, {"budget": {"hours": whole / 2}})
     assert numbers(half)["hours"] == pytest.approx(whole / 2)
     assert numbers(half)["never_started"] > 0 and numbers(half)["rescues"] < 67
+    assert numbers(half)["stopped"] + numbers(half)["rescues_stopped"] >= 1
+    assert all(r["iterations"] >= r["begun"] for r in half.rows if r["began"] is not None)
     # A rescue runs before the next trial of the search.
     began = {r["trial_id"]: r["began"] for r in half.rows if r["began"] is not None}
     assert began["t0001"] < began["t0001r1"] < began["t0001r2"] < began[first[1]]
@@ -100,8 +106,9 @@ def test_a_number_of_trials_does_not_limit_rescues_and_hours_do(recorded):
     ("rescue", "wrong"),
     [
         ({"most": 4}, "rescue.most: must be at most 3, as recorded, but is 4"),
-        ({"change": {"step_size": "x0.5"}}, "rescue.change: is "),
-        ({"rewind": 3}, "rescue.rewind: is last-healthy in what was recorded"),
+        ({"change": {"step_size": "x0.5"}}, "rescue.change: must be "),
+        ({"change": {"seed": "new"}}, "rescue.change: must be "),
+        ({"rewind": 3}, "rescue.rewind: must be last-healthy, as recorded, but is 3"),
         ({"mots": 1}, "rescue.mots: unknown key; did you mean most?"),
         ({"most": 0}, "rescue.most"),
         ({"on": []}, "rescue.on"),
@@ -112,6 +119,39 @@ def test_what_was_not_recorded_is_refused(recorded, rescue, wrong):
     with pytest.raises(UserError) as raised:
         make_policy({"rescue": rescue}, recorded, "p.yaml")
     assert str(raised.value).startswith("p.yaml: ") and wrong in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_what_a_budget_left_undone_is_counted(recorded):
+    """At some of these ends a rescue is cut off; no run is lost, and none is counted twice."""
+    seen = set()
+    for hours in [0.01 * i for i in range(1, 27)]:
+        for at_once in (1, 3):
+            found = played(recorded, {"budget": {"hours": hours}, "run": {"max_concurrent": at_once}})
+            told = numbers(found)
+            outcomes = [(r["rescue"] is not None, r["outcome"]) for r in found.rows]
+            assert len({r["trial_id"] for r in found.rows}) == len(found.rows)
+            assert outcomes.count((True, "stopped")) == told["rescues_stopped"]
+            assert outcomes.count((True, "pending")) == 0
+            assert told["rescues_unknown"] == 0 and told["hours_most"] == told["hours"]
+            bad = {r["trial_id"] for r in found.rows if r["outcome"] in ("diverged", "collapsed")}
+            rescued = {r["rescue_of"] for r in found.rows if r["rescue"] == 1}
+            assert rescued == {t for t in bad if "r" not in t}, "a rescue takes the place of its trial at once"
+            seen |= {k for k in ("rescues_stopped", "stopped") if told[k]}
+    assert seen == {"rescues_stopped", "stopped"}
+
+
+def test_the_place_of_the_best_is_among_all(recorded):
+    found = played(recorded, {"seeds": [3]})
+    best, rank = numbers(found)["best"], numbers(found)["best_rank"]
+    runs = [r for t in recorded.trajectories for r in (t, *t.rescues)]
+    seen = [[e.values["fd_buffer"] for e in r.reports if e.epoch and e.values] for r in runs]  # noqa: PD011
+    scores = [min(values) for values in seen if values]
+    assert rank == 1 + sum(s < best for s in scores) > 1
+
+
+def test_a_study_without_rescue_has_no_line_of_it():
+    published = read_recorded(load(PUBLISHED.parent / "digits_stability"))
+    assert "rescue" not in "\n".join(played(published, {}).lines())
 
 
 def test_the_table_of_the_manual(recorded):
@@ -168,8 +208,35 @@ def test_a_trial_that_ends_elsewhere_has_a_rescue_that_nobody_knows(swept):
     assert len(earlier) >= 3 and all(r["rescue_unknown"] for r in earlier)
     assert not [r for r in found.rows if r["rescue_of"] in {e["trial_id"] for e in earlier}]
     assert told["rescues_unknown"] >= len(earlier) and told["hours_most"] is None
-    assert any("rescues that were not recorded" in note for note in found.notes)
+    assert any("rescues that were not recorded" in n and "the course of others" not in n for n in found.notes)
+    hours = played(recorded, {"trial": {"divergence": {"gap_limit": 0.5}}, "budget": {"hours": 1}})
+    assert any("rescues that were not recorded" in n and "the course of others" in n for n in hours.notes)
+    # A trial whose recording ends first may end badly after it, and would be rescued: that has no upper bound either.
+    looser = played(recorded, {"trial": {"divergence": {"gap_limit": 50, "hard_gap_limit": 100}}})
+    assert numbers(looser)["censored"] >= 3 and numbers(looser)["hours_most"] is None
+    without = played(recorded, {"trial": {"divergence": {"gap_limit": 50, "hard_gap_limit": 100}}, "rescue": None})
+    assert numbers(without)["censored"] >= 3 and numbers(without)["hours_most"] > numbers(without)["hours"]
     # Rescues are judged by their own signals: under the recorded rule, over these, they end as recorded.
     same = played(recorded, {"trial": {"divergence": {"read_every": 7}}})
     assert ends(same) == really(swept / "most2") and numbers(same)["rescues_unknown"] == 0
     assert all(r["reproduced"] for r in same.rows)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_detector_goes_on_with_what_it_saw_before_the_healthy_state(swept, tmp_path):
+    """The learnt rule has a scale by then: a rescue whose gap is many times that is stopped in its first iterations."""
+    folder = tmp_path / "edited"
+    shutil.copytree(swept / "most2", folder)
+    recorded = read_recorded(load(folder))
+    after = next(t.rescues[0] for t in recorded.trajectories if t.rescues and t.rescues[0].begun >= 10)
+    file = folder / "signals" / f"{after.trial_id}.parquet"
+    signals = pd.read_parquet(file)
+    signals.loc[signals["iteration"] >= after.begun + 2, ["energy_gap", "loss"]] = 30.0
+    signals.to_parquet(file)
+    read = read_recordings(with_rescues(load(folder)))[0]
+    rule = DivergenceConfig(rule="learnt", learn_from=5)
+    alone = latched(rule, signals_of(read, recorded.study)[after.trial_id])
+    found = latched(rule, signals_of(read, recorded.study, recorded.trajectories)[after.trial_id])
+    assert found is not None and after.begun < found.iteration < after.begun + 20
+    assert alone is None, "too short to learn a scale"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pandas as pd
@@ -296,8 +299,9 @@ def test_an_extractor_is_compared_by_its_code_and_weights(tmp_path, monkeypatch)
 
 @pytest.mark.parametrize(
     ("there", "images", "here", "taken"),
-    [(500, 500, 2000, False), (2000, 1000, 500, False), (2000, 1000, 3000, True), (1000, 1000, 2000, True)],
-)
+    [(500, 500, 2000, False), (2000, 1000, 500, False), (2000, 1000, 3000, True), (1000, 1000, 2000, True),
+     (1000, 480, 2000, True), (2000, 480, 300, False)],
+)  # fmt: skip
 def test_scores_of_a_smaller_buffer_are_of_fewer_images(tmp_path, there, images, here, taken):
     old = Recorded(tmp_path / "old", make_study(name="old", trial={"buffer_size": there}))
     old.add("completed", point(4), [1.0], fd_buffer_protocol=PROTOCOL.replace("n1000", f"n{images}"))
@@ -309,6 +313,20 @@ def test_scores_of_a_smaller_buffer_are_of_fewer_images(tmp_path, there, images,
     said = f"{images:,} images there, {min(here, 1000):,} here"
     with pytest.raises(UserError, match=f"fd_buffer was scored under another protocol .{said}.; such scores do not"):
         collect(study, protocols)
+
+
+def test_a_protocol_of_the_whole_buffer_has_as_many_images_as_the_buffer(tmp_path):
+    objective, protocol = "fid_buffer", "buffer-all"
+    old = Recorded(tmp_path / "old", make_study(name="old", trial={"buffer_size": 500}, objectives=[objective]))
+    old.add("completed", point(4), [1.0], fid_buffer_best=1.0, fid_buffer_protocol=protocol)
+    place = old.done()
+    for size, taken in ((500, True), (10_000, False)):
+        study = make_study(trial={"buffer_size": size}, objectives=[objective], search={"from": [place]})
+        if taken:
+            assert len(collect(study, {objective: Scored(protocol)}).trials) == 1
+            continue
+        with pytest.raises(UserError, match="500 images there, 10,000 here"):
+            collect(study, {objective: Scored(protocol)})
 
 
 def test_a_protocol_whose_name_begins_like_another_is_another(earlier):
@@ -504,6 +522,7 @@ def test_a_maker_that_dies_while_it_fills_the_storage_loses_nothing(earlier, tmp
     from study.search import storage
 
     monkeypatch.setattr(storage, "_MAKER_SECONDS", 0.2)
+    monkeypatch.setattr(storage, "_CLAIM_SECONDS", 0.2)
     search = {"from": [earlier], "start": [{"sampling_steps": k} for k in (2, 3, 4)]}
     if shared:
         search["storage"] = f"sqlite:///{tmp_path}/shared.db"
@@ -529,6 +548,43 @@ def test_a_maker_that_dies_while_it_fills_the_storage_loses_nothing(earlier, tmp
         *("old/t0001", "old/t0002", "old/t0003", "old/t0004"), 0, 1, 2,
     ]  # fmt: skip
     assert len(open_storage(study, tmp_path).get_trials()) == 7
+
+
+@pytest.mark.parametrize("maker", ["dead", "slow"])
+def test_drivers_that_wait_for_a_maker_do_its_work_once(earlier, tmp_path, monkeypatch, maker):
+    """Four drivers that start at once after one that died; or while one hangs in the middle, and then goes on."""
+    import optuna
+
+    from study.search import storage
+
+    monkeypatch.setattr(storage, "_MAKER_SECONDS", 0.5)
+    search = {"from": [earlier], "start": [{"sampling_steps": k} for k in (2, 3, 4)]}
+    study = make_study(search=search | {"storage": f"sqlite:///{tmp_path}/shared.db"})
+    write_warm_start(tmp_path, collect(study))
+    add_trial, entered, hangs = optuna.Study.add_trial, iter(range(3)), threading.Event()
+
+    class KilledError(Exception):
+        pass
+
+    def add(self, trial):
+        if next(entered, None) is None and not hangs.is_set():
+            hangs.set()
+            if maker == "dead":
+                raise KilledError
+            time.sleep(4)
+        add_trial(self, trial)
+
+    monkeypatch.setattr(optuna.Study, "add_trial", add)
+    with ThreadPoolExecutor(5) as pool:
+        first = pool.submit(open_storage, study, tmp_path)
+        assert hangs.wait(60)
+        others = [pool.submit(open_storage, study, tmp_path) for _ in range(4)]
+        assert isinstance(first.exception(), KilledError) if maker == "dead" else first.result()
+        assert all(o.result() for o in others)
+    there = [t.user_attrs.get(EARLIER, t.user_attrs.get("setting")) for t in open_storage(study, tmp_path).trials]
+    whole = ["old/t0001", "old/t0002", "old/t0003", "old/t0004", 0, 1, 2]
+    # The trial with which one hung comes late and a second time; nothing else does.
+    assert sorted(there, key=str) == sorted(whole + ["old/t0004"] * (maker == "slow"), key=str)
 
 
 def test_a_storage_in_use_gets_nothing_again(earlier, tmp_path):
