@@ -60,7 +60,7 @@ class Model(StrictModel):
 
 
 class DivergenceConfig(Model):
-    """When a trial is called diverged or collapsed. Thresholds were measured on 265 small runs; see the README."""
+    """When a trial is called diverged or collapsed. Thresholds were measured on 265 small runs (docs/divergence.md)."""
 
     gap_limit: PositiveFloat = 2.0
     """largest |E+ - E-| of a healthy run, in energy units"""
@@ -86,7 +86,7 @@ class DivergenceConfig(Model):
     """stop: end the trial at the verdict, which ends runs that the released code would continue. record: note the alarm
     and train on until the released check or a non-finite value ends it (to compare the two)"""
     read_every: int = Field(50, ge=1, le=100_000)
-    """iterations between the host's looks at the device-side latch (CUDA; CPU: 1)"""
+    """iterations between two reads, by the host, of the check that watches training on the device (CUDA; CPU: 1)"""
     rule: Literal["limits", "learnt"] = "limits"
     """what |E+ - E-| is judged by. limits: the four fields above. learnt, for energies of unknown unit: 50 times the
     median of 100 earlier iterations three times in a row, or 1,000 times once (a method of yours without a gap_limit)

@@ -16,8 +16,8 @@ from study.display.console import StudyConsole
 class Train:
     """Train one model, without Ray: a METHOD (see `mebm methods`) or a YAML file of trial fields.
 
-    Without a GPU a METHOD is trained in a size that takes minutes, which is said; --set chooses otherwise. Ctrl-C
-    leaves a folder that `mebm resume` continues.
+    Without a GPU a METHOD is trained in a small size, which is said; --set chooses otherwise. Ctrl-C leaves a folder
+    that `mebm resume` continues.
 
     \b
     Examples:
