@@ -40,6 +40,7 @@ def test_packaged_studies_are_all_valid_and_cover_the_papers_tables():
         "cifar10_stability",
         "cifar10_night",
         "cifar10_gpu",
+        "cifar10_scaling",
         "cifar10_cpu",
         "all_methods",
         "all_methods_cifar10",
