@@ -1,10 +1,10 @@
-"""Draw the pictures of the documentation: `python docs/pictures.py [report|figures|scaling]`.
+"""Draw the pictures of the documentation: `python docs/pictures.py [report|figures|scaling|samples]`.
 
-It needs Chromium and the extra `docs`.
+It needs Chromium (but for the samples) and the extra `docs`.
 
 `images/report.png` is the first screen of the report of `results/published/cifar10_gpu`; `images/figures` has every kind of
 figure, of `digits_stability` with the score of fresh chains as a second objective, `scaling` of `digits_scaling`, or of the
-generated study of `benchmarks.example` where neither has data for one.
+generated study of `benchmarks.example` where neither has data for one. `images/samples.png` is of `cifar10_cpu`.
 """
 
 from __future__ import annotations
@@ -37,13 +37,15 @@ COLOURS = 224
 
 def main() -> None:
     """Draw what the command line names; all of it without a name."""
-    wanted = sys.argv[1:] or ["report", "figures", "scaling"]
+    wanted = sys.argv[1:] or ["report", "figures", "scaling", "samples"]
     if "report" in wanted:
         draw_report(IMAGES / "report.png")
     if "figures" in wanted:
         draw_figures(IMAGES / "figures")
     if "scaling" in wanted or "figures" in wanted:
         draw_scaling(IMAGES / "figures" / "scaling.png")
+    if "samples" in wanted:
+        draw_samples(IMAGES / "samples.png")
 
 
 def draw_report(path: Path, width: int = 1400, height: int = 1180) -> None:
@@ -93,6 +95,19 @@ def draw_scaling(path: Path) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         write_images(Path(temporary), [(with_look(drawing.figure, drawing.caption), Path("scaling.png"))])
         save((Path(temporary) / "scaling.png").read_bytes(), path)
+
+
+def draw_samples(path: Path) -> None:
+    """Images of the buffer and of fresh chains at K = 2, then at K = 10, of one seed of `results/published/cifar10_cpu`."""
+    names = [f"{trial}_{source}.png" for trial in ("t0007", "t0019") for source in ("buffer", "fresh")]
+    grids = [Image.open(PUBLISHED / "cifar10_cpu" / "samples" / name) for name in names]
+    width, height = grids[0].size
+    whole = Image.new("RGB", (len(grids) * (width + 8) - 8, height), "white")
+    for i, grid in enumerate(grids):
+        whole.paste(grid, (i * (width + 8), 0))
+    png = io.BytesIO()
+    whole.save(png, "PNG")
+    save(png.getvalue(), path)
 
 
 def two_objectives(folder: Path) -> Path:

@@ -107,6 +107,23 @@ def test_the_table_of_cifar10_is_that_of_the_published_study() -> None:
     assert len(lines) == 2 and all(line in page for line in lines), lines
 
 
+def test_the_table_of_the_small_cifar10_study_is_that_of_the_published_one() -> None:
+    trials = pd.read_parquet(ROOT / "results" / "published" / "cifar10_cpu" / "trials.parquet")
+    lines = []
+    for initial, group in trials.groupby("initial", sort=False):
+        cells = []
+        for k in (1, 2, 5, 10):
+            of_k = group[group["sampling_steps"] == k].sort_values("seed")
+            done = of_k[of_k["outcome"] == "completed"]
+            parts = [", ".join(f"{v:.1f}" for v in done[c]) for c in ("fd_buffer_last", "fd_fresh_last") if len(done)]
+            at = sorted(of_k["iteration"][of_k["outcome"] == "collapsed"].astype(int))
+            span = f"{at[0]}–{at[-1]}" if len(at) > 1 else str(*at)
+            cells.append("; ".join([*parts, *([f"{len(at)} collapsed ({span})"] if at else [])]))
+        lines.append(f"| {initial} | {' | '.join(cells)} |")
+    page = (DOCS / "cifar10.md").read_text(encoding="utf-8")
+    assert len(lines) == 2 and all(line in page for line in lines), lines
+
+
 def test_the_table_of_flat_optima_is_that_of_the_published_study() -> None:
     trials = pd.read_parquet(ROOT / "results" / "published" / "digits_sam" / "trials.parquet")
     rho = trials["config"].map(lambda text: json.loads(text).get("sam_rho") or 0)
