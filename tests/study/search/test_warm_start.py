@@ -8,6 +8,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
@@ -596,3 +597,18 @@ def test_a_storage_in_use_gets_nothing_again(earlier, tmp_path):
     assert (
         len(open_storage(make_study(search={"start": [{"sampling_steps": k} for k in (3, 4)]}), tmp_path).trials) == 2
     )
+
+
+def test_a_study_in_a_store_gives_what_its_folder_gives(earlier, store_url, tmp_path):
+    from pyarrow import fs
+
+    filesystem, root = fs.FileSystem.from_uri(store_url if store_url.startswith("s3") else f"fsspec+{store_url}")
+    filesystem.create_dir(f"{root}/old", recursive=True)
+    for path in Path(earlier).iterdir():
+        with filesystem.open_output_stream(f"{root}/old/{path.name}", compression=None) as stream:
+            stream.write(path.read_bytes())
+    url = store_url.replace("?", "/old?") if "?" in store_url else f"{store_url}/old"
+    here, there = (collect(make_study(search={"from": [place]})) for place in (earlier, url))
+    assert here.trials == there.trials and len(there.trials) == 4
+    assert [s.digest for s in here.sources] == [s.digest for s in there.sources]
+    assert list(said(there)) == list(said(here))
