@@ -34,7 +34,7 @@ FIGURES = (
         "Do rescued trials stay stable, or diverge again?",
         CURVE_COLUMNS,
         _data,
-        lambda study, _: draw_survival(rescue_runs(study.results), "rescue", tested=False, collapse_is_event=True),
+        lambda study, _: draw_survival(rescue_runs(study.results), "rescue", tested=False),
         place=3,
     ),
 )

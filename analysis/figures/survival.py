@@ -1,4 +1,4 @@
-"""When trials diverge: survival curves by the values of a field, and the hazard over training."""
+"""When trials diverge or collapse: survival curves by the values of a field, and the hazard over training."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from analysis.figures.style import DASHES, GREY, PALETTE, axis, laid_out, light,
 from analysis.results.labels import symbol
 from analysis.results.parquet import records
 from analysis.stats.survival import survival as estimates
+from analysis.stats.trials.trial import ENDED_BADLY
 from trainables.results.schema import Column, Outcome
 
 if TYPE_CHECKING:
@@ -26,21 +27,26 @@ if TYPE_CHECKING:
 MAX_FIGURES = 5
 """Most survival figures of a study."""
 _MIN_EVENTS = 3
-"""Divergences below which a hazard over training is only its upper bound."""
+"""Bad ends below which a hazard over training is only its upper bound."""
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "star", "x", "cross", "hexagon")
 _EARLY = 0.15
-"""Share of the longest training before which half of all divergences come where time stands on a log scale."""
+"""Share of the longest training before which half of all bad ends come where time stands on a log scale."""
 CURVE_COLUMNS: tuple[Column, ...] = (
     Column("trace", "string", "the curve: value of the field; the ends of its band have no name"),
     Column("x", "int64", "training iterations"),
-    Column("y", "float64", "Kaplan-Meier estimate of the share not diverged, or an end of its 95% band", "fraction"),
+    Column(
+        "y",
+        "float64",
+        "Kaplan-Meier estimate of the share not diverged or collapsed, or an end of its 95% band",
+        "fraction",
+    ),
 )
 
 
 def survival_figure(trials: pd.DataFrame, by: str | None = None) -> go.Figure:
-    """Share of trials not diverged over training iterations, by the values of a field, with 95% bands.
+    """Share of trials that have not diverged or collapsed over training, by the values of a field, with 95% bands.
 
-    Where `by` is left out it is the field that tells most about divergence.
+    Where `by` is left out it is the field that tells most about that.
     """
     if by is None:
         fields = survival_fields(Study.of_frames(trials))
@@ -51,7 +57,7 @@ def survival_figure(trials: pd.DataFrame, by: str | None = None) -> go.Figure:
 
 
 def hazard_figure(trials: pd.DataFrame, by: str | None = None) -> go.Figure:
-    """Divergences per iteration at risk over training, with exact 95% intervals, by a field or of all together."""
+    """Bad ends per iteration at risk over training, with exact 95% intervals, by a field or of all together."""
     return light(_draw_hazard(trials, by))
 
 
@@ -75,67 +81,86 @@ def survival_lines(trials: pd.DataFrame, field: str, said: Claims | None = None)
     several fields some part the trials well by chance. None: the field was chosen before the trials were seen.
     """
     named = [c for c in said.named if c.field == field] if said is not None else []
+    counted = _counted(trials)
     if said is None or named:
-        lines = estimates.logrank_lines(estimates.logrank_pairs(trials, field)) + [
-            f"{symbol(field)}: {c}" for c in named
-        ]
+        tests = estimates.logrank_pairs(trials, field, **counted)
+        lines = estimates.logrank_lines(tests, _event(trials)) + [f"{symbol(field)}: {c}" for c in named]
     else:
         among = f" among {said.fields} fields" if said.fields > 1 else ""
         lines = [f"{symbol(field)} does not stand out{among}: differences may be chance"]
-    return lines + [f"{symbol(field)} {c.value}: {c.remark}" for c in estimates.survival_by(trials, field) if c.remark]
+    curves = estimates.survival_by(trials, field, **counted)
+    return lines + [f"{symbol(field)} {c.value}: {c.remark}" for c in curves if c.remark]
+
+
+def _counted(trials: pd.DataFrame) -> dict[str, bool]:
+    """What an event is: a trial that collapses is as little stable as one that diverges."""
+    return {"collapse_is_event": bool((trials["outcome"] == Outcome.COLLAPSED).any())}
+
+
+def _event(trials: pd.DataFrame) -> str:
+    """What became of the trials that did not stay stable: diverged, collapsed, or some the one and some the other."""
+    ends = [o for o in (Outcome.DIVERGED, Outcome.COLLAPSED) if (trials["outcome"] == o).any()]
+    return " or ".join(ends) or Outcome.DIVERGED.value
 
 
 def _survival_data(study: Study) -> Iterator[Part | Nothing]:
-    if not (study.trials["outcome"] == Outcome.DIVERGED).any():
-        yield Nothing("survival curves: no trial diverged")
+    if not study.trials["outcome"].isin(ENDED_BADLY).any():
+        yield Nothing("survival curves: no trial diverged or collapsed")
         return
+    counted, event = _counted(study.trials), _event(study.trials)
+    option = ", collapse_is_event=True" if counted["collapse_is_event"] else ""
     for field in survival_fields(study):
         first, *rest = survival_lines(study.trials, field, study.said) or [""]
-        code = f"analysis.survival.survival_by(trials, {field!r})"
+        code = f"analysis.survival.survival_by(trials, {field!r}{option})"
         tested = any(c.field == field for c in study.said.named)
         caption = f"How long training stays stable, by {symbol(field)}{': ' if first else ''}{first}."
-        how = f"{_HOW}{' ' if rest else ''}{'; '.join(rest)}{'.' if rest else ''}"
+        how = f"{_HOW.format(event=event)}{' ' if rest else ''}{'; '.join(rest)}{'.' if rest else ''}"
         yield Part(None, caption, code, field, symbol(field), given=(field, tested), how=how)
 
 
 def _hazard_data(study: Study) -> Iterator[Part]:
     by = study.said.first if study.said.first in survival_fields(study) else None
-    rates = estimates.hazard(study.trials, by)
+    counted, event = _counted(study.trials), _event(study.trials)
+    rates = estimates.hazard(study.trials, by, **counted)
     if len(rates) and int(rates["events"].sum()) >= _MIN_EVENTS:
-        when = study.trials.loc[study.trials["outcome"] == Outcome.DIVERGED, "iteration"].dropna()
-        last = f": half of the divergences came by iteration {int(when.median()):,}" if len(when) else ""
+        when = study.trials.loc[study.trials["outcome"].isin(ENDED_BADLY), "iteration"].dropna()
+        last = f": half of those that {event} did so by iteration {int(when.median()):,}" if len(when) else ""
         caption = f"Hazard over training{f', by {symbol(by)}' if by else ''}{last}."
         how = (
-            "Divergences per iteration at risk, with exact 95% Poisson intervals. A triangle is the upper bound where "
-            "none diverged; dotted lines part the bins, which follow the divergences."
+            f"Trials that {event} per iteration at risk, with exact 95% Poisson intervals. A triangle is the upper "
+            "bound where none did; dotted lines part the bins, which follow these ends."
         )
-        yield Part(rates, caption, f"analysis.survival.hazard(trials, {by!r})", given=by, how=how)
+        option = ", collapse_is_event=True" if counted["collapse_is_event"] else ""
+        yield Part(rates, caption, f"analysis.survival.hazard(trials, {by!r}{option})", given=by, how=how)
 
 
-def draw_survival(trials: pd.DataFrame, by: str, tested: bool = True, *, collapse_is_event: bool = False) -> go.Figure:
+def draw_survival(trials: pd.DataFrame, by: str, tested: bool = True) -> go.Figure:
     """Survival curves by the values of a field with their 95% bands; a tick marks a censored trial.
 
     `tested` writes the log-rank test of two groups into the figure: right for a field that was chosen before the trials
     were seen, or is named among all (`analysis.claims`).
     """
-    curves = estimates.survival_by(trials, by, collapse_is_event=collapse_is_event)
+    counted, event = _counted(trials), _event(trials)
+    curves = estimates.survival_by(trials, by, **counted)
     across, start = _time_axis(trials)
     figure = go.Figure()
     for index, curve in enumerate(curves):
-        _add_survival(figure, curve, by, index, start, band=0.15 if len(curves) <= 3 else 0.08)
-    p = estimates.logrank_p(trials, by, curves[0].value, curves[1].value) if tested and len(curves) == 2 else None
+        name = f"{symbol(by)} {curve.value} ({curve.events}/{curve.trials} {event})"
+        _add_survival(figure, curve, name, index, start, band=0.15 if len(curves) <= 3 else 0.08)
+    two = tested and len(curves) == 2
+    p = estimates.logrank_p(trials, by, curves[0].value, curves[1].value, **counted) if two else None
     place = {"xref": "paper", "yref": "paper", "x": 0.99, "y": 0.04, "xanchor": "right", "yanchor": "bottom"}
     said = [] if p is None else [{"text": f"log-rank test: p = {p:.2g}", "showarrow": False, **place}]
-    share = axis("share not diverged", range=[-0.03, 1.05], tickformat=".0%")
+    share = axis(f"share not {event}", range=[-0.03, 1.05], tickformat=".0%")
     return laid_out(figure, 420, across, share, annotations=said)
 
 
 def _time_axis(trials: pd.DataFrame) -> tuple[dict[str, Any], int]:
-    """An axis of training iterations on which the divergences can be seen, and where it starts.
+    """An axis of training iterations on which the events can be seen, and where it starts.
 
     Logarithmic where half of them come early in a long training, as they do; linear otherwise.
     """
-    events = trials.loc[trials["outcome"] == Outcome.DIVERGED, "iteration"].dropna()
+    events = trials.loc[trials["outcome"].isin(ENDED_BADLY), "iteration"].dropna()
     longest = max([1, *trials["iterations_done"].dropna()])
     if not len(events) or events.median() > _EARLY * longest:
         return axis("training iterations", rangemode="tozero"), 0
@@ -143,9 +168,8 @@ def _time_axis(trials: pd.DataFrame) -> tuple[dict[str, Any], int]:
     return axis("training iterations", **log_axis((start, 1.08 * longest))), start
 
 
-def _add_survival(figure: go.Figure, curve: SurvivalCurve, by: str, index: int, start: int, *, band: float) -> None:
+def _add_survival(figure: go.Figure, curve: SurvivalCurve, name: str, index: int, start: int, *, band: float) -> None:
     colour, dash = PALETTE[index % len(PALETTE)], DASHES[index % len(DASHES)]
-    name = f"{symbol(by)} {curve.value} ({curve.events}/{curve.trials} diverged)"
     times = np.maximum(curve.iterations, start)
     bound = {"x": times, "line": {"shape": "hv", "width": 0}, "mode": "lines"}
     bound |= {"legendgroup": name, "showlegend": False, "hoverinfo": "skip"}
@@ -176,7 +200,8 @@ def _add_survival(figure: go.Figure, curve: SurvivalCurve, by: str, index: int, 
 def _draw_hazard(trials: pd.DataFrame, by: str | None) -> go.Figure:
     """Hazard over training with exact 95% intervals by a field's values; a bin without an event shows its bound."""
     figure = go.Figure()
-    rows = [r for r in records(estimates.hazard(trials, by)) if r["rate"] is not None]
+    event = _event(trials)
+    rows = [r for r in records(estimates.hazard(trials, by, **_counted(trials))) if r["rate"] is not None]
     values = list(dict.fromkeys(r["value"] for r in rows))
     for index, value in enumerate(values):
         part = [r for r in rows if r["value"] == value]
@@ -192,11 +217,11 @@ def _draw_hazard(trials: pd.DataFrame, by: str | None) -> go.Figure:
             x=[r["start"] + (r["end"] - r["start"]) * (index + 1) / (len(values) + 1) for r in part],
             y=[r["rate"] if r["events"] else r["high"] for r in part],
             mode="markers",
-            name=f"{name} ({sum(r['events'] for r in part)} diverged)",
+            name=f"{name} ({sum(r['events'] for r in part)} {event})",
             marker={"color": colour, "size": 9, "symbol": shapes},
             error_y={"type": "data", "symmetric": False, **bars, "color": colour, "thickness": 1.5},
             hovertext=[
-                f"iterations {r['start']} to {r['end'] - 1}: {r['events']} diverged in {r['exposure']:,} at risk, "
+                f"iterations {r['start']} to {r['end'] - 1}: {r['events']} {event} in {r['exposure']:,} at risk, "
                 f"{r['rate']:.2g} [{r['low']:.2g}, {r['high']:.2g}] per iteration"
                 for r in part
             ],
@@ -204,14 +229,14 @@ def _draw_hazard(trials: pd.DataFrame, by: str | None) -> go.Figure:
         )
     for edge in sorted({r["start"] for r in rows} - {0}):
         figure.add_vline(x=edge, line={"width": 1, "dash": "dot", "color": GREY}, opacity=0.6)
-    rates = axis("divergences per iteration at risk", type="log", exponentformat="power", dtick=1)
+    rates = axis(f"{event}, per iteration at risk", type="log", exponentformat="power", dtick=1)
     return laid_out(figure, 420, axis("training iterations", rangemode="tozero"), rates)
 
 
 _HOW = (
-    "Kaplan-Meier estimates of the share of trials that have not diverged, with pointwise 95% bands; a tick is a trial "
+    "Kaplan-Meier estimates of the share of trials that have not {event}, with pointwise 95% bands; a tick is a trial "
     "that ended otherwise: it was stable for that many iterations, and nothing is known beyond. Time is on a log scale "
-    "where divergences come early."
+    "where these ends come early."
 )
 _SURVIVAL = "How long training stays stable, by the values of a field"
 FIGURES = (
@@ -227,7 +252,7 @@ FIGURES = (
     Figure(
         "hazard",
         "survival",
-        "When in training trials diverge",
+        "When in training trials diverge or collapse",
         estimates.HAZARD_COLUMNS,
         _hazard_data,
         lambda study, by: _draw_hazard(study.trials, by),

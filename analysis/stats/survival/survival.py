@@ -17,6 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
+from analysis.results.messages import plural
 from analysis.results.parquet import plain, records, typed_frame
 from analysis.stats.survival.rates import Ends, informative, wilson
 from analysis.stats.trials.grouping import places_by_value
@@ -64,13 +65,13 @@ def survival_by(trials: pd.DataFrame, by: str | None = None, *, collapse_is_even
     risk: a band of no width at 100% would claim certainty from a handful of trials. A collapse censors the trial, or
     is an event too.
     """
-    groups = _ends_by_value(trials, by, ENDED_BADLY if collapse_is_event else DIVERGED)
-    return [_curve(value, group) for value, group in groups.items()]
+    return [_curve(value, group) for value, group in _ends_by_value(trials, by, collapse_is_event).items()]
 
 
-def _ends_by_value(trials: pd.DataFrame, by: str | None, events: frozenset[str] = DIVERGED) -> dict[str | None, Ends]:
+def _ends_by_value(trials: pd.DataFrame, by: str | None, collapse_is_event: bool) -> dict[str | None, Ends]:
     """Ends by the groups of `by_value` that have a trial that trained; all under None where no field is given."""
     trials = distinct_rows(trials)
+    events = ENDED_BADLY if collapse_is_event else DIVERGED
     ends = Ends.of(records(trials[["outcome", "iteration", "iterations_done", "iterations_planned"]]), events)
     if by is None:
         return {None: ends} if len(ends.when) else {}
@@ -117,9 +118,11 @@ def _curve(value: str | None, ends: Ends) -> SurvivalCurve:
     )
 
 
-def logrank_p(trials: pd.DataFrame, field: str, first: str | None, second: str | None) -> float | None:
+def logrank_p(
+    trials: pd.DataFrame, field: str, first: str | None, second: str | None, *, collapse_is_event: bool = False
+) -> float | None:
     """P value of the log-rank test of two groups of a field (`by_value`); None where there is nothing to test."""
-    groups = _ends_by_value(trials, field)
+    groups = _ends_by_value(trials, field, collapse_is_event)
     return _logrank(groups[first], groups[second])[1] if first in groups and second in groups else None
 
 
@@ -139,10 +142,10 @@ class LogRank:
     """`p` corrected for all tested pairs of the field (Holm 1979); equal to it for two groups."""
 
 
-def logrank_pairs(trials: pd.DataFrame, field: str) -> list[LogRank]:
+def logrank_pairs(trials: pd.DataFrame, field: str, *, collapse_is_event: bool = False) -> list[LogRank]:
     """Log-rank tests between all pairs of a field's groups (`by_value`), Holm-corrected over the pairs."""
     tests = []
-    for (first, one), (second, other) in combinations(_ends_by_value(trials, field).items(), 2):
+    for (first, one), (second, other) in combinations(_ends_by_value(trials, field, collapse_is_event).items(), 2):
         statistic, p = _logrank(one, other)
         events = int(one.event.sum()), int(other.event.sum())
         tests.append(LogRank(first, second, (len(one.when), len(other.when)), events, statistic, p, None))
@@ -150,19 +153,23 @@ def logrank_pairs(trials: pd.DataFrame, field: str) -> list[LogRank]:
     return [replace(t, p_holm=next(corrected)) if t.p is not None else t for t in tests]
 
 
-def logrank_lines(tests: Sequence[LogRank]) -> list[str]:
-    """At most six log-rank tests in words, smallest corrected p first; with the correction where there was one."""
+def logrank_lines(tests: Sequence[LogRank], event: str = "diverged") -> list[str]:
+    """At most six log-rank tests in words, smallest corrected p first; with the correction where there was one.
+
+    `event` says what happened to the trials.
+    """
     tested = sorted((t for t in tests if t.p is not None), key=lambda t: (t.p_holm, t.p))
     corrected = len(tested) > 1
     lines = [
         f"{t.first} against {t.second}: log-rank p = {t.p_holm if corrected else t.p:.2g} "
-        f"({t.events[0]}/{t.trials[0]} and {t.events[1]}/{t.trials[1]} diverged)"
+        f"({t.events[0]}/{t.trials[0]} and {t.events[1]}/{t.trials[1]} {event})"
         for t in tested[:6]
     ]
     if corrected:
         lines.append(f"p values of {len(tested)} pairs, corrected by Holm's method")
     if len(tested) < len(tests):
-        lines.append(f"{len(tests) - len(tested)} pairs without a divergence were not tested")
+        left = len(tests) - len(tested)
+        lines.append(f"{plural(left, 'pair')} in which none {event} {'was' if left == 1 else 'were'} not tested")
     return lines
 
 
@@ -190,7 +197,7 @@ HAZARD_COLUMNS: tuple[Column, ...] = (
     Column("value", "string", "value of the field in words; null where the hazard is over all trials"),
     Column("start", "int64", "first iteration of the bin"),
     Column("end", "int64", "iteration after its last"),
-    Column("events", "int64", "trials that diverged in the bin"),
+    Column("events", "int64", "trials that diverged in the bin, or collapsed where that is an event"),
     Column("at_risk", "int64", "trials that were still training at its start"),
     Column("exposure", "int64", "iterations trained in the bin, over all trials", "iteration"),
     Column("rate", "float64", "hazard: events per iteration at risk; null without exposure", "1/iteration"),
@@ -199,14 +206,16 @@ HAZARD_COLUMNS: tuple[Column, ...] = (
 )
 
 
-def hazard(trials: pd.DataFrame, by: str | None = None) -> pd.DataFrame:
+def hazard(trials: pd.DataFrame, by: str | None = None, *, collapse_is_event: bool = False) -> pd.DataFrame:
     """Hazard over training (`HAZARD_COLUMNS`): divergences per iteration at risk, by groups of a field (`by_value`).
 
-    Bins hold about `EVENTS_PER_BIN` divergences each, at most `MAX_BINS` bins, and end midway between two divergences;
-    they are the same for all values of the field. The intervals do not account for the choice of the bins.
+    A collapse censors the trial, or is an event too. Bins hold about `EVENTS_PER_BIN` events each, at most `MAX_BINS`
+    bins, and end midway between two events; they are the same for all values of the field. The intervals do not account
+    for the choice of the bins.
     """
     # Iterations in which each trial was at risk: the one that tripped the detector counts.
-    timed = {value: (ends.when + ends.event, ends.event) for value, ends in _ends_by_value(trials, by).items()}
+    groups = _ends_by_value(trials, by, collapse_is_event)
+    timed = {value: (ends.when + ends.event, ends.event) for value, ends in groups.items()}
     if not timed:
         return typed_frame([], HAZARD_COLUMNS)
     every = np.concatenate([risk[event] - 1 for risk, event in timed.values()])

@@ -29,7 +29,7 @@ def test_drawings_have_captions_and_data(synthetic):
         assert first.endswith(".") and len(first) < 330, f"{d.name}: a sentence, what it takes stands in how"
     assert drawn["phase"].caption.startswith("Phase diagram over K and α: ")
     assert drawn["phase"].data["trials"].sum() == 60
-    assert drawn["hazard"].data["events"].sum() == int((results.trials["outcome"] == "diverged").sum())
+    assert drawn["hazard"].data["events"].sum() == int(results.trials["outcome"].isin(["diverged", "collapsed"]).sum())
     assert "by p0" in drawn["hazard"].caption
     assert "held-out" in drawn["importance"].how
     assert drawn["importance"].data.equals(importance_rows(study_importances(results, "synthetic")))

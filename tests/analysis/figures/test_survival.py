@@ -2,7 +2,7 @@
 
 import pytest
 
-from analysis.figures.registry import Study
+from analysis.figures.registry import Study, study_drawings
 from analysis.figures.survival import draw_survival, survival_fields, survival_lines
 from analysis.results.load import load
 from analysis.stats.space.axes import outcome_fields
@@ -47,6 +47,30 @@ def test_survival_figure_has_a_band_per_curve_and_the_test_of_two(sixty):
     assert len(figure.data) == 4 * 2
     assert figure.layout.annotations[0].text.startswith("log-rank test: p = ")
     assert not draw_survival(sixty.trials, "sampling_steps").layout.annotations
+
+
+@pytest.mark.parametrize(
+    ("ends", "event"),
+    [(("diverged",) * 4, "diverged"), (("collapsed",) * 4, "collapsed"),
+     (("diverged", "collapsed") * 2, "diverged or collapsed")],
+)  # fmt: skip
+def test_a_collapse_ends_survival_too(make_results, row, ends, event):
+    trials = [row(f"u{i}", end, iteration=5 + i, initial="uniform") for i, end in enumerate(ends)]
+    trials += [row(f"g{i}", iterations_done=600, initial="gaussian") for i in range(4)]
+    results = make_results(trials, varied=["initial"])
+    drawn = {d.name: d for d in study_drawings(results, "demo")}
+    figure = drawn["survival_initial"].figure
+    assert figure.layout.yaxis.title.text == f"share not {event}"
+    curves = {t.name: list(t.y) for t in figure.data if t.name}
+    assert curves[f"p0 uniform (4/4 {event})"][-1] == 0 and curves[f"p0 gaussian (0/4 {event})"][-1] == 1
+    assert f"(0/4 and 4/4 {event})" in " ".join(survival_lines(results.trials, "initial"))
+    assert drawn["hazard"].data["events"].sum() == 4
+    assert (", collapse_is_event=True" in drawn["survival_initial"].code) == ("collapsed" in ends)
+
+
+def test_no_curve_where_every_trial_stays_stable(make_results, row):
+    results = make_results([row(f"g{i}", iterations_done=600) for i in range(4)])
+    assert not [d.name for d in study_drawings(results, "demo") if d.name.startswith(("survival", "hazard"))]
 
 
 def test_words_under_survival_curves(make_results, row):
