@@ -21,7 +21,7 @@ from analysis.detector.alarm import CHECKED_FOR_FINITE, Alarm, first_alarm
 from analysis.detector.learnt import Learnt, collapse, learnt_alarm
 from analysis.results.epoch_rows import floats
 from analysis.results.load import Results
-from analysis.results.messages import ResultsError
+from analysis.results.messages import ResultsError, plural
 from analysis.results.own import BUILT_IN
 from analysis.results.parquet import records, typed_frame
 from analysis.stats.survival.rates import wilson
@@ -155,6 +155,17 @@ class Replay:
             leads[r.recording.norm] += [r.lead] if r.lead is not None else []
         return leads
 
+    def _lead_words(self, norm: str, leads: Sequence[int]) -> str:
+        """Of a norm's diverged runs by how much the alarm came first, or why nobody can say."""
+        if leads:
+            span = f"(smallest {min(leads)}, largest {max(leads)}, {plural(len(leads), 'run')})"
+            return f"median {np.median(leads):g} iterations {span}"
+        diverged = [r for r in self._of(Outcome.DIVERGED) if r.recording.norm == norm]
+        if not diverged:
+            return "no lead: no run diverged"
+        stopped = all(r.cut_short and r.alarm is not None for r in diverged)
+        return f"no lead: {'every run was stopped at its alarm' if stopped else 'no run that both checks saw'}"
+
     def to_dict(self) -> dict[str, Any]:
         """Counts and leads under the keys of `mebm detector --json`; `false_alarms_high` is a 95% bound (Wilson)."""
         diverged, collapsed = self._of(Outcome.DIVERGED), self._of(Outcome.COLLAPSED)
@@ -225,23 +236,22 @@ class Replay:
         for norm, leads in self._leads().items():
             if foreign and not leads:
                 continue
-            span = f" (smallest {min(leads)}, largest {max(leads)}, {len(leads)} runs)" if leads else ""
-            median = f"{np.median(leads):g}" if leads else "-"
-            lines.append(f"lead        norm {norm}: median {median} iterations{span}")
+            lines.append(f"lead        norm {norm}: {self._lead_words(norm, leads)}")
         bad = [r for r in self.runs if r.bad]
         if saved := [r.saved_iterations for r in bad if r.saved_iterations is not None]:
             cut = sum(r.cut_short and r.alarm is not None for r in bad)
             lines.append(
-                f"saved       {sum(saved):,} iterations of {len(saved)} runs that ended badly, "
+                f"saved       {sum(saved):,} iterations of {plural(len(saved), 'run')} that ended badly, "
                 "against the released check"
                 + (f" or the budget's end ({cut} recordings end at the stop)" if cut else "")
             )
         if stopped := sum(r.recording.stopped for r in self.runs):
             how = "judged" if foreign else "ended"
             hint = "" if foreign else " (divergence.action: record lets the released check judge)"
+            were, their, they = ("was", "its", "it was") if stopped == 1 else ("were", "their", "they were")
             lines.append(
-                f"{stopped} runs were {how} by a detector: their outcome is its alarm, so that they were caught says "
-                f"nothing{hint}"
+                f"{plural(stopped, 'run')} {were} {how} by a detector: {their} outcome is its alarm, so that {they} "
+                f"caught says nothing{hint}"
             )
         for kind in ("missed", "false_alarm"):
             if d[f"{kind}_runs"]:

@@ -125,10 +125,13 @@ def _caption(study: Study, plane: _Plane) -> str:
     if plane.x is None or not front:
         some = "1 trial" if len(plane.rows) == 1 else f"{len(plane.rows)} trials"
         return f"{plane.y.label} of {some}{above}."
-    settings = {r["trial_id"]: r for r in records(study.trials[["trial_id", *study.telling]])}
+    settings = {r["trial_id"]: r for r in records(study.trials[["trial_id", *dict.fromkeys((*study.varied, "seed"))]])}
+    several = len({r["seed"] for r in settings.values()}) > 1
 
     def named(row: dict[str, Any], unit: str = "") -> str:
-        setting = setting_text(settings[row["trial_id"]], study.telling) or row["trial_id"]
+        trial = settings[row["trial_id"]]
+        setting = setting_text(trial, study.varied) or row["trial_id"]
+        setting += f", seed {trial['seed']}" if several else ""
         x = f"{1000 * row['x']:.3g} ms" if plane.x is _TIME else f"{row['x']:.3g}"
         return f"{row['y']:.3g} at {x}{unit} ({setting})"
 
@@ -136,7 +139,8 @@ def _caption(study: Study, plane: _Plane) -> str:
     if len({r["trial_id"] for r in front}) == 1:
         where = " per iteration" if plane.x is _TIME else f" of {plane.x.label}"
         return f"One trial is best in both: {plane.y.label} {named(front[0], where)}{above}."
-    return f"The front of {plane.y.label}{other} goes from {named(front[0])} to {named(front[-1])}{above}."
+    ends = f"from {named(front[0])} to {named(front[-1])}"
+    return f"The front of single trials in {plane.y.label}{other} goes {ends}{above}."
 
 
 def _how(study: Study, plane: _Plane) -> str:

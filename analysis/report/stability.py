@@ -73,7 +73,7 @@ def warning_table(results: Results, study: str) -> Table | None:
         return None
     replay = replay_recordings(found, None, rules)
     # What was not there to be caught is not a finding.
-    told = [" ".join(line.split()) for line in replay.lines() if "0/0 caught" not in line and "median -" not in line]
+    told = [" ".join(line.split()) for line in replay.lines() if "0/0 caught" not in line and "no lead" not in line]
     note = f"Early warning: {'; '.join(told)}."
     if any(r.learnt is not None for r in replay.runs):
         return _learnt_table(replay, note)

@@ -270,13 +270,17 @@ def _load(paths: Sequence[Path], copies: Mapping[str, Remote]) -> Results:
             seen.add(place)
             manifest, table, rows, said = read_study(folder)
             manifest["varied"] = [_column_of(f, table) for f in manifest.get("varied") or []]
-            table = _with_searched_fields(table, manifest["varied"])
+            for field in manifest["varied"]:
+                _add_searched_field(table, field)
             read = _Study(folder, manifest, table, rows, remote)
             if original := _original(read, studies.values()):
                 notes.append(f"{folder}: the same {plural(len(read.trials), 'trial')} as {original}; read once")
                 continue
             notes += said
             studies[free_name(read.manifest["study"], studies, "{} ({})")] = read
+    for study in studies.values():  # what one searched over, another had at one value
+        for field in dict.fromkeys(f for s in studies.values() if s is not study for f in s.manifest["varied"]):
+            _add_searched_field(study.trials, field, everywhere=False)
     benches = list(dict.fromkeys(f.resolve() for path in paths for f in find_files(path, BENCH_FILE)))
     scored = list(dict.fromkeys(f.resolve() for path in paths for f in find_files(path, SCORES_FILE)))
     trials, epochs = complete(
@@ -346,13 +350,15 @@ def _column_of(field: Any, trials: pd.DataFrame) -> Any:
     return field
 
 
-def _with_searched_fields(trials: pd.DataFrame, varied: Sequence[Any]) -> pd.DataFrame:
-    """`trials` with a column for every searched field that has none itself, read from the configurations."""
-    for field in varied:
-        if isinstance(field, str) and field not in trials.columns:
-            values = [_lookup(config, field) for config in trials["config"]]
-            trials[field] = pd.array(values) if any(v is not None for v in values) else pd.array(values, dtype="string")
-    return trials
+def _add_searched_field(trials: pd.DataFrame, field: Any, *, everywhere: bool = True) -> None:
+    """Add a column for a searched field that has none itself, read from the configurations; without a value not
+    unless it is wanted `everywhere`."""
+    if isinstance(field, str) and field not in trials.columns:
+        values = [_lookup(config, field) for config in trials["config"]]
+        if any(v is not None for v in values):
+            trials[field] = pd.array(values)
+        elif everywhere:
+            trials[field] = pd.array(values, dtype="string")
 
 
 def _lookup(config: Any, field: str) -> Any:
@@ -360,6 +366,7 @@ def _lookup(config: Any, field: str) -> Any:
     first, _, own = field.partition(".")
     if isinstance(value, dict) and own and first not in value:  # a method's own field under the name it had before
         field = f"method_args.{own}"
+    value = schema.with_unwritten(value) if isinstance(value, dict) else None
     for part in field.split("."):
         value = value.get(part) if isinstance(value, dict) else None
     # A list (epochs at which the learning rate decays) is a value to tell apart, not one to calculate with.

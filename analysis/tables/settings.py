@@ -10,7 +10,7 @@ from analysis.results.labels import brief, symbol, text
 from analysis.results.own import setting_names
 from analysis.stats.comparison.settings import SETTINGS_COLUMNS, settings_table
 from analysis.stats.trials.trial import configuration, differing
-from analysis.tables.registry import RATE_NOTE, Display, Table, or_dash, rate_text, spread_text, without
+from analysis.tables.registry import NOTHING, RATE_NOTE, Display, Table, or_dash, rate_text, spread_text, without
 from trainables.results.own import OWN, SET, own_metric
 from trainables.results.schema import METRICS, Metric
 
@@ -36,7 +36,8 @@ def show_settings(caption: str, rows: list[dict[str, Any]]) -> Display:
     for row, config in zip(rows, configs, strict=True):
         cells = [row["study"]] if studies else []
         cells += [row["setting_id"], *(or_dash(row[f], brief) for f in varied)]
-        cells += [*(or_dash(config.get(f), brief) for f in others), str(row["trials"])]
+        # Null is off where a configuration says it; a dash stands for a field that it has not.
+        cells += [*(brief(config[f]) if f in config else NOTHING for f in others), str(row["trials"])]
         cells += [rate_text(row), or_dash(row["divergence_iteration_median"], "{:.0f}".format), str(row["collapsed"])]
         for m, kind in metrics:
             mean, sd, n = (row[f"{m.name}_{kind}_{k}"] for k in ("mean", "sd", "n"))

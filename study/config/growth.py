@@ -146,8 +146,8 @@ def boundary_field(study: StudyConfig, wanted: str | None) -> str:
         kept = wanted or varied[0]
         fixed = " ".join(f"-s {name}=VALUE" for name in others)
         raise UserError(
-            f"{study.name}: searches {', '.join(varied)}; a boundary is that of one field with all others fixed, "
-            f"such as {kept}: {fixed}"
+            f"{study.name}: searches {', '.join(varied)}; a boundary is that of one field: fix the others; to study "
+            f"{kept}: {fixed}"
         )
     (field,) = varied
     values = _ends(study, field)

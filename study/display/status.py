@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from analysis.results.labels import bare, symbol
 from trainables.results.hours import Hours
 from trainables.results.own import OWN
-from trainables.results.schema import CAUSE_TEXT, METRIC_BY_NAME, Cause, Outcome
+from trainables.results.schema import CAUSE_TEXT, METRIC_BY_NAME, Cause, Outcome, with_unwritten
 
 if TYPE_CHECKING:
     from study.config.study import Objective, StudyConfig
@@ -51,10 +51,12 @@ def setting(trial: Mapping[str, Any], field: str) -> Any:
     """A setting of a trial: a column, or a field of its complete configuration (dotted for nested ones)."""
     if field in trial or not trial.get("config"):
         return trial.get(field)
-    value: Any = json.loads(trial["config"])
+    value: Any = with_unwritten(json.loads(trial["config"]))
     for part in field.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
+        if not isinstance(value, Mapping) or part not in value:
+            return None
+        value = value[part]
+    return "none" if value is None else value  # off, which is a value: the field is there
 
 
 _COSTS = {"seconds_per_iteration": "s/it", "train_seconds": "train s"}

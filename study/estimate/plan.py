@@ -11,6 +11,7 @@ from analysis.results.messages import plural
 from analysis.results.parquet import records
 from analysis.results.published import published_results
 from analysis.stats.survival import decisions
+from analysis.stats.survival.rates import wilson
 from analysis.tables.comparability import matching
 from study.config.errors import UserError
 from study.config.study import StudyConfig
@@ -141,9 +142,12 @@ def _counted(plan: Plan | ScriptPlan) -> list[str]:
 
 def _can_show(plan: Plan | ScriptPlan) -> str:
     seeds = plural(plan.seeds, "seed")
+    once = wilson(0, plan.seeds).high
+    assert once is not None
     return (
-        f"can show    with {seeds} and none diverged, a divergence rate below {plan.smallest_rate:.0%} at "
-        f"95%; below 10% needs {seeds_needed(0.1)} seeds, below 5% {seeds_needed(0.05)}"
+        f"can show    with {seeds} and none diverged, a divergence rate below {plan.smallest_rate:.0%} at 95% (valid "
+        f"after every seed; Wilson's, looked at once, is {once:.0%}); below 10% needs {seeds_needed(0.1)} seeds, "
+        f"below 5% {seeds_needed(0.05)}"
     )
 
 

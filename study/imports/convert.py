@@ -17,7 +17,7 @@ from analysis.results.messages import plural
 from study.config.errors import UserError, shown
 from study.imports.read import Run
 from trainables.results.own import own_metric_values, own_name
-from trainables.results.schema import SETTING_FIELDS, SIGNAL_NAMES, DetectorRule, Outcome
+from trainables.results.schema import CAUSE_TEXT, SETTING_FIELDS, SIGNAL_NAMES, Cause, DetectorRule, Outcome
 
 Direction = Literal["minimize", "maximize"]
 DIRECTIONS: dict[str, Direction] = {
@@ -29,6 +29,8 @@ _TYPES = {c.name: c.type for c in SETTING_FIELDS}
 _ENDS = {"censored": "stopped", "ok": "completed", "finished": "completed", "crashed": "failed"}
 _UNKNOWN = {"method": "imported", "dataset": "own"}
 """Of runs that name none."""
+_OF_SCALE = (Cause.ENERGY_GAP, Cause.ENERGY_GAP_HARD)
+"""Causes that the learnt rule finds by its scale; the others need none."""
 MIN_RECORDS = 2 * LAG + 2
 """Records below which the learnt rule has no scale to judge by."""
 
@@ -269,13 +271,8 @@ def _words(
         return ["neither both energies nor their gap: only the loss is judged"]
     records = len(signals["iteration"])
     found = []
-    if learnt.alarm is not None and learnt.after is not None:
-        found.append(
-            f"alarm of the learnt rule between {learnt.after:,} and {learnt.alarm.iteration:,} "
-            f"(scale {learnt.scale:.3g}, learnt from {learnt.records} records)"
-        )
-    elif learnt.alarm is not None:
-        found.append(f"alarm of the learnt rule at {learnt.alarm.iteration:,}, its first record")
+    if learnt.alarm is not None:
+        found.append(_alarm_words(learnt, learnt.alarm))
     elif options.rule == "learnt" and records < MIN_RECORDS:
         found.append(
             f"{plural(records, 'record')}: too short to learn, only non-finite values and |loss| > 1e5 are judged"
@@ -292,6 +289,17 @@ def _words(
         found.append(f"recorded every {interval:,} iterations")
     assert LEAST <= MIN_RECORDS
     return found
+
+
+def _alarm_words(learnt: Learnt, alarm: Alarm) -> str:
+    """When the alarm came and what raised it: the scale that was learnt, or a check that needs none."""
+    at, after = alarm.iteration, learnt.after
+    when = f"at {at:,}, its first record" if after is None else f"at {at:,}"
+    if after is not None and (alarm.cause in _OF_SCALE or at - after > 1):
+        when = f"between {after:,} and {at:,}"
+    if alarm.cause in _OF_SCALE:
+        return f"alarm of the learnt rule {when} (scale {learnt.scale:.3g}, learnt from {learnt.records} records)"
+    return f"alarm {when}: {CAUSE_TEXT[alarm.cause]}" + ("" if learnt.scale else " (the learnt rule had no scale yet)")
 
 
 def _rows(run: Run, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:

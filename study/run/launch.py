@@ -284,6 +284,8 @@ def describe(study: StudyConfig, source: str) -> list[str]:
         *_methods(study),
         f"resources   {_amount(r.cpus, 'CPU')}, {_amount(r.gpus, 'GPU')}{memory} per trial",
     ]
+    lines += [f"budget      {text}" for text in _budget(study)]
+    lines += [f"pruning     {text}" for text in _pruning(study)]
     if (rescue := study.rescue) is not None:
         back = f"at least {rescue.rewind} epoch{'s' * (rescue.rewind != 1)} before the alarm"
         if isinstance(rescue.rewind, str):
@@ -300,6 +302,33 @@ def describe(study: StudyConfig, source: str) -> list[str]:
         lines += [f"from        {line}" for line in said(collect(study))]
     lines += [f"note        {note}" for note in space.notes]
     return lines
+
+
+def _budget(study: StudyConfig) -> list[str]:
+    """What ends a study before its last trial, as one text; none where nothing does."""
+    b = study.budget
+    parts = [
+        *([] if b.hours is None else [f"{b.hours:g} hours"]),
+        *([] if b.gpu_hours is None else [f"{b.gpu_hours:g} GPU-hours"]),
+        *([] if b.trials is None else [f"{plural(b.trials, 'trial')} started"]),
+        *([] if b.deadline is None else [f"{b.deadline:%Y-%m-%d %H:%M}"]),
+    ]
+    return [f"ends at {' or '.join(parts)}{', whichever comes first' * (len(parts) > 1)}"] if parts else []
+
+
+def _pruning(study: StudyConfig) -> list[str]:
+    """How trials, and the seeds of a setting, are cut short, a text each."""
+    p, found = study.pruning, []
+    metric = (study.pruning_metric or "the metric that the script declares").removeprefix(OWN)
+    if p.rule == "asha":
+        found.append(f"asha by {metric}: the top 1/{p.reduction} go on at each rung, from epoch {p.first_epoch}")
+    elif p.rule == "median":
+        found.append(
+            f"median by {metric}: from epoch {p.first_epoch}, once {plural(p.min_trials, 'trial')} came as far"
+        )
+    if p.seeds == "wilcoxon":
+        found.append(f"wilcoxon: no further seeds of a setting that is worse than the best (level {p.seeds_alpha:g})")
+    return found
 
 
 def _objective(objective: Objective) -> str:
@@ -332,7 +361,8 @@ def _methods(study: StudyConfig) -> list[str]:
             fixed = " ".join(f"{n}={v}" for n, v in t.args.items() if n not in space.distributions)
             lines.append(f"{t.method} {fixed}".rstrip())
             continue
-        length = f"{t.epochs} epochs" + (f" of {t.iterations_per_epoch} iterations" if t.iterations_per_epoch else "")
+        length = plural(t.epochs, "epoch")
+        length += f" of {plural(t.iterations_per_epoch, 'iteration')}" if t.iterations_per_epoch else ""
         lines.append(f"{t.method} on {t.dataset}, {t.network}, norm {t.norm}, {length}")
     return [f"{'method' if i == 0 else '':<12}{line}" for i, line in enumerate(dict.fromkeys(lines))]
 

@@ -30,6 +30,7 @@ class DatasetInfo:
         read: gives all of it; None: it is found in files. reader: who does, in what says where images came from.
         find: its own form of files in a folder (None: where they are downloaded to), as a `readers.items.Found`; it
             gives None for a folder in another form.
+        holds: whether a folder may have that form, or is empty, to be downloaded to; asked before anything is read.
         own_form: what `find` looks for, in messages.
         class_names: for figures; empty: their numbers.
     """
@@ -45,6 +46,7 @@ class DatasetInfo:
     read: Callable[[], Arrays] | None = None
     reader: str = "own"
     find: Callable[[Path | None], Any] | None = None
+    holds: Callable[[Path], bool] | None = None
     own_form: str = ""
     class_names: tuple[str, ...] = ()
 

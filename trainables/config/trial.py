@@ -29,7 +29,7 @@ from trainables.config.parts import (
 from trainables.config.protocols import protocol_named
 from trainables.plugins.installed import BUILT_IN
 from trainables.plugins.reference import is_reference, registered
-from trainables.results.schema import SETTING_NAMES
+from trainables.results.schema import SETTING_NAMES, UNWRITTEN
 
 MAX_UNFILLED = 1000
 """KL-EBM's entropy term starts once the buffer holds more images (improved_contrastive_divergence train.py:423)."""
@@ -42,8 +42,6 @@ SPEED_OPTIONS = (
 
 OPTIMISERS = ("sgd", "adam")
 BUILT_IN["optimiser"] = lambda: OPTIMISERS
-YOUNGER = ("sam_rho", "sam_adaptive")
-"""Fields that older configurations have not, and that do nothing at their defaults."""
 ARGUMENTS = ("dataset_args", "network_args", "initial_args", "optimiser_args")
 
 
@@ -461,7 +459,11 @@ class TrialConfig(Model):
         values = self.model_dump(mode="json")
         if not with_seed:
             del values["seed"]
-        for name in ("method_args", *ARGUMENTS, *YOUNGER):  # without what is not used, so that settings keep their ids
+        for name in (
+            "method_args",
+            *ARGUMENTS,
+            *UNWRITTEN,
+        ):  # without what is not used, so that settings keep their ids
             if not values[name]:
                 del values[name]
         if not values["evaluation"]["metrics"]:

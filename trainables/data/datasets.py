@@ -16,7 +16,7 @@ from trainables.data.cache import cache_dir
 from trainables.data.image_cache import cached, fingerprint
 from trainables.data.own import read_own
 from trainables.data.readers.batches import find_batches
-from trainables.data.readers.folders import find_folders
+from trainables.data.readers.folders import find_folders, holds_images
 from trainables.data.readers.items import DataError, Found, shown
 from trainables.data.readers.parquet import find_parquet
 from trainables.plugins.reference import on_change
@@ -155,7 +155,7 @@ on_change(load_dataset.cache_clear)
 
 def refuse_unknown(name: str, data_dir: str | None, *, remote: bool = False) -> None:
     """Refuse, without reading images, a data set that is not known by name and has no folder, or a folder that is not
-    there. DataError: what is wrong.
+    there or has no images. DataError: what is wrong.
 
     Args:
         remote: the folder may be on other machines alone.
@@ -167,8 +167,18 @@ def refuse_unknown(name: str, data_dir: str | None, *, remote: bool = False) -> 
         raise _unknown(name)
     if data_dir is not None and not remote and not Path(data_dir).is_dir():
         raise DataError(f"{data_dir}: data_dir is not a folder{nearest_path(Path(data_dir))}{_of_package(name, known)}")
-    if data_dir is not None and not remote and _of_package(name, known):
+    if data_dir is None or remote:
+        return
+    if _of_package(name, known):
         load_dataset(name, data_dir)  # such a folder is nearly always another data set's
+    folder = Path(data_dir)
+    if known is not None and known.holds is not None and known.holds(folder):
+        return
+    try:
+        if find_parquet(folder) is None and find_batches(folder) is None and not holds_images(folder):
+            raise _no_images(folder, known)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({error.strerror})") from error
 
 
 def _unknown(name: str) -> DataError:
@@ -193,24 +203,29 @@ def _find(name: str, known: DatasetInfo | None, folder: Path | None) -> Found:
     if known is not None and known.find is not None and (found := known.find(folder)) is not None:
         return found  # type: ignore[no-any-return]
     if folder is not None:
-        return _in_folder(folder, known.own_form if known else "")
+        return _in_folder(folder, known)
     if known is not None:
         raise DataError(f"dataset {name} cannot be downloaded: set data_dir to a folder of its images")
     raise _unknown(name)
 
 
-def _in_folder(folder: Path, also: str = "") -> Found:
-    """The images of a folder, in whichever form they are; `also` is one that was looked for already."""
+def _in_folder(folder: Path, known: DatasetInfo | None) -> Found:
+    """The images of a folder, in whichever form they are; the data set's own was looked for already."""
     if not folder.is_dir():
         raise DataError(f"{folder}: data_dir is not a folder{nearest_path(folder)}")
     for reader in (find_parquet, find_batches, find_folders):
         found = reader(folder)
         if found is not None:
             return found
+    raise _no_images(folder, known)
+
+
+def _no_images(folder: Path, known: DatasetInfo | None) -> DataError:
     there = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing"
-    raise DataError(
-        f"{folder}: no {f'{also}, no ' if also else ''}train*.parquet, no train_data_batch_* and no image files in it "
-        f"or in its subfolders; there is {there}"
+    own = f"{known.own_form}, no " if known is not None and known.own_form else ""
+    return DataError(
+        f"{folder}: no {own}train*.parquet, no train_data_batch_* and no image files in it or in its subfolders; there "
+        f"is {there}"
     )
 
 

@@ -6,9 +6,10 @@ what was measured.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
 from trainables.results.metric import Metric as Metric
 from trainables.results.registry import records
@@ -201,6 +202,14 @@ SETTING_FIELDS: tuple[Column, ...] = (
 )
 """The settings of a trial as columns; the complete configuration is in `config` as JSON."""
 SETTING_NAMES: tuple[str, ...] = tuple(c.name for c in SETTING_FIELDS)
+UNWRITTEN: Mapping[str, Any] = {"sam_rho": 0.0, "sam_adaptive": False}
+"""Fields that came later: the configuration of a trial leaves them out at these values, at which they do nothing."""
+
+
+def with_unwritten(config: dict[str, Any]) -> dict[str, Any]:
+    """A trial's configuration with the fields that it leaves out; that of a script or an import has none of them."""
+    return config if not config or isinstance(config.get("kind"), str) else {**UNWRITTEN, **config}
+
 
 TRIAL_COLUMNS: tuple[Column, ...] = (
     Column("study", "string", "name of the study"),

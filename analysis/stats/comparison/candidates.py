@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from analysis.results.own import setting_names
 from analysis.stats.survival.rates import Interval, Rate, rate_of, wilson
 from analysis.stats.tradeoff.anytime import Anytime
 from analysis.stats.tradeoff.pace import Pace
@@ -31,6 +30,8 @@ class Candidate:
 
     setting: str
     """Where it differs from the others, in words."""
+    fields: Mapping[str, Any]
+    """Its columns, and every other field in which the settings differ."""
     trial: Trial
     quality: float | None
     """Mean over trials of the best value within the time; None where no trial had one by then."""
@@ -116,7 +117,7 @@ class Candidate:
         return {
             "setting_id": self.setting_id,
             "setting": self.setting,
-            "fields": {name: self.trial[name] for name in setting_names(self.trial)},
+            "fields": dict(self.fields),
             "quality": self.quality,
             "quality_low": self.low,
             "quality_high": self.high,
@@ -166,6 +167,7 @@ def candidate_of(
     courses: Mapping[str, Anytime],
     metric: Metric,
     setting: str,
+    fields: Mapping[str, Any],
     pace: Pace | None,
     hours: float | None,
 ) -> Candidate:
@@ -191,6 +193,7 @@ def candidate_of(
     mean, low, high = mean_interval(values) if values else (None, None, None)
     return Candidate(
         setting=setting,
+        fields=fields,
         trial=group[0],
         quality=mean,
         low=low,

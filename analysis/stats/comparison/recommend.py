@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 from itertools import compress
 from typing import Any
 
-from analysis.results.labels import duration
+from analysis.results.labels import bare, brief, duration, symbol
 from analysis.results.load import Results
 from analysis.results.messages import ResultsError, plural
+from analysis.results.own import setting_names
 from analysis.results.parquet import records
 from analysis.stats.comparison import candidates
 from analysis.stats.comparison.candidates import Candidate, survival_text
@@ -25,8 +26,8 @@ from analysis.stats.tradeoff.anytime import anytime
 from analysis.stats.tradeoff.pace import bench_trials, pace_on, pace_warnings
 from analysis.stats.trials.grouping import group_by
 from analysis.stats.trials.objective import better, objective, setting_text, sign, varied_or_all
-from analysis.stats.trials.trial import Trial, distinct, identifier
-from trainables.results.own import NOT_COMPARABLE, OWN, SETTINGS
+from analysis.stats.trials.trial import Trial, configuration, differing, distinct, identifier
+from trainables.results.own import NOT_COMPARABLE, OWN
 from trainables.results.schema import METRIC_BY_NAME, SETTING_NAMES, Metric, Outcome
 from trainables.results.spelling import nearest
 
@@ -226,16 +227,13 @@ def recommend(
     timings = [*bench_trials(records(results.bench)), *(t for t in trials if t["seconds_per_iteration"] is not None)]
     groups = group_by(trials, _SETTING)
     paces = {key: pace_on(group, timings, gpu, rates or {}) for key, group in groups.items()}
-    order = dict.fromkeys((*(f for s in results.studies for f in varied_or_all(results, s)), *SETTING_NAMES))
-    known = {*SETTING_NAMES, *(n for n in trials[0] if n.startswith(SETTINGS))}
-    fields = [f for f in order if f in known and len({group[0][f] for group in groups.values()}) > 1]
-    names = {key: setting_text(group[0], fields) for key, group in groups.items()}
+    names, told = _told(results, {key: group[0] for key, group in groups.items()})
 
     def by(quality: Metric) -> Recommendation:
         some, notes = candidates.one_protocol(trials, quality)
         courses = {} if hours is None else {identifier(c.trial): c for c in anytime(results, quality)}
         found = [
-            candidates.candidate_of(group, courses, quality, names[key], paces[key], hours)
+            candidates.candidate_of(group, courses, quality, names[key], told[key], paces[key], hours)
             for key, group in group_by(some, _SETTING).items()
         ]
         nothing = Recommendation(gpu, hours, dataset, quality, len(found), tuple(notes))
@@ -250,6 +248,37 @@ def recommend(
 
 
 _SETTING = ("setting_id", *SETTING_NAMES)
+_Key = tuple[Any, ...]
+
+
+def _told(results: Results, settings: Mapping[_Key, Trial]) -> tuple[dict[_Key, str], dict[_Key, dict[str, Any]]]:
+    """Of every setting, of which a trial is given: where it differs from the others in words, and its fields.
+
+    These are the columns of settings, what a study searched over, and every other field of the configurations in which
+    the settings differ; such a field is part of the words where settings would be called the same without it.
+    """
+    searched = dict.fromkeys(f for study in results.studies for f in varied_or_all(results, study))
+    first = next(iter(settings.values()))
+    columns = [f for f in dict.fromkeys((*searched, *setting_names(first))) if f in first]
+    varied = [f for f in columns if len({t[f] for t in settings.values()}) > 1]
+    names = {key: setting_text(t, varied) for key, t in settings.items()}
+    fields = {key: {f: t[f] for f in columns} for key, t in settings.items()}
+    shared: dict[str, list[_Key]] = {}
+    for key, name in names.items():
+        shared.setdefault(name, []).append(key)
+    # A study's manifest lists what it searched over: only what is beside that must be looked for.
+    if len(shared) < len(settings) or len(results.studies) > 1:
+        configs = {key: configuration(t.get("config")) for key, t in settings.items()}
+        known = {*columns, *(bare(f) for f in columns)}
+        for f in (f for f in differing([*configs.values()]) if f not in known):
+            for key, config in configs.items():
+                fields[key][f] = config.get(f)
+        for same in shared.values():
+            rest = [f for f in differing([configs[key] for key in same]) if f not in known]
+            for key in same:
+                more = ", ".join(f"{symbol(f)} {brief(configs[key].get(f))}" for f in rest)
+                names[key] = ", ".join(part for part in (names[key], more) if part)
+    return names, fields
 
 
 def _front(results: Results, trials: Sequence[Trial], names: Mapping[tuple[Any, ...], str]) -> Front | None:
@@ -364,7 +393,7 @@ def _why_not(c: Candidate, best: Candidate, metric: Metric, survival: float) -> 
     if not n:
         return "none of its trials has ended"
     if bad == n:
-        return f"all {bad} of its trials diverged or collapsed"
+        return f"all {bad} of its trials diverged or collapsed" if bad > 1 else "its one trial diverged or collapsed"
     if c.quality is None:
         if not bad and not c.completed:
             return "none of its trials has completed"

@@ -18,7 +18,7 @@ from analysis.stats.sensitivity.claims import Claim, Claims, claims
 from analysis.stats.survival.rates import Rate, rate
 from analysis.stats.tradeoff.compute import compute_ledger
 from analysis.stats.trials.grouping import by_value
-from analysis.stats.trials.objective import setting_text, varied_or_all
+from analysis.stats.trials.objective import varied_or_all
 from analysis.stats.trials.spread import spread
 from analysis.stats.trials.trial import DIVERGED, ENDED_BADLY, Trial, distinct
 from trainables.results.hours import Hours
@@ -164,7 +164,7 @@ def _summarise(results: Results, study: str) -> StudySummary:
     varied = varied_or_all(results, study)
     found = claims(frame, varied)
     ledger = {r["category"]: r for r in records(compute_ledger(frame))}
-    best, no_best, front = _best(results, study, trials, varied)
+    best, no_best, front = _best(results, study, trials)
     return StudySummary(
         study,
         tuple((o, counted[o.value]) for o in Outcome if counted[o.value]),
@@ -190,9 +190,7 @@ def _contrast(trials: Sequence[Trial], claim: Claim) -> Contrast:
     return Contrast(claim, "diverged or collapsed" if collapsed else "diverged", rates)
 
 
-def _best(
-    results: Results, study: str, trials: Sequence[Trial], varied: Sequence[str]
-) -> tuple[Best | None, str, tuple[str, ...]]:
+def _best(results: Results, study: str, trials: Sequence[Trial]) -> tuple[Best | None, str, tuple[str, ...]]:
     """The best setting, or why there is none; neither where no quality was measured; and the front in words."""
     started = [t for t in trials if t["outcome"] != Outcome.PENDING]
     if not started:
@@ -208,7 +206,7 @@ def _best(
     return (
         Best(
             *_quality(found.metric, found.best),
-            setting=setting_text(found.best.trial, varied) or found.best.setting_id,
+            setting=found.best.name,
             error=found.best.error,
             stability=rate(of_setting(started, found.best)),
             lead=found.lead(),
@@ -245,5 +243,5 @@ def best_text(best: Best) -> str:
 
 def _remarks(best: Best) -> list[str]:
     """What to know of the best setting beside its numbers: its survival where unproven, the runner-up, fresh chains."""
-    unproven = f"survival not shown: {best.survives:.0%} of new trainings are expected to survive"
+    unproven = f"survival not established: {best.survives:.0%} of new trainings are expected to survive"
     return [f"  {said}" for said in ("" if best.safe else unproven, best.lead, best.fresh_winner, *best.notes) if said]

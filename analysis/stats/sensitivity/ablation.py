@@ -19,6 +19,7 @@ from analysis.results.labels import brief, symbol
 from analysis.results.parquet import records, typed_frame
 from analysis.stats.sensitivity.held_out import features_of, make_model, targets
 from analysis.stats.sensitivity.importance import Importance, importances
+from analysis.stats.survival.rates import wilson
 from analysis.stats.trials.grouping import group_by
 from analysis.stats.trials.trial import ENDED_BADLY, JUDGED, Trial, distinct_rows
 from trainables.results.schema import Column
@@ -54,10 +55,11 @@ class Ablation:
         if self.refusal:
             return self.refusal
         start, first, *_ = records(self.steps)
-        seen = f", {first['cured']} of {first['pairs']} matched pairs agree" if first["pairs"] else ""
+        agree = wilson(first["cured"], first["pairs"]).of("matched pairs agree")
+        seen = f"; {agree}" if first["pairs"] else "; no matched pair shows it"
         return (
-            f"{symbol(first['field'])} from {first['before']} to {first['after']} alone takes the expected rate of bad "
-            f"ends from {start['expected']:.0%} to {first['expected']:.0%}{seen}"
+            f"{symbol(first['field'])} from {first['before']} to {first['after']} alone, at {self.unstable}, takes the "
+            f"rate of bad ends that a forest expects from {start['expected']:.0%} to {first['expected']:.0%}{seen}"
         )
 
 

@@ -91,7 +91,7 @@ class Claims:
         text = f"no field stands out in {self.trials} trials"
         if self.more is None:
             return f"{text}: the largest effect seen is not larger than chance makes one"
-        return f"{text}, and about {self.more:,} more would show an effect of the largest size seen, if it is real"
+        return f"{text}, and some {self.more:,} more trials would be needed to confirm the largest effect seen"
 
 
 def claims(trials: pd.DataFrame, fields: Sequence[str], *, permutations: int = PERMUTATIONS, seed: int = 0) -> Claims:

@@ -15,6 +15,9 @@ from analysis.stats.trials.trial import Trial
 
 MAX_VALUES = 4
 """Distinct numbers up to which every one is its own group."""
+MAX_LEVELS = 8
+"""The same where each was run `LEVEL_TRIALS` times at least: levels that somebody chose, and not draws of a range."""
+LEVEL_TRIALS = 5
 MAX_GROUPS = 3
 
 
@@ -36,8 +39,9 @@ def sort_key(value: Any) -> tuple[int, float, str]:
 def by_value(trials: Iterable[Trial], field: str) -> dict[str, list[Trial]]:
     """Trials by a field's value in words, ascending, null last.
 
-    A field of more than `MAX_VALUES` distinct numbers is cut at thirds of the trials that have one, into at most
-    `MAX_GROUPS` groups such as "1 to 2" and "3 to 10"; trials of one value are never parted.
+    A field of more than `MAX_VALUES` distinct numbers (`MAX_LEVELS` of many trials each) is cut at thirds of the trials
+    that have one, into at most `MAX_GROUPS` groups such as "1 to 2" and "3 to 10"; trials of one value are never
+    parted.
     """
     rows = list(trials)
     groups = places_by_value([t[field] for t in rows])
@@ -49,7 +53,9 @@ def places_by_value(values: Sequence[Any]) -> dict[str, NDArray[np.intp]]:
     ascending, ranks = ranked(values)
     places = np.argsort(ranks, kind="stable")
     known = [v for v in ascending if v is not None]
-    if len(known) <= MAX_VALUES or not all(isinstance(v, (int, float)) for v in known):
+    of_value = np.bincount(ranks)[: len(known)]
+    levels = len(known) <= MAX_LEVELS and bool((of_value >= LEVEL_TRIALS).all())
+    if len(known) <= MAX_VALUES or levels or not all(isinstance(v, (int, float)) for v in known):
         group, names = coded(text(v) for v in ascending)
         return {name: places[group[ranks[places]] == i] for i, name in enumerate(names)}
     having = places[: int((ranks < len(known)).sum())]

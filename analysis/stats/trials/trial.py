@@ -11,7 +11,7 @@ import pandas as pd
 
 from analysis.results.parquet import records
 from trainables.results.own import SYMBOLS
-from trainables.results.schema import SETTING_NAMES, Outcome
+from trainables.results.schema import SETTING_NAMES, Outcome, with_unwritten
 
 Trial = Mapping[str, Any]
 """A row of `trials.parquet` as plain values, null as None."""
@@ -91,7 +91,7 @@ def told(config: Mapping[str, Any]) -> dict[str, Any]:
     """A nested configuration by dotted names; of a script or an imported run, arguments have their own names."""
     found = flat(config)
     if not isinstance(config.get("kind"), str):
-        return found
+        return with_unwritten(found)
     symbols = SYMBOLS | {str(k): str(v or k) for k, v in (config.get("symbols") or {}).items()}
     bare = {n: n.removeprefix("own.") for n in found} | {
         n: symbols.get(name, name) for n in found if (name := n.removeprefix("args.")) != n

@@ -49,6 +49,7 @@ class Detector:
         replayed = replay_recordings(found, None, rules)
         result = tune(found) if self.tuned else replayed
         if self.table and not self.as_json:
-            click.echo(replayed.table().to_string(index=False, na_rep="-"))
+            shown = replayed.table().astype(object)
+            click.echo(shown.where(shown.notna(), "-").to_string(index=False))
         rows = {"table": records(replayed.table())} if self.table and self.as_json else {}
         show(self.as_json, lambda: result.to_dict() | rows, result.lines)

@@ -27,8 +27,8 @@ from study.display.console import StudyConsole
 class Evaluate:
     """Score trained models again, under any protocol, without training; what has been scored is not scored again.
 
-    Under a protocol of the trial's own the number is the one training gave. 95%: of the score over draws of its samples
-    (jackknife); what another training run would give is not in it.
+    Under a protocol of the trial's own the number is the one training gave. The 95%
+    interval covers sampling of the score only (jackknife); what another training run would give is not in it.
 
     \b
     Examples:
@@ -44,13 +44,15 @@ class Evaluate:
         "--protocol", "-p", multiple=True, metavar="P",
     )  # fmt: skip
     metrics: str = option(
-        "Of fid, isc, kid, mmd, precision, recall, density, coverage, memorisation; not for small ones.",
+        "Of fid, isc, kid, mmd, precision, recall, density, coverage, memorisation; not with the small-* protocols.",
         default="fid,isc",
     )
-    which: str = option("Of a study's trials.", "--model", type=click.Choice(["last", "best", "all"]), default="last")
+    which: str = option(
+        "Which model of each trial of a study.", "--model", type=click.Choice(["last", "best", "all"]), default="last"
+    )
     confidence: bool = flag("Also FID extrapolated to infinitely many samples.")
     seed: int | None = option(
-        "Of fresh samples. Default: the trial's, as training scored them.", type=click.IntRange(0, 2**63 - 1)
+        "Seed of fresh samples. Default: the trial's, as training scored them.", type=click.IntRange(0, 2**63 - 1)
     )
     steps: int | None = option("Langevin steps of fresh chains. Default: the trial's.", type=click.IntRange(min=0))
     outside: tuple[str, ...] = option("Another data set for the AUROC of hybrid.", multiple=True, metavar="NAME[=DIR]")

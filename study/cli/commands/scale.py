@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Scale:
-    """Run the study CONFIG at growing size, fit the boundary of stability at each, and predict that of others.
+    """Run the study CONFIG at growing size, fit the boundary of stability at each, and predict it at other sizes.
 
     The study searches one field, such as the learning rate; its boundary is the value at which half of the trials
     diverge or collapse. A power law over the sizes predicts the boundary of sizes that were not run, or were held out.
@@ -80,7 +80,7 @@ class Scale:
     assignments: tuple[str, ...] = set_option()
     address: str | None = address_option()
     out: Path | None = out_option(
-        "Folder of the tables and the figure. Default: that of the studies; of several --from scaling."
+        "Folder of the tables and the figure. Default: the studies' folder; with several --from, ./scaling."
     )
     dry_run: bool = flag("Show what would run, check everything, write nothing.", "-n", "--dry-run")
     as_json: bool = json_option()

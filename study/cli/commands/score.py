@@ -45,7 +45,7 @@ class Score:
     reference: str = option("Data set to compare with.", default="cifar10", metavar="DATASET")
     data_dir: Path | None = option("Where its images are.", type=PATH)
     metrics: str = option(
-        "Of fid, isc, kid, mmd, precision, recall, density, coverage, memorisation; not for small ones.",
+        "Of fid, isc, kid, mmd, precision, recall, density, coverage, memorisation; not with the small-* protocols.",
         default="fid,isc",
     )
     pixel_range: str = option(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Run the study CONFIG: a YAML file, or the name of a packaged study. Or one of a training script of yours.
+    """Run the study CONFIG (a YAML file, or the name of a packaged study), or sweep your own training script.
 
     \b
     Examples:
@@ -37,8 +37,8 @@ class Sweep:
         "Command that runs one, with {NAME}, {seed}, {folder} or {args} where they go.", metavar="TEXT"
     )
     searched: tuple[str, ...] = option(
-        "What is searched: NAME=low:high[:log|:int|:STEP], NAME=a,b (choices; nothing but choices and no --trials: the "
-        "grid), or fixed: NAME=value. May be given again.",
+        "What is searched: NAME=low:high[:log|:int|:STEP], NAME=a,b (choices alone, without --trials, run as "
+        "a grid), or fixed: NAME=value. May be given again.",
         "-s",
         "--search",
         multiple=True,
@@ -55,7 +55,7 @@ class Sweep:
     name: str | None = option("Name of the study and of its folder.", metavar="NAME")
     python: str | None = option("Interpreter of the script. Default: this one.", metavar="PROGRAM")
     no_probe: bool = flag("Start a script's trials without looking first what its Monitor(...) declares.")
-    check_resume: bool = flag("Cut one trial of a script, take it up, compare it with one that was not cut, and end.")
+    check_resume: bool = flag("Interrupt one trial, resume it, compare it with an uninterrupted one, and exit.")
     results: Path | str = option("Folder for study folders, or a URL.", type=PLACE, default=Path("results"))
     assignments: tuple[str, ...] = set_option()
     address: str | None = address_option()

@@ -56,7 +56,7 @@ def test_every_run_is_in_the_table_with_lead_verdict_and_savings_by_hand(four):
     assert (rows["cut"]["cut_short"], rows["cut"]["saved_iterations"]) == (True, 100)
     assert (caught["cut_short"], rows["quiet"]["cut_short"]) == (False, False)
     saved = next(line for line in replay_recordings(four).lines() if line.startswith("saved"))
-    assert "18 iterations of 1 runs that ended badly" in saved
+    assert "18 iterations of 1 run that ended badly" in saved
 
 
 def test_what_the_detector_ended_itself_is_said(four, recording):
@@ -64,8 +64,24 @@ def test_what_the_detector_ended_itself_is_said(four, recording):
     (row,) = records(replay_recordings(ended).table())
     assert (row["stopped"], row["cut_short"], row["saved_iterations"]) == (True, True, 99)
     lines = replay_recordings(ended).lines()
-    assert any(line.startswith("1 runs were ended by a detector: their outcome is its alarm") for line in lines)
+    assert any(line.startswith("1 run was ended by a detector: its outcome is its alarm") for line in lines)
     assert not any("ended by a detector" in line for line in replay_recordings(four).lines())
+
+
+def test_a_lead_that_nobody_can_say_says_why(four, recording):
+    def leads(runs):
+        return [
+            line.removeprefix("lead        ") for line in replay_recordings(runs).lines() if line.startswith("lead")
+        ]
+
+    assert leads(four) == ["norm none: median 18 iterations (smallest 18, largest 18, 1 run)"]
+    own = recording("own", "diverged", [0.0, 25.0], stopped=True)
+    assert leads([own]) == ["norm none: no lead: every run was stopped at its alarm"]
+    unseen = recording("unseen", "diverged", np.zeros(100))
+    assert leads([own, unseen]) == ["norm none: no lead: no run that both checks saw"]
+    assert leads([recording("quiet", "completed", np.zeros(100), norm="batch")]) == [
+        "norm batch: no lead: no run diverged"
+    ]
 
 
 def test_a_study_is_replayed_at_each_trials_own_thresholds_and_agrees_with_what_was_recorded(study, row, mebm):

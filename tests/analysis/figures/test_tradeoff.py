@@ -113,6 +113,28 @@ def test_two_objectives_have_a_plane_and_a_front_of_their_own(make_results, row)
     assert first.caption.endswith("the one that diverged stands above.")
 
 
+def test_the_ends_of_the_front_are_trials_named_by_every_field_that_varied(make_results, row):
+    trials = [
+        row("a", fd_buffer_best=0.3, seconds_per_iteration=0.010, seed=0, sampling_steps=1),
+        row("b", fd_buffer_best=0.2, seconds_per_iteration=0.012, seed=1, sampling_steps=1),
+        row(
+            "c",
+            fd_buffer_best=0.5,
+            seconds_per_iteration=0.020,
+            seed=0,
+            sampling_steps=2,
+            initial="uniform",
+            norm="batch",
+        ),
+    ]
+    results = make_results(trials, varied=["sampling_steps", "initial", "norm"])
+    caption = next(d for d in study_drawings(results, "demo") if d.record == "tradeoff").caption
+    assert caption == (
+        "The front of single trials in FD (buffer) goes from 0.3 at 10 ms (K 1, p0 gaussian, norm none, seed 0) "
+        "to 0.2 at 12 ms (K 1, p0 gaussian, norm none, seed 1)."
+    )
+
+
 def test_no_front_joins_two_protocols(make_results, row):
     trials = [
         row(f"{p}{i}", fd_buffer_best=3.0 - i, seconds_per_iteration=1.0 + i, fd_buffer_protocol=p)

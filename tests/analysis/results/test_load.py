@@ -232,6 +232,17 @@ def test_a_searched_field_without_a_column_is_read_from_the_configurations(make_
     assert "covariance jitter" in report_html(results)
 
 
+def test_a_searched_field_that_a_configuration_leaves_out_has_its_value(make_results, row, study):
+    rows = [row("t1"), row("t2", config=json.dumps({"method": "m-ebm", "sam_rho": 0.5}))]
+    rows.append(row("t3", config=json.dumps({"kind": "script", "args": {}})))
+    results = make_results(rows, varied=["sam_rho", "sam_adaptive"])
+    assert [v["sam_rho"] for v in records(results.trials)] == [0.0, 0.5, None], "a script has no such field"
+    assert [v["sam_adaptive"] for v in records(results.trials)] == [False, False, None]
+    # What one study searched over, another had at one value.
+    together = load(results.folders["demo"], study([row("u1")], name="other"))
+    assert [v["sam_rho"] for v in records(together.of("other").trials)] == [0.0]
+
+
 def test_varied_fields_are_those_listed_that_really_vary(make_results, row):
     results = make_results([row("t1", sampling_steps=1), row("t2", sampling_steps=2)])
     assert json.loads(json.dumps(results.manifests["demo"]["varied"])) == ["sampling_steps", "initial"]

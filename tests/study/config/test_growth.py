@@ -85,8 +85,8 @@ ALPHA, RATE = {"low": 0.1, "high": 10, "log": True}, {"low": 0.01, "high": 1, "l
 @pytest.mark.parametrize(
     ("more", "wanted", "words"),
     [
-        (space(step_size=ALPHA, learning_rate=RATE), None, "with all others fixed, such as step_size: -s learning_rate=VALUE"),
-        (space(step_size=ALPHA, learning_rate=RATE), "learning_rate", "such as learning_rate: -s step_size=VALUE"),
+        (space(step_size=ALPHA, learning_rate=RATE), None, "fix the others; to study step_size: -s learning_rate=VALUE"),
+        (space(step_size=ALPHA, learning_rate=RATE), "learning_rate", "to study learning_rate: -s step_size=VALUE"),
         (space(step_size=ALPHA), "learning_rate", "--boundary learning_rate: the study does not search it; -s"),
         (space(initial={"choices": ["gaussian", "uniform"]}), None, "initial has 'gaussian'; a boundary is that of numbers"),
         (space(l2_weight={"low": 0, "high": 1}), None, "l2_weight has 0.0; a boundary is that of numbers above 0"),

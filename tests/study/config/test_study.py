@@ -11,6 +11,7 @@ from study.config.errors import UserError
 from study.config.load import load_study, validate_study
 from study.config.packaged import packaged_configs
 from study.record.folder import change_since
+from study.run.launch import describe
 from trainables.config.method import METHODS
 
 GRID = "search: {sampler: grid, grid: [{sampling_steps: [1, 2]}]}\n"
@@ -233,3 +234,25 @@ def test_studies_that_began_with_an_older_key_of_pruning_are_read_and_may_go_on(
         validate_study({**values, "pruning": {"rule": "median", "least": 7, "min_trials": 7}}, "test")
     with pytest.raises(UserError, match=r"pruning\.min_trials = 0"):
         validate_study({**values, "pruning": {"rule": "median", "least": 0}}, "test")
+
+
+def test_a_dry_run_says_what_ends_trials_and_the_study_early(tiny):
+    def said(**parts):
+        lines = describe(validate_study(tiny | parts, "s"), "s")
+        return [line for line in lines if line.startswith(("budget", "pruning"))]
+
+    assert said() == []
+    assert said(budget={"gpu_hours": 1}) == ["budget      ends at 1 GPU-hours"]
+    assert said(budget={"hours": 2.5, "trials": 1, "deadline": "2027-01-02T03:04:00"}) == [
+        "budget      ends at 2.5 hours or 1 trial started or 2027-01-02 03:04, whichever comes first"
+    ]
+    assert said(pruning={"rule": "median", "metric": "fd_buffer"}) == [
+        "pruning     median by fd_buffer: from epoch 1, once 3 trials came as far"
+    ]
+    both = {"rule": "asha", "metric": "fd_buffer", "first_epoch": 2, "reduction": 4, "seeds": "wilcoxon"}
+    assert said(seeds=list(range(9)), pruning=both) == [
+        "pruning     asha by fd_buffer: the top 1/4 go on at each rung, from epoch 2",
+        "pruning     wilcoxon: no further seeds of a setting that is worse than the best (level 0.1)",
+    ]
+    one = validate_study(tiny | {"trial": tiny["trial"] | {"epochs": 1, "iterations_per_epoch": 150}}, "s")
+    assert any(line.endswith(", 1 epoch of 150 iterations") for line in describe(one, "s"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 
 import pytest
@@ -103,6 +104,15 @@ def test_a_table_in_a_file_has_every_column_and_all_of_every_state():
     assert lines[4].endswith(("torch.OutOfMemoryError: CUDA out of memory " * 5).rstrip())
     assert all(line == line.rstrip() for line in lines)
     assert not re.search(r"[\x00-\x09\x0b-\x1f]", stream.getvalue())
+
+
+def test_what_is_off_has_a_value_and_what_a_trial_has_not_is_a_dash():
+    progress = StudyStatus("demo", 4, ["sam_rho", "clip_norm"], "fd_buffer", seeds=1)
+    for number_, config in enumerate(({"clip_norm": None}, {"clip_norm": 0.5, "sam_rho": 2.0}, {"kind": "script"}), 1):
+        progress.put(trial(f"t000{number_}", config=json.dumps(config)), None)
+    columns = {c.header: c.cells for c in progress.shown().columns}
+    assert columns["sam_rho"] == ("0", "2", "-")
+    assert columns["clip_norm"] == ("none", "0.5", "-")
 
 
 def test_a_wide_terminal_shows_the_papers_symbols_and_the_whole_states():

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from scipy.stats import binomtest
 
+from analysis.results.parquet import write_parquet
 from analysis.stats.survival.decisions import verdict
 from study.cli.main import cli
 from study.config.load import load_study, validate_study
 from study.estimate.plan import Plan, allowed_rate, make_plan, seeds_needed
 from trainables.methods.presets import build_trial
+from trainables.results.schema import BENCH_COLUMNS
 from trainables.timing.dry_run import iteration_flops
 
 
@@ -49,6 +53,29 @@ def test_measured_times_go_before_arithmetic() -> None:
     larger = row | {"config": config.model_copy(update={"batch_size": 128}).to_json()}
     others = [larger, row | {"execution": "graphed"}, row | {"config": '{"method": "of another version"}'}]
     assert elsewhere.gpu_hours == loop.gpu_hours == planned("table1", bench=others).gpu_hours == plain.gpu_hours
+
+
+def test_a_folder_of_times_that_serves_for_nothing_is_said(mebm: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for folder, why in (("nowhere", "no such folder"), ("empty", "no bench.parquet in it")):
+        code, out, err = mebm("plan", "quickstart", "--bench", tmp_path / folder)
+        assert (code, out) == (2, "")
+        assert err.startswith(f"mebm: --bench {tmp_path / folder}: {why}")
+    row = {
+        "implementation": "package", "sampling_steps": 2, "execution": "eager", "device": "cuda",
+        "hardware": "NVIDIA H100 80GB HBM3", "seconds_per_iteration": 2.0,
+        "config": build_trial({"method": "m-ebm", "dataset": "cifar10", "sampling_steps": 2}).to_json(),
+    }  # fmt: skip
+    write_parquet([row], BENCH_COLUMNS, tmp_path / "bench.parquet")
+    unused = "bench       none of its rows is of these settings on this device: all settings from the arithmetic"
+    assert unused in mebm("plan", "table1", "--gpu", "A100", "--bench", tmp_path)[1].splitlines()
+    assert unused not in mebm("plan", "table1", "--gpu", "H100", "--bench", tmp_path)[1].splitlines()
+    assert unused not in mebm("plan", "table1", "--gpu", "H100")[1].splitlines()
+
+
+def test_what_seeds_can_show_says_how_it_differs_from_one_look() -> None:
+    line = next(text for text in planned("table1", "seeds=[0,1,2]").lines() if text.startswith("can show"))
+    assert "below 78% at 95% (valid after every seed; Wilson's, looked at once, is 56%)" in line
 
 
 def test_an_open_search_is_estimated_from_its_ends() -> None:

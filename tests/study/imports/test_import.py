@@ -79,6 +79,26 @@ def test_recorded_runs_become_a_study(files: tuple[Path, Path], tmp_path: Path) 
     mebm.write_tables(results, tmp_path / "tables")
 
 
+def test_an_alarm_names_the_check_that_raised_it(tmp_path: Path) -> None:
+    frame = recording("early", n=300, every=1).assign(loss=0.0)
+    frame.loc[16, "loss"] = 2e5
+    late = frame.assign(run="late", loss=0.0)
+    late.loc[250, "loss"] = -2e5
+    first = frame.assign(run="first", loss=0.0)
+    first.loc[0, "loss"] = np.inf
+    coarse = recording("coarse", n=300, every=10).assign(loss=0.0)
+    coarse.loc[16, "loss"] = 2e5
+    pd.concat([frame, late, first, coarse]).to_csv(tmp_path / "signals.csv", index=False)
+    assert run(tmp_path / "signals.csv", *MAP, "--out", tmp_path / "study").exit_code == 0
+    words = {name: t["message"].partition(";")[0] for name, t in trials(tmp_path / "study").items()}
+    assert words == {
+        "early": "alarm at 16: |loss| above its limit (the learnt rule had no scale yet)",
+        "late": "alarm at 250: |loss| above its limit",
+        "first": "alarm at 0, its first record: loss is not finite (the learnt rule had no scale yet)",
+        "coarse": "alarm between 150 and 160: |loss| above its limit (the learnt rule had no scale yet)",
+    }
+
+
 def test_its_own_rule_judges_it_also_later(files: tuple[Path, Path], tmp_path: Path) -> None:
     signals, runs = files
     run(signals, *MAP, "--runs", runs, "--out", tmp_path / "study")

@@ -13,7 +13,7 @@ from trainables.config.trial import TrialConfig
 from trainables.methods.f_ebm import FEbm
 from trainables.methods.presets import build_trial, merge
 from trainables.methods.vera import Vera
-from trainables.results.schema import SETTING_NAMES
+from trainables.results.schema import SETTING_NAMES, UNWRITTEN, with_unwritten
 
 
 @pytest.mark.parametrize(
@@ -400,3 +400,15 @@ def test_what_would_be_ignored_is_refused(values: dict[str, Any], message: str) 
 
 def test_a_size_without_a_buffer_does_not_matter() -> None:
     assert build_trial({"method": "shortrun", "buffer_size": 10}).setting()["buffer_size"] is None
+
+
+def test_what_a_configuration_leaves_out_is_at_the_value_that_readers_take():
+    plain = build_trial({"method": "m-ebm"})
+    config = json.loads(plain.to_json())
+    assert not UNWRITTEN.keys() & config.keys()
+    assert {name: getattr(plain, name) for name in UNWRITTEN} == dict(UNWRITTEN)
+    assert with_unwritten(config) == config | dict(UNWRITTEN)
+    sharp = json.loads(build_trial({"method": "m-ebm", "sam_rho": 0.5}).to_json())
+    assert with_unwritten(sharp)["sam_rho"] == 0.5
+    script = {"kind": "script", "args": {}}
+    assert with_unwritten(script) == script

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
+import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 from PIL import Image
 
 from trainables.data.batches import Batches, crop_flip
-from trainables.data.datasets import ImageData, load_dataset, to_float
+from trainables.data.datasets import ImageData, load_dataset, refuse_unknown, to_float
 from trainables.data.readers.items import DataError
 
 CIFAR_JPEG = Path(__file__).resolve().parents[4] / "shared/data/cifar10-jpeg"
@@ -420,3 +421,21 @@ def test_batches_resume(tmp_path: Path) -> None:
 def test_batch_larger_than_the_data() -> None:
     with pytest.raises(DataError, match="128"):
         Batches(100, 128, torch.Generator())
+
+
+def test_a_folder_without_images_is_refused_before_anything_is_read(tmp_path):
+    """By a look at names: torchvision's own files, an empty folder for them, and any images at all are let through."""
+    refuse_unknown("cifar10", str(tmp_path))
+    (tmp_path / "README.md").write_text("", encoding="utf-8")
+    said = f"{tmp_path}: no cifar-10-batches-py, no train*.parquet, no train_data_batch_* and no image files in it"
+    with pytest.raises(DataError, match=re.escape(said)):
+        refuse_unknown("cifar10", str(tmp_path))
+    with pytest.raises(DataError, match=re.escape(f"{tmp_path}: no train*.parquet, ")):
+        refuse_unknown("mine", str(tmp_path))
+    refuse_unknown("cifar10", str(tmp_path), remote=True)
+    for name in ("cifar-10-batches-py/data_batch_1", "train/cat/1.png", "train-0.parquet", "train_data_batch_1"):
+        place = tmp_path / name.replace("/", "_")
+        (place / name).parent.mkdir(parents=True)
+        (place / name).write_bytes(b"not looked into")
+        refuse_unknown("cifar10", str(place))
+    refuse_unknown("cifar10", str(tmp_path / "cifar-10-batches-py_data_batch_1" / "cifar-10-batches-py"))

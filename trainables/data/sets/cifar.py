@@ -26,7 +26,7 @@ def find(kind: str, unpacked: str, folder: Path | None) -> Found | None:
     if folder is not None and folder.absolute().name == unpacked:
         folder = folder.absolute().parent
     root = folder or cache_dir() / "data"
-    if folder is not None and not _holds(folder, unpacked):
+    if folder is not None and not holds(unpacked, folder):
         return None
     if not (root / unpacked).is_dir():
         _split(kind, root, True)
@@ -44,11 +44,16 @@ def find(kind: str, unpacked: str, folder: Path | None) -> Found | None:
     return Found("torchvision", files, partial(items, train=True), partial(items, train=False))
 
 
-def _holds(folder: Path, unpacked: str) -> bool:
-    """True where a folder is torchvision's root, and where nothing else is in it either."""
+def holds(unpacked: str, folder: Path) -> bool:
+    """True where a folder is torchvision's root or what was unpacked there, and where nothing is in it."""
     if not folder.is_dir():
         return False
-    return (folder / unpacked).exists() or any(folder.glob("cifar-*.tar.gz")) or not any(folder.iterdir())
+    return (
+        folder.absolute().name == unpacked
+        or (folder / unpacked).exists()
+        or any(folder.glob("cifar-*.tar.gz"))
+        or not any(folder.iterdir())
+    )
 
 
 def _split(kind: str, root: Path, train: bool) -> Any:
@@ -75,7 +80,8 @@ def _split(kind: str, root: Path, train: bool) -> Any:
 
 def _cifar(classes: int, unpacked: str, names: tuple[str, ...] = ()) -> DatasetInfo:
     name = f"cifar{classes}"
-    own: dict[str, Any] = {"find": partial(find, name.upper(), unpacked), "own_form": unpacked, "class_names": names}
+    own: dict[str, Any] = {"find": partial(find, name.upper(), unpacked), "holds": partial(holds, unpacked)}
+    own |= {"own_form": unpacked, "class_names": names}
     return DatasetInfo(name, f"CIFAR-{classes}", 32, 3, classes, LARGE, **own)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -105,3 +106,22 @@ def test_pairs_of_a_study_of_several_objectives_show_all_of_them(study: Callable
     found = parity(load(folder), "precision")
     lines = "\n".join(found.lines())
     assert "fd_buffer, second minus first: mean +0.1" in lines and "fd_fresh, second minus first: mean +0.5" in lines
+
+
+def test_a_field_that_configurations_leave_out_at_0_pairs_with_its_other_values(make_results: Make, row: Row) -> None:
+    def config(**values: Any) -> str:
+        return json.dumps({"method": "m-ebm", "clip_norm": None, "sampling_steps": 1} | values)
+
+    results = make_results(
+        [
+            row("a", "diverged", seed=0, config=config()),
+            row("b", "completed", seed=0, config=config(sam_rho=0.5)),
+            row("c", "completed", seed=0, config=config(clip_norm=1.0)),
+        ]
+    )
+    found = parity(results, "sam_rho", "0")
+    assert (found.reference, found.unpaired) == ("0", 1)
+    assert [(p["reference_trial"], p["trial"], p["value"]) for p in records(found.pairs)] == [("a", "b", "0.5")]
+    # Off, as null says, is a value too.
+    off = parity(results, "clip_norm", "none")
+    assert [(p["reference_trial"], p["trial"], p["value"]) for p in records(off.pairs)] == [("a", "c", "1")]

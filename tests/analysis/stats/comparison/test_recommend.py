@@ -1,13 +1,16 @@
 """What to run: the choice by its stated rule, honest numbers, times of the wanted device."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from analysis.results.load import load
 from analysis.results.messages import ResultsError
 from analysis.stats.comparison.recommend import recommend
+from analysis.stats.comparison.summary import summarise
 from analysis.stats.survival.rates import wilson
 
 _SPEC = importlib.util.spec_from_file_location("best_setting", Path(__file__).parents[4] / "benchmarks/best_setting.py")
@@ -297,3 +300,46 @@ def test_of_several_objectives_the_front_is_shown(study, trials):
     assert [label for label, _ in found.items()].count("front") == 1
     assert found.to_dict()["front"]["objectives"][1] == {"name": "seconds_per_iteration", "direction": "minimize"}
     assert lines[0] in summarise(results).lines()
+
+
+def test_settings_are_told_apart_by_whatever_field_they_differ_in(make_results, row, study):
+    def trial(name, setting, quality, **config):
+        fields = {"sampling_steps": 1} | config.pop("columns", {})
+        told = json.dumps({"method": "m-ebm", "method_args": {"temperature": 1.0}} | fields | config)
+        return row(name, setting_id=setting, seed=0, fd_buffer_best=quality, config=told, **fields)
+
+    rows = [
+        trial("t1", "a", 1.0, sam_rho=0.5),
+        trial("t2", "b", 2.0),
+        trial("t3", "c", 3.0, method_args={"temperature": 0.5}),
+        trial("t4", "d", 4.0, columns={"sampling_steps": 5}),
+    ]
+    listed = recommend(make_results(rows, varied=["sampling_steps", "sam_rho", "method_args.temperature"]))
+    words = {c.setting_id: c.name for c in listed.every}
+    assert words == {
+        "a": "K 1, sam rho 0.5, temperature 1",
+        "b": "K 1, sam rho 0, temperature 1",
+        "c": "K 1, sam rho 0, temperature 0.5",
+        "d": "K 5, sam rho 0, temperature 1",
+    }
+    assert {c.setting_id: c.to_dict()["fields"]["sam_rho"] for c in listed.every} == {"a": 0.5, "b": 0, "c": 0, "d": 0}
+    # Where a manifest does not say what was searched, the configurations do, as far as names would be shared.
+    unlisted = recommend(make_results(rows, varied=[]))
+    assert {c.setting_id: c.name for c in unlisted.every} == {
+        "a": "K 1, temperature 1, sam rho 0.5",
+        "b": "K 1, temperature 1, sam rho 0",
+        "c": "K 1, temperature 0.5, sam rho 0",
+        "d": "K 5",
+    }
+    assert unlisted.best.to_dict()["fields"]["sam_rho"] == 0.5
+    assert {c.to_dict()["fields"]["method_args.temperature"] for c in unlisted.every} == {0.5, 1.0}
+
+
+def test_the_published_study_of_sharpness_names_its_radius():
+    found = recommend(load(Path(__file__).parents[4] / "results/published/digits_sam"))
+    assert found.best.name == "K 1, sam rho 0.5"
+    assert len({c.name for c in found.every}) == 12
+    assert (
+        summarise(load(Path(__file__).parents[4] / "results/published/digits_sam")).studies[0].best.setting
+        == found.best.name
+    )

@@ -5,6 +5,7 @@ import pytest
 
 from analysis.results.parquet import records
 from analysis.stats.sensitivity.ablation import ablation_path
+from analysis.stats.survival.rates import wilson
 
 FIELDS = ["initial", "sampling_steps", "step_size"]
 
@@ -38,7 +39,11 @@ def test_the_field_that_decides_is_changed_first(drawn):
     assert (first["field"], first["before"], first["after"]) == ("initial", "uniform", "gaussian")
     assert start["expected"] > 0.8 > 0.2 > first["expected"]
     assert first["pairs"] == first["cured"] > 3, "every pair that differs in p0 alone agrees"
-    assert found.line().startswith("p0 from uniform to gaussian alone takes the expected rate of bad ends from ")
+    assert found.line().startswith(
+        f"p0 from uniform to gaussian alone, at {found.unstable}, takes the rate of bad ends"
+    )
+    low = wilson(first["pairs"], first["pairs"]).low
+    assert found.line().endswith(f"; {first['pairs']}/{first['pairs']} matched pairs agree, at least {low:.0%} at 95%")
 
 
 def test_chance_has_no_path(drawn):

@@ -23,6 +23,16 @@ def test_many_numbers_are_at_most_three_groups_that_part_no_value():
     assert list(groups([*range(1, 10), None])) == ["1 to 3", "4 to 6", "7 to 9", "none"]
 
 
+def test_levels_that_were_run_often_are_not_pooled():
+    levels = [0.0, 0.05, 0.2, 0.5, 1.0, 2.0]
+    assert {name: len(part) for name, part in groups(levels * 5).items()} == dict.fromkeys(
+        ("0", "0.05", "0.2", "0.5", "1", "2"), 5
+    )
+    assert list(groups(levels * 5 + [None])) == ["0", "0.05", "0.2", "0.5", "1", "2", "none"]
+    assert list(groups((levels * 5)[:-1])) == ["0 to 0.05", "0.2 to 0.5", "1 to 2"], "one has four trials"
+    assert len(groups([float(i) for i in range(9)] * 5)) == 3, "nine are too many"
+
+
 def test_neighbours_never_share_a_bound():
     got = groups([0.01, 0.1291, 0.1292, 0.1294, 0.3, 0.4])
     assert list(got) == ["0.01 to 0.1291", "0.1292 to 0.1294", "0.3 to 0.4"]
