@@ -15,8 +15,9 @@ from analysis.stats.trials.trial import Trial
 
 MAX_VALUES = 4
 """Distinct numbers up to which every one is its own group."""
-MAX_LEVELS = 8
-"""The same where each was run `LEVEL_TRIALS` times at least: levels that somebody chose, and not draws of a range."""
+MAX_LEVELS = 6
+"""The same, null among them, where each was run `LEVEL_TRIALS` times at least: levels that somebody chose, not draws
+of a range. Figures have as many shapes."""
 LEVEL_TRIALS = 5
 MAX_GROUPS = 3
 
@@ -54,7 +55,7 @@ def places_by_value(values: Sequence[Any]) -> dict[str, NDArray[np.intp]]:
     places = np.argsort(ranks, kind="stable")
     known = [v for v in ascending if v is not None]
     of_value = np.bincount(ranks)[: len(known)]
-    levels = len(known) <= MAX_LEVELS and bool((of_value >= LEVEL_TRIALS).all())
+    levels = len(ascending) <= MAX_LEVELS and bool((of_value >= LEVEL_TRIALS).all())
     if len(known) <= MAX_VALUES or levels or not all(isinstance(v, (int, float)) for v in known):
         group, names = coded(text(v) for v in ascending)
         return {name: places[group[ranks[places]] == i] for i, name in enumerate(names)}

@@ -28,9 +28,10 @@ def test_levels_that_were_run_often_are_not_pooled():
     assert {name: len(part) for name, part in groups(levels * 5).items()} == dict.fromkeys(
         ("0", "0.05", "0.2", "0.5", "1", "2"), 5
     )
-    assert list(groups(levels * 5 + [None])) == ["0", "0.05", "0.2", "0.5", "1", "2", "none"]
-    assert list(groups((levels * 5)[:-1])) == ["0 to 0.05", "0.2 to 0.5", "1 to 2"], "one has four trials"
-    assert len(groups([float(i) for i in range(9)] * 5)) == 3, "nine are too many"
+    assert list(groups(levels[1:] * 5 + [None])) == ["0.05", "0.2", "0.5", "1", "2", "none"]
+    assert len(groups((levels * 5)[:-1])) == 3, "one has four trials"
+    assert len(groups([float(i) for i in range(7)] * 5)) == 3, "seven are too many"
+    assert len(groups([*levels * 5, None])) == 4, "and so are six and null"
 
 
 def test_neighbours_never_share_a_bound():
