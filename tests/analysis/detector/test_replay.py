@@ -113,6 +113,9 @@ def test_a_study_is_replayed_at_each_trials_own_thresholds_and_agrees_with_what_
     # min(10, 0.5 / 0.25) = 2 at the second trial's weight: the same gap trips it, long before its loss is NaN.
     assert rows["demo/b"]["alarm_iteration"] == 22
     assert rows["demo/b"]["verdict"] == "false alarm"
+    code, out, _ = mebm("detector", folder, "--table")
+    assert code == 0 and "<NA>" not in out
+    assert out.splitlines()[1].split()[:6] == ["demo/a", "diverged", "none", "22", "energy_gap", "-"]
     without = study([row("x")], name="without")
     assert recorded(load(without)) == ([], {})
     code, _, err = mebm("detector", without)

@@ -318,6 +318,15 @@ def test_settings_average_judged_trials_of_distinct_seeds(make_results, row):
     assert only["divergence_high"] == pytest.approx(0.793, abs=1e-3)  # Wilson of none of the one that went on
 
 
+def test_a_settings_table_shows_what_is_off_as_a_value_and_what_a_configuration_has_not_as_a_dash(make_results, row):
+    configs = {"a": {"clip_norm": None}, "b": {"clip_norm": 0.5, "sam_rho": 2.0}, "c": {"decay_factor": 0.2}}
+    trials = [row(n, setting_id=n, config=json.dumps({"method": "m-ebm"} | c)) for n, c in configs.items()]
+    shown = display("settings", build_tables(make_results(trials))["settings"])
+    ((_, rows),) = shown.groups
+    columns = {name: [cells[shown.header.index(name)] for cells in rows] for name in ("clip norm", "sam rho")}
+    assert columns == {"clip norm": ["none", "0.5", "\u2014"], "sam rho": ["0", "2", "0"]}
+
+
 def test_settings_of_pruned_trials_state_the_rate_by_kaplan_meier(make_results, row):
     trials = (
         [row(f"d{i}", "diverged", iteration=20) for i in range(4)]

@@ -335,6 +335,14 @@ def test_settings_are_told_apart_by_whatever_field_they_differ_in(make_results, 
     assert {c.to_dict()["fields"]["method_args.temperature"] for c in unlisted.every} == {0.5, 1.0}
 
 
+def test_one_trial_that_ended_badly_is_not_all_of_them(make_results, trials):
+    found = recommend(make_results([*trials("a", [2.0] * 3), *trials("b", [None]), *trials("c", [None, None])]))
+    why = {c.setting_id: c.why_not for c in found.runners_up}
+    assert why == {
+        "b": "its one trial diverged or collapsed", "c": "all 2 of its trials diverged or collapsed",
+    }  # fmt: skip
+
+
 def test_the_published_study_of_sharpness_names_its_radius():
     found = recommend(load(Path(__file__).parents[4] / "results/published/digits_sam"))
     assert found.best.name == "K 1, sam rho 0.5"
