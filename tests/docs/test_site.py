@@ -120,8 +120,16 @@ def test_the_table_of_the_small_cifar10_study_is_that_of_the_published_one() -> 
             span = f"{at[0]}–{at[-1]}" if len(at) > 1 else str(*at)
             cells.append("; ".join([*parts, *([f"{len(at)} collapsed ({span})"] if at else [])]))
         lines.append(f"| {initial} | {' | '.join(cells)} |")
+    scored = pd.read_parquet(ROOT / "results" / "published" / "cifar10_cpu" / "evaluations.parquet")
+    fid = dict(zip(scored["trial_id"], scored["value"], strict=True))
+    gaussian = trials[trials["initial"] == "gaussian"].sort_values(["sampling_steps", "seed"])
+    cells = [
+        ", ".join(f"{fid[t]:.1f}" if t in fid else "–" for t in of_k["trial_id"])
+        for _, of_k in gaussian.groupby("sampling_steps")
+    ]
+    lines.append(f"| {' | '.join(cells)} |")
     page = (DOCS / "cifar10.md").read_text(encoding="utf-8")
-    assert len(lines) == 2 and all(line in page for line in lines), lines
+    assert len(lines) == 3 and all(line in page for line in lines), lines
 
 
 def test_the_table_of_flat_optima_is_that_of_the_published_study() -> None:
