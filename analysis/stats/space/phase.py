@@ -146,7 +146,7 @@ def phase(trials: pd.DataFrame, x: str, y: str, limit: float = 0.5) -> PhaseDiag
     if not refusal:
         surface, p = _surface(across.only(both), up.only(both), with_both)
         if p > WORST_P:
-            why = f"{symbol(x)} and {symbol(y)} do not explain which trials ended badly"
+            why = f"more or less of {symbol(x)} and {symbol(y)} does not explain which trials ended badly"
             refusal = f"no edge to estimate: {why} (likelihood-ratio p = {p:.2g}, {rate.of('bad')})"
             surface = None
     ordered = numeric(across.values) and numeric(up.values)
