@@ -91,7 +91,7 @@ def cli() -> None:
     """Hyperparameter and stability studies of energy-based models.
 
     \b
-    mebm sweep quickstart        a first study on this machine, in minutes
+    mebm sweep quickstart        a first study on this machine
     mebm report results/NAME     what it found, as one HTML file
     """
 

@@ -35,7 +35,7 @@ class Configs:
 
 
 def _names() -> list[str]:
-    """Those that a CPU runs in minutes come first."""
+    """Those that a CPU runs come first."""
     from study.config.load import load_study
     from study.config.packaged import packaged_configs
 

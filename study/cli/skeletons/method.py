@@ -3,7 +3,7 @@
 METHOD = '''"""CLASS: a method of your own.
 
     mebm sweep NAME.yaml --dry-run      checks this file on a few images
-    mebm sweep NAME.yaml                a first study, in minutes on a CPU
+    mebm sweep NAME.yaml                a first study, on a CPU
     pytest test_NAME.py                 its tests
 """
 
