@@ -108,28 +108,23 @@ def test_the_table_of_cifar10_is_that_of_the_published_study() -> None:
 
 
 def test_the_table_of_the_small_cifar10_study_is_that_of_the_published_one() -> None:
-    trials = pd.read_parquet(ROOT / "results" / "published" / "cifar10_cpu" / "trials.parquet")
+    folder = ROOT / "results" / "published" / "cifar10_cpu"
+    trials, scored = pd.read_parquet(folder / "trials.parquet"), pd.read_parquet(folder / "evaluations.parquet")
+    trials["fid"] = trials["trial_id"].map(dict(zip(scored["trial_id"], scored["value"], strict=True)))
+    ended = trials["outcome"] != "completed"
     lines = []
-    for initial, group in trials.groupby("initial", sort=False):
-        cells = []
-        for k in (1, 2, 5, 10):
-            of_k = group[group["sampling_steps"] == k].sort_values("seed")
-            done = of_k[of_k["outcome"] == "completed"]
-            parts = [", ".join(f"{v:.1f}" for v in done[c]) for c in ("fd_buffer_last", "fd_fresh_last") if len(done)]
-            at = sorted(of_k["iteration"][of_k["outcome"] == "collapsed"].astype(int))
-            span = f"{at[0]}–{at[-1]}" if len(at) > 1 else str(*at)
-            cells.append("; ".join([*parts, *([f"{len(at)} collapsed ({span})"] if at else [])]))
-        lines.append(f"| {initial} | {' | '.join(cells)} |")
-    scored = pd.read_parquet(ROOT / "results" / "published" / "cifar10_cpu" / "evaluations.parquet")
-    fid = dict(zip(scored["trial_id"], scored["value"], strict=True))
-    gaussian = trials[trials["initial"] == "gaussian"].sort_values(["sampling_steps", "seed"])
-    cells = [
-        ", ".join(f"{fid[t]:.1f}" if t in fid else "–" for t in of_k["trial_id"])
-        for _, of_k in gaussian.groupby("sampling_steps")
-    ]
-    lines.append(f"| {' | '.join(cells)} |")
+    named = {"FD of the buffer": "fd_buffer_last", "FD of fresh chains": "fd_fresh_last", "FID of fresh chains": "fid"}
+    for name, column in named.items():
+        of_row = trials[trials["initial"] == "gaussian"].sort_values("seed").groupby("sampling_steps")
+        cells = [", ".join("–" if ended[i] else f"{part.loc[i, column]:.1f}" for i in part.index) for _, part in of_row]
+        lines.append(f"| Gaussian, {name} | {' | '.join(cells)} |")
+    uniform = trials[trials["initial"] == "uniform"].groupby("sampling_steps")["iteration"]
+    cells = [f"{len(at)} collapsed ({at.min():.0f}–{at.max():.0f})" for _, at in uniform]
+    lines.append(f"| uniform | {' | '.join(cells)} |")
     page = (DOCS / "cifar10.md").read_text(encoding="utf-8")
-    assert len(lines) == 3 and all(line in page for line in lines), lines
+    assert len(lines) == 4 and all(line in page for line in lines), lines
+    (collapsed,) = trials.loc[ended & (trials["initial"] == "gaussian"), "iteration"]
+    assert f"– collapsed, at iteration {collapsed:.0f}" in page
 
 
 def test_the_table_of_flat_optima_is_that_of_the_published_study() -> None:

@@ -154,7 +154,9 @@ def test_refusals_in_words(make_results, row):
         for i in range(36)
     ]
     diagram = phase(make_results(noise).trials, "sampling_steps", "step_size")
-    assert diagram.refusal.startswith("no edge to estimate: more or less of K and α does not explain which trials ended badly")
+    assert diagram.refusal.startswith(
+        "no edge to estimate: more or less of K and α does not explain which trials ended badly"
+    )
     assert diagram.surface is None
     assert diagram.lines()[0] == diagram.refusal
 
