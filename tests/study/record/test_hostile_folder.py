@@ -283,7 +283,8 @@ def test_bench_reads_no_rows_of_elsewhere(outside, mebm, tmp_path, name):
     assert f"{name}: leads out of" in err
     outside.check(out, err, tmp_path / "bench")
     code, out, err = mebm("plan", "quickstart", "--bench", tmp_path / "bench")
-    assert (code, err) == (0, "")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "no bench.parquet in it" in err
     outside.check(out, err)
 
 
