@@ -61,7 +61,7 @@ class Replayed:
             texts = [s.numbers[name].text(digits, factor) for s in self.summaries]
             if name == "hours_most" and texts == table[-1][1:]:
                 continue
-            if any(s.numbers[name].known_to_be_more for s in self.summaries):
+            if any(s.numbers[name].nonzero for s in self.summaries):
                 said = {"unit": self.unit.replace("hours", unit), "metric": self.metric, "hours": unit}
                 table.append([label.format(**said), *texts])
         lines = _in_columns(table)

@@ -159,7 +159,10 @@ class _Run:
             self.plan(played)
 
     def next(self) -> Played | None:
-        """Rescues before further trials, which also a number of trials limits; only trials prune each other."""
+        """The run that starts next; None where there is none. Rescues come first; `budget.trials` leaves them alone.
+
+        One that was not recorded takes no place: its trial is marked. Rescues have no curve, since they prune nothing.
+        """
         while self.to_rescue and not self.budget.spent_on(self.spent(self.now)):
             ended = self.to_rescue.popleft()
             if ended.course.rescue is not None:

@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import count, pairwise, takewhile
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -179,9 +179,10 @@ def _rescued(found: Sequence[Trajectory], failed: Collection[tuple[str, int]]) -
     for trial in found:
         if trial.row["rescue"] is not None:
             continue
-        name = trial.trial_id
-        runs = [trial, *(rescues[name, i] for i in takewhile(lambda i: (name, i) in rescues, count(1)))]  # noqa: B023
-        if (name, len(runs)) in failed:
+        runs = [trial]
+        while (following := rescues.get((trial.trial_id, len(runs)))) is not None:
+            runs.append(following)
+        if (trial.trial_id, len(runs)) in failed:
             runs[-1] = replace(runs[-1], rescue_failed=True)
         trials.append(replace(runs[0], rescues=tuple(runs[1:])))
     return tuple(trials)

@@ -51,7 +51,7 @@ class OwnExtractor(Inception):
     """As `Inception`, with features alone."""
 
     what = "the extractor"
-    on_a_cpu = torch.preserve_format
+    cpu_layout = torch.preserve_format
 
     def __init__(self, name: str, network: Any, identity: str) -> None:
         super().__init__(_Own(name, network).eval().requires_grad_(False), identity)

@@ -71,8 +71,8 @@ class Number:
     high: float | None
 
     @property
-    def known_to_be_more(self) -> bool:
-        """Whether it is another number than 0 in some order."""
+    def nonzero(self) -> bool:
+        """Whether it is a number other than 0 in some order."""
         return any(value not in (None, 0) for value in (self.value, self.low, self.high))
 
     def text(self, digits: int, factor: float = 1.0) -> str:

@@ -131,7 +131,7 @@ def test_the_untrained_model_is_scored_without_chains(calm):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_on_a_cpu_every_method_is_chosen_a_size_that_takes_minutes(monkeypatch, method):
+def test_cpu_layout_every_method_is_chosen_a_size_that_takes_minutes(monkeypatch, method):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for dataset in ("cifar10", "digits"):
         values, said = with_cpu_defaults({"method": method, "dataset": dataset}, method)

@@ -186,7 +186,7 @@ def _run(trial: Trial) -> list[Report]:
     return reports
 
 
-def test_a_trial_on_a_cpu_has_no_energy(quick: Quick, digits: ImageData) -> None:
+def test_a_trial_cpu_layout_has_no_energy(quick: Quick, digits: ImageData) -> None:
     for share in (None, 0.0, 0.5):
         for report in _run(Trial(quick(epochs=1), digits, gpu_share=share)):
             assert report.row is not None
