@@ -87,6 +87,7 @@ def _draw(study: Study, fields: tuple[str, ...]) -> go.Figure:
         )
     _, event = bad_ends(study.trials)
     ticks = {"tickvals": [*places], "ticktext": [style.short(v, 6) for v in places.values()]}
+    ticks["autotickangles"] = [0, -30, -90]  # plotly leaves out a label that leans over the right edge
     across = style.axis(style.field_title(fields[0]), **ticks, range=[-0.5, max(places, default=0) + 0.5])
     share = style.axis(event, range=[-0.04, 1.04], tickformat=".0%")
     return style.laid_out(figure, 430, across, share)

@@ -13,6 +13,7 @@ from analysis.figures.style import DASHES, GREY, PALETTE, axis, laid_out, light,
 from analysis.results.labels import symbol
 from analysis.results.parquet import records
 from analysis.stats.survival import survival as estimates
+from analysis.stats.survival.rate_grid import bad_ends
 from analysis.stats.trials.trial import ENDED_BADLY
 from trainables.results.schema import Column, Outcome
 
@@ -84,7 +85,7 @@ def survival_lines(trials: pd.DataFrame, field: str, said: Claims | None = None)
     counted = _counted(trials)
     if said is None or named:
         tests = estimates.logrank_pairs(trials, field, **counted)
-        lines = estimates.logrank_lines(tests, _event(trials)) + [f"{symbol(field)}: {c}" for c in named]
+        lines = estimates.logrank_lines(tests, bad_ends(trials)[1]) + [f"{symbol(field)}: {c}" for c in named]
     else:
         among = f" among {said.fields} fields" if said.fields > 1 else ""
         lines = [f"{symbol(field)} does not stand out{among}: differences may be chance"]
@@ -94,20 +95,14 @@ def survival_lines(trials: pd.DataFrame, field: str, said: Claims | None = None)
 
 def _counted(trials: pd.DataFrame) -> dict[str, bool]:
     """What an event is: a trial that collapses is as little stable as one that diverges."""
-    return {"collapse_is_event": bool((trials["outcome"] == Outcome.COLLAPSED).any())}
-
-
-def _event(trials: pd.DataFrame) -> str:
-    """What became of the trials that did not stay stable: diverged, collapsed, or some the one and some the other."""
-    ends = [o for o in (Outcome.DIVERGED, Outcome.COLLAPSED) if (trials["outcome"] == o).any()]
-    return " or ".join(ends) or Outcome.DIVERGED.value
+    return {"collapse_is_event": Outcome.COLLAPSED in bad_ends(trials)[0]}
 
 
 def _survival_data(study: Study) -> Iterator[Part | Nothing]:
     if not study.trials["outcome"].isin(ENDED_BADLY).any():
         yield Nothing("survival curves: no trial diverged or collapsed")
         return
-    counted, event = _counted(study.trials), _event(study.trials)
+    counted, (_, event) = _counted(study.trials), bad_ends(study.trials)
     option = ", collapse_is_event=True" if counted["collapse_is_event"] else ""
     for field in survival_fields(study):
         first, *rest = survival_lines(study.trials, field, study.said) or [""]
@@ -120,7 +115,7 @@ def _survival_data(study: Study) -> Iterator[Part | Nothing]:
 
 def _hazard_data(study: Study) -> Iterator[Part]:
     by = study.said.first if study.said.first in survival_fields(study) else None
-    counted, event = _counted(study.trials), _event(study.trials)
+    counted, (_, event) = _counted(study.trials), bad_ends(study.trials)
     rates = estimates.hazard(study.trials, by, **counted)
     if len(rates) and int(rates["events"].sum()) >= _MIN_EVENTS:
         when = study.trials.loc[study.trials["outcome"].isin(ENDED_BADLY), "iteration"].dropna()
@@ -140,7 +135,7 @@ def draw_survival(trials: pd.DataFrame, by: str, tested: bool = True) -> go.Figu
     `tested` writes the log-rank test of two groups into the figure: right for a field that was chosen before the trials
     were seen, or is named among all (`analysis.claims`).
     """
-    counted, event = _counted(trials), _event(trials)
+    counted, (_, event) = _counted(trials), bad_ends(trials)
     curves = estimates.survival_by(trials, by, **counted)
     across, start = _time_axis(trials)
     figure = go.Figure()
@@ -200,7 +195,7 @@ def _add_survival(figure: go.Figure, curve: SurvivalCurve, name: str, index: int
 def _draw_hazard(trials: pd.DataFrame, by: str | None) -> go.Figure:
     """Hazard over training with exact 95% intervals by a field's values; a bin without an event shows its bound."""
     figure = go.Figure()
-    event = _event(trials)
+    _, event = bad_ends(trials)
     rows = [r for r in records(estimates.hazard(trials, by, **_counted(trials))) if r["rate"] is not None]
     values = list(dict.fromkeys(r["value"] for r in rows))
     for index, value in enumerate(values):
